@@ -1,0 +1,34 @@
+//! What `nerve` and `synapse` share. Nothing lives here that only one of the two needs.
+//!
+//! ```text
+//! config   one host file -> typed settings: YAML/JSON, conf dirs, sections, all errors at once, with places
+//! units    the only place where text becomes an ensemble, a znode path, a duration
+//! instance the znode payload: what nerve writes and synapse reads
+//! zk       the ZooKeeper session supervisor: one owner of the client, everybody else watches a Link
+//! backoff  full-jitter exponential back-off
+//! atomic   replace a file so that a crash leaves the old or the new one
+//! process  who is alive: pid + start time + boot id
+//! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
+//! admin    the read-only HTTP listener: /live /ready /metrics /status
+//! telemetry  logs to stderr, text or JSON; systemd notifications
+//! report   how an error is printed: its chain of causes, then a hint
+//! testing  (feature) real ZooKeeper, real haproxy, tiny app, TCP proxy, steady client
+//! ```
+
+pub mod admin;
+pub mod atomic;
+pub mod backoff;
+pub mod config;
+pub mod instance;
+pub mod process;
+pub mod report;
+pub mod shutdown;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod units;
+pub mod zk;
+
+/// The build's identity: package version and a hash of the sources, as printed by `--version`.
+/// The test harness refuses to drive a program of another build.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("SMARTSTACK_BUILD"));

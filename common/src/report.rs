@@ -1,0 +1,34 @@
+//! How an error is shown: one line, its chain of causes joined by colons.
+
+use std::error::Error;
+use std::fmt;
+
+/// Prints an error with all its causes: `a: b: c`.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a dyn Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Exit codes of both programs.
+pub mod exit {
+    /// Done, or stopped by TERM or INT.
+    pub const OK: u8 = 0;
+    /// Could not start.
+    pub const START: u8 = 1;
+    /// Wrong usage of the command line.
+    pub const USAGE: u8 = 64;
+    /// A defect of the program.
+    pub const INTERNAL: u8 = 70;
+    /// Bad configuration.
+    pub const CONFIG: u8 = 78;
+}

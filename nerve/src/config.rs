@@ -1,0 +1,137 @@
+//! nerve's validated configuration. Ruby's key names and defaults at the file boundary, typed units inside.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use smartstack_common::admin::Bind;
+use smartstack_common::units::{Ensemble, ZkPath};
+
+/// Everything nerve needs to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Name in the payload and prefix of the znode's name.
+    pub instance_id: String,
+    /// By name.
+    pub services: BTreeMap<String, Service>,
+    /// Touched while the program makes progress.
+    pub heartbeat_path: Option<PathBuf>,
+    /// Session time-out asked for; default 10 s.
+    pub session_timeout: Duration,
+    /// Spread of what is done after a reconnection; default 500 ms.
+    pub jitter: Duration,
+    /// Registrations per second and ensemble; default 50.
+    pub write_rate: u32,
+    /// The admin listener; `None` = off.
+    pub admin: Option<Admin>,
+    /// Former session ids; default `$STATE_DIRECTORY/state.json` or `/var/lib/nerve/state.json`.
+    pub state_path: PathBuf,
+    /// Time between the withdrawal and the exit; default 0.
+    pub linger: Duration,
+    /// At most this long for a clean stop; default 10 s.
+    pub stop_deadline: Duration,
+}
+
+/// The admin listener's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to listen.
+    pub bind: Bind,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
+}
+
+/// One service of this host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// The key in `services`.
+    pub name: String,
+    /// Advertised address, default host of the checks.
+    pub host: String,
+    /// Advertised port, with its configured type (number or text).
+    pub port: serde_json::Value,
+    /// Pause between rounds of checks; default 0.5 s.
+    pub check_interval: Duration,
+    /// All must pass; empty = always up.
+    pub checks: Vec<Check>,
+    /// Checks are not run, the service is up.
+    pub check_mocked: bool,
+    /// Published when configured.
+    pub weight: Option<u64>,
+    /// Published verbatim when configured.
+    pub haproxy_server_options: Option<serde_json::Value>,
+    /// Published verbatim when configured.
+    pub labels: Option<serde_json::Value>,
+    /// Where it is registered.
+    pub ensemble: Ensemble,
+    /// Parent of the node.
+    pub path: ZkPath,
+    /// How the node is named.
+    pub node_type: NodeType,
+    /// `base64_<len>_<payload>_` instead of `<instance_id>_` as the node's prefix.
+    pub use_path_encoding: bool,
+}
+
+/// How the node is named. Both kinds are ephemeral.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeType {
+    /// Prefix and ten digits, Ruby's default.
+    #[default]
+    EphemeralSequential,
+    /// The bare prefix, ending in an underscore.
+    Ephemeral,
+}
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// As Ruby names it: `http-<host>:<port><uri>`, or `<service> <type>-<host>:<port>`.
+    pub name: String,
+    /// Consecutive passes to go up, at least 1.
+    pub rise: u32,
+    /// Consecutive failures to go down, at least 1.
+    pub fall: u32,
+    /// What is done.
+    pub kind: CheckKind,
+}
+
+/// What a check does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CheckKind {
+    /// A GET answered by 200..399, the body holding `expect`.
+    Http(HttpCheck),
+    /// A connection.
+    Tcp(TcpCheck),
+    /// Always passes.
+    Noop,
+}
+
+/// Settings of an http check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpCheck {
+    /// Where to connect: a literal of either family or a name.
+    pub host: String,
+    /// Where to connect.
+    pub port: u16,
+    /// Request target, sent verbatim.
+    pub uri: String,
+    /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
+    pub open_timeout: Duration,
+    /// Default: the check's `timeout`, 0.1 s.
+    pub read_timeout: Duration,
+    /// Text the body must hold.
+    pub expect: Option<String>,
+    /// Sent after, and instead of, the default ones of the same name.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Settings of a tcp check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpCheck {
+    /// A literal of either family or a name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Deadline; default 0.1 s.
+    pub timeout: Duration,
+}

@@ -1,0 +1,257 @@
+//! synapse's validated configuration. Ruby's key names and defaults at the file boundary, typed units inside.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use smartstack_common::admin::Bind;
+use smartstack_common::units::{Ensemble, ZkPath};
+
+/// Everything synapse needs to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// In the order of the file (it is the order of the sections in haproxy.cfg).
+    pub services: Vec<Service>,
+    /// haproxy and how to drive it.
+    pub haproxy: Haproxy,
+    /// Session time-out asked for; default 10 s.
+    pub session_timeout: Duration,
+    /// Spread of what is done after a reconnection; default 500 ms.
+    pub jitter: Duration,
+    /// The admin listener; `None` = off.
+    pub admin: Option<Admin>,
+    /// Default `$STATE_DIRECTORY/snapshot.json` or `/var/lib/synapse/snapshot.json`.
+    pub snapshot_path: PathBuf,
+    /// First window after a leading-edge apply; default 20 ms.
+    pub coalesce_min: Duration,
+    /// Largest window in a burst; default 250 ms.
+    pub coalesce_max: Duration,
+    /// Full comparison of memory, file and live haproxy; default 30 s.
+    pub audit_interval: Duration,
+}
+
+/// The admin listener's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to listen.
+    pub bind: Bind,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// The key in `services`; name of the frontend section.
+    pub name: String,
+    /// Where its servers come from.
+    pub discovery: Discovery,
+    /// All must hold.
+    pub label_filters: Vec<LabelFilter>,
+    /// Initial and fallback servers.
+    pub default_servers: Vec<DefaultServer>,
+    /// Default servers join every discovered set.
+    pub keep_default_servers: bool,
+    /// An empty discovery keeps the last set; default true.
+    pub use_previous_backends: bool,
+    /// Replaces the port of every discovered server.
+    pub backend_port_override: Option<u16>,
+    /// Only the server with the smallest id.
+    pub leader_election: bool,
+    /// Rendering; `None` when `haproxy.disabled` is true.
+    pub haproxy: Option<ServiceHaproxy>,
+}
+
+/// Where servers come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// `base`: the default servers only.
+    Base,
+    /// `zookeeper`.
+    Zookeeper {
+        /// The ensemble.
+        ensemble: Ensemble,
+        /// Watched path.
+        path: ZkPath,
+        /// How payloads are read.
+        decode: Decode,
+    },
+}
+
+/// How payloads are read.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Decode {
+    /// nerve's JSON.
+    Nerve,
+    /// Finagle serversets.
+    Serverset {
+        /// One of `additionalEndpoints` instead of `serviceEndpoint`.
+        endpoint_name: Option<String>,
+    },
+}
+
+/// A condition on a label.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelFilter {
+    /// The label.
+    pub label: String,
+    /// Compared with strict types; null means absent.
+    pub value: serde_json::Value,
+    /// `equals` (true) or `not-equals` (false).
+    pub equals: bool,
+}
+
+/// An entry of `default_servers`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DefaultServer {
+    /// Optional name.
+    pub name: Option<String>,
+    /// Address or name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// 0..256.
+    pub weight: Option<u16>,
+    /// Options of the server line (local text: not held to the allow-list).
+    pub haproxy_server_options: Option<String>,
+    /// Explicit id.
+    pub haproxy_server_id: Option<u32>,
+    /// Labels.
+    pub labels: BTreeMap<String, serde_json::Value>,
+}
+
+/// The top-level `haproxy` section.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Haproxy {
+    /// Lines of `global`.
+    pub global: Vec<String>,
+    /// Lines of `defaults`.
+    pub defaults: Vec<String>,
+    /// Title and lines, in the order of the file.
+    pub extra_sections: Vec<(String, Vec<String>)>,
+    /// Write the file; default true.
+    pub do_writes: bool,
+    /// Reload; default true.
+    pub do_reloads: bool,
+    /// Use the stats socket; default true.
+    pub do_socket: bool,
+    /// Use `check_command` instead of `haproxy -c`.
+    pub check_command: Option<String>,
+    /// haproxy.cfg.
+    pub config_file_path: PathBuf,
+    /// Written first; default `<config_file_path>.tmp`.
+    pub candidate_config_file_path: PathBuf,
+    /// How haproxy is reloaded; `None` = never (`do_reloads: false`).
+    pub reload: Reload,
+    /// Time limit of one reload; default 30 s.
+    pub reload_timeout: Duration,
+    /// Stats sockets (several with nbproc).
+    pub socket_file_path: Vec<PathBuf>,
+    /// Least time between starts of reloads; default 2 s.
+    pub restart_interval: Duration,
+    /// Adds uniform 0..J x interval to a postponed reload.
+    pub restart_jitter: f64,
+    /// Ruby's state file: ids are read from it once.
+    pub state_file_path: Option<PathBuf>,
+    /// Seed of the shuffle; default: hash of the host's name.
+    pub server_order_seed: Option<String>,
+    /// Highest id handed out; default 65535.
+    pub max_server_id: u32,
+    /// Default bind address, `localhost`.
+    pub bind_address: String,
+    /// Lines of the shared frontend; `None` = no shared frontend.
+    pub shared_frontend: Option<Vec<String>>,
+    /// Weights of znodes are rendered.
+    pub use_nerve_weights: bool,
+    /// The program; default `haproxy` (also looked for in /usr/sbin).
+    pub binary: String,
+    /// Missing hitless lines are added; default true.
+    pub hitless_defaults: bool,
+    /// Keywords allowed in `haproxy_server_options` beyond the built-in list.
+    pub allowed_server_options: Vec<String>,
+    /// Template text read from the configured paths.
+    pub templates: Templates,
+}
+
+/// How haproxy is reloaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    /// `do_reloads: false`.
+    Never,
+    /// A shell command, success = exit 0 and the new worker seen.
+    Command(String),
+    /// The master CLI of a haproxy somebody else runs.
+    MasterSocket(PathBuf),
+    /// synapse starts `haproxy -W -S` itself.
+    Supervise,
+}
+
+/// Template text; `None` = the built-in one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Templates {
+    /// `global.cfg.tera`.
+    pub global: Option<TemplateText>,
+    /// `service.cfg.tera`.
+    pub service: Option<TemplateText>,
+    /// `shared_frontend.cfg.tera`.
+    pub shared_frontend: Option<TemplateText>,
+    /// Replaces the whole file.
+    pub whole: Option<TemplateText>,
+}
+
+/// A template and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateText {
+    /// For messages.
+    pub path: PathBuf,
+    /// The text.
+    pub text: String,
+}
+
+/// The per-service `haproxy` section, lines already sorted into their sections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceHaproxy {
+    /// Frontend: `None` = backend only.
+    pub port: Option<FrontendPort>,
+    /// Own, else the top level's.
+    pub bind_address: String,
+    /// Appended to the bind line.
+    pub bind_options: Option<String>,
+    /// Appended to each server line; `%{host} %{port} %{name}` replaced, `%%` is `%`.
+    pub server_options: String,
+    /// Accepted `frontend` lines, then the `listen` lines that belong there.
+    pub frontend: Vec<String>,
+    /// Accepted `backend` lines, then the `listen` lines that belong there.
+    pub backend: Vec<String>,
+    /// Lines for the shared frontend.
+    pub shared_frontend: Vec<String>,
+    /// Name of the backend section; default: the service's name.
+    pub backend_name: String,
+    /// Order of the server lines.
+    pub backend_order: BackendOrder,
+    /// SHA-1 of the server's name instead of the name as the cookie's value.
+    pub cookie_hash: bool,
+}
+
+/// The frontend's port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrontendPort {
+    /// `bind <address>:<port>`.
+    Port(u16),
+    /// `port: null`: `bind <address>`, e.g. a unix socket.
+    AddressOnly,
+}
+
+/// Order of the server lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BackendOrder {
+    /// By name.
+    Asc,
+    /// By name, descending.
+    Desc,
+    /// As discovered: by sequence number.
+    NoShuffle,
+    /// Sorted, then shuffled with the seed.
+    #[default]
+    Shuffle,
+}

@@ -1,0 +1,5 @@
+//! synapse: watches the services' ZooKeeper paths and keeps the local haproxy in step with them.
+
+pub mod config;
+pub mod server;
+pub mod source;

@@ -1,0 +1,46 @@
+//! A server as wanted in one backend: validated, addressed, named. What rendering and planning work on.
+
+use std::net::IpAddr;
+
+/// A validated server of a backend. Every text in it is safe to stand in haproxy.cfg and on the stats socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// haproxy's server name, unique in the backend: `<name>_<host>:<port>`, or `<host>:<port>`.
+    pub name: String,
+    /// Host as published (an address or a name): what `%{host}` stands for.
+    pub host: String,
+    /// What haproxy connects to.
+    pub address: IpAddr,
+    /// What haproxy connects to.
+    pub port: u16,
+    /// The registry's weight, 0..256; rendered only with `use_nerve_weights`.
+    pub weight: Option<u16>,
+    /// `haproxy_server_options` after the allow-list.
+    pub options: Option<String>,
+    /// Explicit id (`haproxy_server_id` of a default server, or `id N` in its options).
+    pub explicit_id: Option<u32>,
+    /// The znode it comes from.
+    pub znode: Option<String>,
+    /// Digits after the last `_` of the znode's name.
+    pub sequence: Option<u64>,
+    /// Put in maint by an operator: rendered as `disabled` across our reloads.
+    pub disabled: bool,
+}
+
+/// A server with its id, ready to be rendered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// The server.
+    pub server: Server,
+    /// haproxy's id, unique in the backend.
+    pub id: u32,
+}
+
+/// A registry entry that is not used, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rejected {
+    /// The znode (or `default_servers[N]`).
+    pub znode: String,
+    /// The reason in words. Holds at most a short, escaped piece of the data.
+    pub reason: String,
+}
