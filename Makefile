@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a newcomer needs; both install what is missing first (see `make deps`).
+CARGO ?= cargo
+PROFILE_DIR := target/debug
+
+.PHONY: all help deps build demo test check fmt clippy doc deny
+
+all: build
+
+help:
+	@echo 'make demo   the whole way, live, on this machine (KEEP=1 leaves it running)'
+	@echo 'make test   every test, on a real ZooKeeper and a real haproxy'
+	@echo 'make check  format, clippy, documentation: before each commit'
+	@echo 'make deps   install haproxy, ZooKeeper and a Java runtime when missing'
+	@echo 'make build  both programs into target/debug'
+
+deps:
+	@.ci/deps
+
+# The tests and the demo start the real programs found beside them, so these are built first, in the same profile.
+build:
+	$(CARGO) build --locked --workspace --bins
+
+demo: deps build
+	$(CARGO) run --locked --quiet --package synapse --example demo $(if $(KEEP),-- --keep)
+
+test: deps build
+	$(CARGO) test --locked --workspace
+
+check: fmt clippy doc deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --quiet
+
+# Needs cargo-deny and, for the advisories, its database; says so where they are not to be had.
+deny:
+	@if command -v cargo-deny >/dev/null 2>&1; then \
+	  $(CARGO) deny --config .deny.toml check bans licenses sources; \
+	else echo 'cargo-deny is not installed: licences and sources were not checked (cargo install cargo-deny)'; fi

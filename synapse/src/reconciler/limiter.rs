@@ -1,0 +1,110 @@
+//! PURE. When the next reload may start: `restart_interval`, `restart_jitter` and the back-off after failures
+//! (SPEC: the first after a quiet interval goes at once; only a postponed reload is jittered; a failed attempt waits
+//! for the longer of the interval and a back-off of 1 to 60 s).
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Spaces the starts of reloads.
+#[derive(Debug, Clone)]
+pub struct Limiter {
+    interval: Duration,
+    jitter: f64,
+    last_start: Option<Instant>,
+    failures: u32,
+    postponed_by: Option<Duration>,
+}
+
+impl Limiter {
+    /// `interval` is the least time between starts; `jitter` J adds uniform 0..J x interval to a postponed one.
+    #[must_use]
+    pub fn new(interval: Duration, jitter: f64) -> Self {
+        Self { interval, jitter, last_start: None, failures: 0, postponed_by: None }
+    }
+
+    /// Takes other settings; what was measured stays.
+    pub fn configure(&mut self, interval: Duration, jitter: f64) {
+        self.interval = interval;
+        self.jitter = jitter;
+    }
+
+    /// When a reload wanted at `now` may start; `now` itself when nothing holds it. The jitter of a postponed reload
+    /// is drawn once, so that asking again gives the same answer.
+    pub fn due(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Instant {
+        let Some(last) = self.last_start else { return now };
+        let earliest = last + self.interval.max(self.backoff());
+        if earliest <= now && self.postponed_by.is_none() {
+            return now;
+        }
+        let spread = self.interval.mul_f64(self.jitter.max(0.0));
+        let jitter = *self.postponed_by.get_or_insert_with(|| spread.mul_f64(rng.f64()));
+        (earliest + jitter).max(now)
+    }
+
+    /// A reload starts.
+    pub fn started(&mut self, now: Instant) {
+        self.last_start = Some(now);
+        self.postponed_by = None;
+    }
+
+    /// It ended.
+    pub fn ended(&mut self, succeeded: bool) {
+        self.failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
+    }
+
+    fn backoff(&self) -> Duration {
+        match self.failures {
+            0 => Duration::ZERO,
+            n => FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(n - 1)).min(LONGEST_BACKOFF),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn first_goes_at_once_and_the_next_waits_the_interval() {
+        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let mut limiter = Limiter::new(2 * SECOND, 0.0);
+        assert_eq!(limiter.due(now, &mut rng), now);
+        limiter.started(now);
+        limiter.ended(true);
+        assert_eq!(limiter.due(now + SECOND, &mut rng), now + 2 * SECOND);
+        assert_eq!(limiter.due(now + 5 * SECOND, &mut rng), now + 5 * SECOND);
+    }
+
+    #[test]
+    fn jitter_only_on_a_postponed_one_and_drawn_once() {
+        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let mut limiter = Limiter::new(10 * SECOND, 0.5);
+        limiter.started(now);
+        limiter.ended(true);
+        let due = limiter.due(now + SECOND, &mut rng);
+        assert!(due >= now + 10 * SECOND && due <= now + 15 * SECOND);
+        assert_eq!(limiter.due(now + 2 * SECOND, &mut rng), due);
+        limiter.started(due);
+        assert_eq!(limiter.due(due + 60 * SECOND, &mut rng), due + 60 * SECOND);
+    }
+
+    #[test]
+    fn failures_back_off_to_a_minute_and_a_success_ends_it() {
+        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let mut limiter = Limiter::new(2 * SECOND, 0.0);
+        for (failures, wait) in [(1, 2), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60)] {
+            limiter.started(now);
+            limiter.ended(false);
+            assert_eq!(limiter.due(now, &mut rng), now + wait * SECOND, "after {failures} failures");
+        }
+        limiter.started(now);
+        limiter.ended(true);
+        assert_eq!(limiter.due(now, &mut rng), now + 2 * SECOND);
+    }
+}
