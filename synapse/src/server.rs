@@ -37,7 +37,7 @@ pub struct Identified {
 }
 
 /// A registry entry that is not used, and why.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Rejected {
     /// The znode (or `default_servers[N]`).
     pub znode: String,

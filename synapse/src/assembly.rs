@@ -1,0 +1,148 @@
+//! A haproxy.cfg put together: the frame, one piece per service in the form chosen for it, the shared frontend.
+//!
+//! Pure. Pieces are rendered and parsed on their own and kept by their inputs, so one change costs one service; the file
+//! is their concatenation. Which form a service gets (as configured, as last accepted, none) is decided elsewhere; this
+//! module only says what the file, its generation and the wanted state are for a given choice.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::cfg::{FragmentMap, Model, Ours};
+use crate::config::Service;
+use crate::effective::{Backend, Options, Scope};
+use crate::generation::Generation;
+use crate::plan::Desired;
+use crate::render::{RenderError, Renderer};
+use crate::server::Identified;
+
+/// A text and what it says.
+#[derive(Debug, Clone)]
+pub struct Fragment {
+    /// Ends in a newline.
+    pub text: Arc<str>,
+    /// Its model, our servers told from structure.
+    pub model: Arc<Model>,
+}
+
+impl Fragment {
+    /// Parses; `names` are our servers by backend.
+    #[must_use]
+    pub fn new(text: String, names: &BTreeMap<String, BTreeSet<String>>) -> Self {
+        let model = Arc::new(Model::parse(&text, Ours::Names(names)));
+        Self { text: text.into(), model }
+    }
+}
+
+/// One service as it stands in the file.
+#[derive(Debug, Clone)]
+pub struct Piece {
+    /// The service; its shared frontend lines are rendered with the shared frontend.
+    pub service: Arc<Service>,
+    /// Frontend and backend.
+    pub fragment: Fragment,
+    /// What the configuration gives every server: part of the generation.
+    pub configured: Options,
+}
+
+impl Piece {
+    /// Renders a service with these servers.
+    ///
+    /// # Errors
+    /// When the template refuses this service.
+    pub fn render(renderer: &Renderer, service: &Arc<Service>, servers: &[Identified]) -> Result<Self, RenderError> {
+        let text = renderer.service(service, servers)?;
+        Ok(Self::of_text(service, text, servers.iter().map(|s| s.server.name.clone()).collect()))
+    }
+
+    /// A piece whose text is known, with the names of our servers in it.
+    #[must_use]
+    pub fn of_text(service: &Arc<Service>, text: String, names: BTreeSet<String>) -> Self {
+        let backend = service.haproxy.as_ref().map_or(&service.name, |h| &h.backend_name).clone();
+        let options = service.haproxy.as_ref().map_or("", |h| &h.server_options);
+        let fragment = Fragment::new(text, &BTreeMap::from([(backend, names)]));
+        Self { service: Arc::clone(service), fragment, configured: Options::of(options) }
+    }
+
+    /// What tells this piece's structure from another's: a quarantine is lifted when it changes.
+    #[must_use]
+    pub fn structure(&self) -> Vec<u8> {
+        let sections = self.fragment.model.sections.iter().flat_map(|s| s.digest);
+        sections.chain(self.configured.to_string().into_bytes()).collect()
+    }
+
+    fn backend(&self) -> &str {
+        self.service.haproxy.as_ref().map_or(&self.service.name, |h| &h.backend_name)
+    }
+}
+
+/// A whole file.
+#[derive(Debug, Clone)]
+pub struct Assembly {
+    /// Its text.
+    pub text: Arc<str>,
+    /// What haproxy should run once it has loaded it.
+    pub desired: Desired,
+    /// Lines of the file by fragment: 0 is the frame, then the services in order, then the shared frontend.
+    pub map: FragmentMap,
+}
+
+/// Puts a file together from `frame`'s global parts and the pieces, in order. `cache` keeps what is derived from pieces
+/// whose text and frame have not changed.
+///
+/// # Errors
+/// When a template of the frame or of the shared frontend is refused.
+pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache) -> Result<Assembly, RenderError> {
+    let services: Vec<&Service> = pieces.iter().map(|p| p.service.as_ref()).collect();
+    let shared = frame.shared(&services)?.map(|text| Fragment::new(text, &BTreeMap::new()));
+    let unmarked = Model::parse(&frame.frame(None, &services)?, Ours::Names(&BTreeMap::new()));
+    let models = pieces.iter().map(|p| &p.fragment.model).chain(shared.as_ref().map(|s| &s.model));
+    let configured = pieces.iter().map(|p| (p.backend().to_owned(), p.configured.clone())).collect();
+    let sections = unmarked.sections.iter().chain(models.flat_map(|m| &m.sections));
+    let generation = Generation::of(sections.map(AsRef::as_ref), &configured);
+
+    let frame_text = frame.frame(Some(&generation), &services)?;
+    let texts: Vec<&str> = std::iter::once(frame_text.as_str())
+        .chain(pieces.iter().map(|p| p.fragment.text.as_ref()))
+        .chain(shared.as_ref().map(|s| s.text.as_ref()))
+        .collect();
+    let map = FragmentMap::new(texts.iter().map(|t| t.lines().count()));
+    let backends = cache.backends(&unmarked, &frame_text, pieces);
+    Ok(Assembly { text: texts.concat().into(), desired: Desired { generation, backends }, map })
+}
+
+/// The effective servers of fragments already read under the same frame, by service.
+#[derive(Debug, Default)]
+pub struct EffectiveCache {
+    frame: String,
+    known: BTreeMap<String, (Arc<Model>, BTreeMap<String, Arc<Backend>>)>,
+}
+
+impl EffectiveCache {
+    fn backends(&mut self, frame: &Model, frame_text: &str, pieces: &[&Piece]) -> BTreeMap<String, Arc<Backend>> {
+        if self.frame != frame_text {
+            frame_text.clone_into(&mut self.frame);
+            self.known.clear();
+        }
+        let mut scope = Scope::default();
+        let mut all = scope.read(frame);
+        // A template may hold a defaults section of its own, which hands down to all that follows.
+        let hands_down = |p: &&Piece| p.fragment.model.sections.iter().any(|s| s.keyword == "defaults");
+        if pieces.iter().any(hands_down) {
+            self.known.clear();
+            pieces.iter().for_each(|piece| all.extend(scope.read(&piece.fragment.model)));
+            return all;
+        }
+        let mut known = BTreeMap::new();
+        for piece in pieces {
+            let name = &piece.service.name;
+            let entry = match self.known.remove(name) {
+                Some((model, backends)) if Arc::ptr_eq(&model, &piece.fragment.model) => (model, backends),
+                _ => (Arc::clone(&piece.fragment.model), scope.read(&piece.fragment.model)),
+            };
+            all.extend(entry.1.iter().map(|(name, backend)| (name.clone(), Arc::clone(backend))));
+            known.insert(name.clone(), entry);
+        }
+        self.known = known;
+        all
+    }
+}

@@ -1,0 +1,188 @@
+//! What each service should have: the funnel once its source is confirmed, the seed until then; ids; rendered pieces.
+//!
+//! Pure apart from what it is handed: views of the sources, resolved names, what haproxy shows. It talks to nobody.
+//! Owned by the reconciler.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::assembly::Piece;
+use crate::config::{Config, Discovery, Service};
+use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
+use crate::ids;
+use crate::order;
+use crate::render::Renderer;
+use crate::seed;
+use crate::server::{Identified, Rejected, Server};
+use crate::source::{SourceKey, SourceView};
+use smartstack_common::report::Chain;
+
+/// The source of a service, if it has one.
+#[must_use]
+pub fn source_key(service: &Service) -> Option<SourceKey> {
+    match &service.discovery {
+        Discovery::Base => None,
+        Discovery::Zookeeper { ensemble, path, .. } => {
+            Some(SourceKey { ensemble: ensemble.clone(), path: path.clone() })
+        }
+    }
+}
+
+/// One service and everything derived for it.
+#[derive(Debug)]
+pub struct State {
+    /// Its configuration.
+    pub service: Arc<Service>,
+    /// What the funnel last said.
+    pub desired: Option<ServiceDesired>,
+    /// Its servers with their ids, in the order of the file. For a service that is not rendered: in order of discovery.
+    pub servers: Vec<Identified>,
+    /// Left out after the funnel (options that haproxy refused), and notes about ids.
+    pub refused: Vec<Rejected>,
+    /// Notes about ids.
+    pub id_notes: Vec<Rejected>,
+    /// As rendered now, or why the template refused it.
+    pub piece: Option<Result<Piece, String>>,
+    /// What `use_previous_backends` falls back to.
+    previous: Previous,
+    /// What it has until its source is confirmed.
+    seed: Option<seed::Seed>,
+}
+
+/// Everything outside a service that its servers depend on.
+pub struct World<'a> {
+    /// Latest views.
+    pub view: &'a dyn Fn(&SourceKey) -> SourceView,
+    /// Addresses of hosts that are names.
+    pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
+    /// Servers an operator has put in maint: `(backend, NAME)`.
+    pub operator_maint: &'a BTreeSet<(String, String)>,
+    /// `(backend, options)` that haproxy refused.
+    pub refused_options: &'a BTreeMap<(String, String), String>,
+    /// Ids in use in the live table: backend, NAME.
+    pub live_ids: &'a BTreeMap<String, BTreeMap<String, u32>>,
+    /// This host's name: the default seed of the shuffle.
+    pub host: &'a str,
+}
+
+impl State {
+    /// A service that has nothing yet.
+    #[must_use]
+    pub fn new(service: Arc<Service>, previous: Previous) -> Self {
+        Self {
+            service,
+            desired: None,
+            servers: Vec::new(),
+            refused: Vec::new(),
+            id_notes: Vec::new(),
+            piece: None,
+            previous,
+            seed: None,
+        }
+    }
+
+    /// Takes another configuration; what is known of the servers stays where the source is the same.
+    pub fn reconfigure(&mut self, service: Arc<Service>) {
+        if source_key(&service) != source_key(&self.service) {
+            self.previous = Previous::None;
+            self.seed = None;
+        }
+        self.service = service;
+        self.piece = None;
+    }
+
+    /// The backend section's name; `None` = not rendered.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        self.service.haproxy.as_ref().map(|h| h.backend_name.as_str())
+    }
+
+    /// What is kept for `use_previous_backends`, when it is in use.
+    #[must_use]
+    pub fn held(&self) -> Option<&Previous> {
+        let held = self.desired.as_ref().is_some_and(|d| d.origin == Origin::Held);
+        held.then_some(&self.previous)
+    }
+
+    /// Until the source is confirmed, these servers stand.
+    pub fn plant(&mut self, seed: seed::Seed) {
+        self.seed = Some(seed);
+    }
+
+    /// Whether this process has read its source (a service without one needs none).
+    #[must_use]
+    pub fn confirmed(&self, world: &World<'_>) -> bool {
+        source_key(&self.service).is_none_or(|key| (world.view)(&key).confirmed)
+    }
+
+    /// Runs the funnel, allocates ids and, where anything changed, renders. `known` holds the ids this backend's servers
+    /// have had and is brought up to date.
+    pub fn recompute(
+        &mut self,
+        config: &Config,
+        renderer: &Renderer,
+        world: &World<'_>,
+        known: &mut BTreeMap<String, u32>,
+    ) {
+        let view = source_key(&self.service).map(|key| (world.view)(&key));
+        let confirmed = view.as_ref().is_none_or(|v| v.confirmed);
+        if confirmed
+            && let Some(seed) = self.seed.take()
+            && self.previous == Previous::None
+            && !seed.servers.is_empty()
+        {
+            // Should the registry's first word be "nothing", what haproxy has been serving is the previous set.
+            self.previous = Previous::Servers(seed.servers.into());
+        }
+        let desired = funnel(Input {
+            service: &self.service,
+            view: &view.unwrap_or_default(),
+            previous: &self.previous,
+            resolved: world.resolved,
+            allowed_options: &config.haproxy.allowed_server_options,
+        });
+        if confirmed {
+            self.previous = desired.previous.clone();
+        }
+        let servers = match &self.seed {
+            // Only what runs, or stands in the file, may not be taken away by what is remembered or configured.
+            Some(seed::Seed { origin: seed::Origin::Live | seed::Origin::File, servers, .. }) => servers.clone(),
+            _ => desired.servers.clone(),
+        };
+        self.desired = Some(desired);
+        self.identify(servers, config, world, known);
+        self.piece = self.service.haproxy.as_ref().map(|_| {
+            Piece::render(renderer, &self.service, &self.servers).map_err(|e| Chain(&e).to_string())
+        });
+    }
+
+    /// Leaves out what haproxy has refused, marks what an operator has disabled, gives ids and an order.
+    fn identify(&mut self, servers: Vec<Server>, config: &Config, world: &World<'_>, known: &mut BTreeMap<String, u32>) {
+        let backend = self.backend().unwrap_or(&self.service.name).to_owned();
+        self.refused.clear();
+        let mut admitted = Vec::with_capacity(servers.len());
+        for mut server in servers {
+            let key = (backend.clone(), server.options.clone().unwrap_or_default());
+            if let Some(words) = world.refused_options.get(&key).filter(|_| server.options.is_some()) {
+                let reason = format!("haproxy refuses its options `{}`: {words}", key.1);
+                self.refused.push(Rejected { znode: server.znode.unwrap_or(server.name), reason });
+                continue;
+            }
+            server.disabled |= world.operator_maint.contains(&(backend.clone(), server.name.clone()));
+            admitted.push(server);
+        }
+        let live = world.live_ids.get(&backend);
+        known.extend(live.into_iter().flatten().map(|(name, id)| (name.clone(), *id)));
+        let reserved = live.into_iter().flat_map(|ids| ids.values().copied()).collect();
+        let allocation = ids::allocate(known, &admitted, &reserved, config.haproxy.max_server_id);
+        self.id_notes =
+            allocation.notes.iter().map(|(name, text)| Rejected { znode: name.clone(), reason: text.clone() }).collect();
+        self.servers = allocation.identify(admitted);
+        *known = allocation.ids;
+        if let Some(haproxy) = &self.service.haproxy {
+            let seed = config.haproxy.server_order_seed.as_deref().unwrap_or(world.host);
+            order::arrange(&mut self.servers, haproxy.backend_order, seed, &self.service.name);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What synapse tells about itself: `/status` (schema 1: fields are only ever added within a number) and `/metrics`.
+//! Plain data, built by the reconciler after each pass; the admin listener only prints it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::server::Rejected;
+
+/// The number in `schema`.
+pub const SCHEMA: u32 = 1;
+
+/// Everything the reconciler knows; the listener adds the ZooKeeper links.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct View {
+    /// haproxy serves our generation.
+    pub ready: bool,
+    /// By service name.
+    pub services: BTreeMap<String, ServiceView>,
+    /// haproxy itself.
+    pub haproxy: HaproxyView,
+    /// Files that cannot be written, sockets that cannot be used: each in words.
+    pub problems: Vec<String>,
+}
+
+/// One service.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ServiceView {
+    /// `live`, `snapshot`, `defaults` or `held`.
+    pub origin: &'static str,
+    /// When its source last agreed with the registry, seconds since 1970; null = never.
+    pub agreed_at: Option<f64>,
+    /// Its source agrees now.
+    pub fresh: bool,
+    /// The backend section's name.
+    pub backend: Option<String>,
+    /// Wanted servers, and what haproxy has beside them.
+    pub servers: Vec<ServerView>,
+    /// Registry entries that are not used.
+    pub rejected: Vec<Rejected>,
+    /// Registry entries used in part (an option or a weight was dropped).
+    pub notes: Vec<Rejected>,
+    /// Znodes that say of themselves that they are withdrawn.
+    pub withdrawn: Vec<String>,
+    /// Why an empty registry does not empty the backend.
+    pub hold: Option<String>,
+    /// Why this service is not rendered as configured.
+    pub quarantined: Option<String>,
+    /// Why the registry cannot be read at the moment.
+    pub problem: Option<String>,
+    /// Bytes of data on the watched path itself (published haproxy options; not honoured).
+    pub parent_data: usize,
+}
+
+/// One server.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerView {
+    /// haproxy's name for it.
+    pub name: String,
+    /// Address.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+    /// haproxy's id.
+    pub id: Option<u32>,
+    /// Wanted weight, if the registry sets it.
+    pub weight: Option<u16>,
+    /// The znode it comes from.
+    pub znode: Option<String>,
+    /// The registry (or the seed) wants it.
+    pub wanted: bool,
+    /// haproxy's word: `up`, `down`, `maint`, `drain`, `retired` (taken out by us), or null when haproxy has none.
+    pub haproxy: Option<&'static str>,
+    /// Kept although the registry does not name it.
+    pub held: bool,
+}
+
+/// haproxy itself.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HaproxyView {
+    /// `serving`, `other generation`, `unreachable` or `unconfirmed` (no stats socket).
+    pub state: &'static str,
+    /// The worker's pid.
+    pub pid: Option<u32>,
+    /// Its version.
+    pub version: Option<String>,
+    /// The generation it serves.
+    pub generation: Option<String>,
+    /// The generation it should serve.
+    pub wanted_generation: Option<String>,
+    /// Servers in which haproxy and the wanted state differ at the moment.
+    pub divergence: usize,
+    /// Reloads since the start: succeeded.
+    pub reloads: u64,
+    /// Reloads since the start: failed.
+    pub reload_failures: u64,
+    /// The last one.
+    pub last_reload: Option<ReloadView>,
+    /// Workers that are not ours to reload any more but still serve their clients.
+    pub fallbacks: BTreeMap<String, String>,
+}
+
+/// One reload.
+#[derive(Debug, Clone, Serialize)]
+pub struct ReloadView {
+    /// Seconds since 1970.
+    pub at: f64,
+    /// Why.
+    pub reason: String,
+    /// Whether the new worker was seen to serve the new generation.
+    pub ok: bool,
+    /// From start to proof, milliseconds.
+    pub ms: u64,
+    /// haproxy's words when it failed.
+    pub error: Option<String>,
+}
+
+/// Seconds since 1970, for JSON.
+#[must_use]
+pub fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+/// `/status`: the view in its envelope.
+#[must_use]
+pub fn document(view: &View, started: SystemTime, zookeeper: Value) -> Value {
+    let mut document = serde_json::json!({
+        "schema": SCHEMA,
+        "program": "synapse",
+        "version": smartstack_common::BUILD,
+        "pid": std::process::id(),
+        "started": seconds(started),
+        "ready": view.ready,
+        "zookeeper": zookeeper,
+    });
+    let body = serde_json::to_value(view).expect("plain data always serialises");
+    if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {
+        document.extend(body);
+    }
+    document
+}
