@@ -1,0 +1,305 @@
+//! What a server line means once inheritance is applied: built-ins, then `default-server` of the defaults in force,
+//! then of the section, then the line itself; the last word wins.
+//!
+//! Pure. Plans compare effective servers, never text. A keyword whose number of arguments is not known makes its
+//! backend reload-only: from there on the words are kept as they stand and compared as one piece.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cfg::{Model, Section, ServerLine, is_plain};
+use crate::generation::hex;
+
+pub mod keyword;
+
+/// haproxy's weight of a server that names none.
+pub const DEFAULT_WEIGHT: u16 = 1;
+
+/// Options of a server, by keyword. Holds what was said, also where it equals a built-in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Options {
+    words: BTreeMap<String, Vec<String>>,
+    /// First keyword of unknown arity; it holds all words after it.
+    unknown: Option<String>,
+}
+
+impl Options {
+    /// Of the options part of a server line, or of `default-server`.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let mut options = Self::default();
+        options.add(&mut text.split_ascii_whitespace());
+        options
+    }
+
+    /// Later words win.
+    fn add<'a>(&mut self, words: &mut dyn Iterator<Item = &'a str>) {
+        while let Some(word) = words.next() {
+            let Some(arity) = keyword::arity(word) else {
+                self.unknown.get_or_insert_with(|| word.to_owned());
+                self.words
+                    .insert(word.to_owned(), words.map(str::to_owned).collect());
+                return;
+            };
+            if let Some(opposite) = keyword::opposite(word) {
+                self.words.remove(opposite.as_ref());
+            }
+            let values = words
+                .take(arity)
+                .map(|value| keyword::canonical(word, value))
+                .collect();
+            self.words.insert(word.to_owned(), values);
+        }
+    }
+
+    /// Without what haproxy does anyway.
+    fn without_built_ins(mut self) -> Self {
+        self.words
+            .retain(|word, values| !keyword::is_built_in(word, values));
+        self
+    }
+
+    /// Whether the keyword is set.
+    #[must_use]
+    pub fn has(&self, keyword: &str) -> bool {
+        self.words.contains_key(keyword)
+    }
+
+    /// First argument of a keyword.
+    #[must_use]
+    pub fn get(&self, keyword: &str) -> Option<&str> {
+        self.words.get(keyword)?.first().map(String::as_str)
+    }
+
+    /// The first keyword of unknown arity.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&str> {
+        self.unknown.as_deref()
+    }
+
+    /// Takes a number out; what does not parse stays for haproxy to refuse.
+    fn take<N: std::str::FromStr>(&mut self, keyword: &str) -> Option<N> {
+        let number = self.get(keyword)?.parse().ok()?;
+        self.words.remove(keyword);
+        Some(number)
+    }
+
+    /// 16 hexadecimal digits that stand for these options, kept per server because haproxy does not show them.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        hex(&Sha256::digest(self.to_string())[..8])
+    }
+}
+
+/// Words in the order of their keywords, as `add server` takes them.
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = self
+            .words
+            .iter()
+            .flat_map(|(word, values)| std::iter::once(word).chain(values));
+        for (index, word) in words.enumerate() {
+            write!(f, "{}{word}", if index == 0 { "" } else { " " })?;
+        }
+        Ok(())
+    }
+}
+
+/// A server as haproxy runs it right after loading the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Effective {
+    /// What haproxy connects to.
+    pub address: SocketAddr,
+    /// `id N`; `None` = haproxy counts.
+    pub id: Option<u32>,
+    /// 0..256.
+    pub weight: u16,
+    /// Begins in maint.
+    pub disabled: bool,
+    /// The rest: without address, id, weight, `disabled`, built-ins and an inert cookie.
+    pub options: Options,
+    /// [`Options::digest`] of `options`.
+    pub digest: String,
+}
+
+impl Effective {
+    /// Whether the weight is the agent's and not ours (configuration manual 5.2, `agent-check`).
+    #[must_use]
+    pub fn weight_is_agents(&self) -> bool {
+        self.options.has("agent-check")
+    }
+}
+
+/// A backend (or `listen`) section and its servers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Backend {
+    /// Our servers.
+    pub servers: BTreeMap<String, Effective>,
+    /// Names of server lines that are structure: never ours to touch.
+    pub structural: BTreeSet<String>,
+    /// The structure holds server lines whose names cannot be read: no server may be taken for a leftover of ours.
+    pub unreadable: bool,
+    /// Why nothing can be added here without a reload.
+    pub reload_only: Option<String>,
+}
+
+/// What the sections read so far hand down to the next. A fold: read the frame, then each fragment.
+#[derive(Debug, Clone, Default)]
+pub struct Scope {
+    last: Layer,
+    named: BTreeMap<String, Layer>,
+}
+
+/// What a defaults section hands down.
+#[derive(Debug, Clone, Default)]
+struct Layer {
+    options: Options,
+    /// A `cookie` directive is in force.
+    cookie: bool,
+    /// Why `default-server` cannot be read.
+    quoted: Option<usize>,
+}
+
+impl Scope {
+    /// Reads on: the backends of `model`, with what earlier sections hand down.
+    pub fn read(&mut self, model: &Model) -> BTreeMap<String, Arc<Backend>> {
+        let mut backends = BTreeMap::new();
+        for section in &model.sections {
+            match section.keyword.as_str() {
+                "defaults" => {
+                    let mut layer = section
+                        .from
+                        .as_ref()
+                        .and_then(|f| self.named.get(f))
+                        .cloned()
+                        .unwrap_or_default();
+                    section
+                        .lines
+                        .iter()
+                        .for_each(|line| layer.read(&line.text, line.number));
+                    if !section.name.is_empty() {
+                        self.named.insert(section.name.clone(), layer.clone());
+                    }
+                    self.last = layer;
+                }
+                "backend" | "listen" => {
+                    let layer = section
+                        .from
+                        .as_ref()
+                        .and_then(|f| self.named.get(f))
+                        .unwrap_or(&self.last);
+                    let servers = model.servers.get(&section.name);
+                    backends.insert(
+                        section.name.clone(),
+                        Arc::new(Backend::of(section, servers, layer)),
+                    );
+                }
+                _ => {}
+            }
+        }
+        backends
+    }
+}
+
+impl Layer {
+    fn read(&mut self, text: &str, number: usize) {
+        let mut words = text.split_ascii_whitespace();
+        match words.next() {
+            Some("cookie") => self.cookie = true,
+            Some("default-server") if is_plain(text) => self.options.add(&mut words),
+            Some("default-server") => self.quoted = Some(number),
+            _ => {}
+        }
+    }
+}
+
+impl Backend {
+    fn of(
+        section: &Section,
+        servers: Option<&BTreeMap<String, ServerLine>>,
+        inherited: &Layer,
+    ) -> Self {
+        let mut backend = Self::default();
+        let mut layer = inherited.clone();
+        // The cookie directive counts wherever it stands; default-server only from its line on.
+        layer.cookie |= section
+            .lines
+            .iter()
+            .any(|l| l.text.split_ascii_whitespace().next() == Some("cookie"));
+        let mut unread = section.lines.iter().peekable();
+        let mut in_order: Vec<(&String, &ServerLine)> = servers.into_iter().flatten().collect();
+        in_order.sort_by_key(|(_, line)| line.number);
+        for (name, line) in in_order {
+            while let Some(earlier) = unread.next_if(|l| l.number < line.number) {
+                layer.read(&earlier.text, earlier.number);
+            }
+            let server = effective(line, &layer);
+            if let Some(word) = server.options.unknown() {
+                backend.reload_only.get_or_insert_with(|| {
+                    format!("number of arguments of server keyword `{word}` is not known")
+                });
+            }
+            backend.servers.insert(name.clone(), server);
+        }
+        unread.for_each(|line| layer.read(&line.text, line.number));
+        if layer.quoted.is_some() {
+            backend.reload_only.get_or_insert_with(|| {
+                "a `default-server` line uses quotes, escapes or variables".to_owned()
+            });
+        }
+        section
+            .lines
+            .iter()
+            .for_each(|line| backend.read_structural(&line.text));
+        backend
+    }
+
+    /// Notes the name of a server line that is structure.
+    fn read_structural(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        match words[..] {
+            ["server", name, ..] if is_plain(name) => {
+                self.structural.insert(name.to_owned());
+            }
+            ["server-template", prefix, count, ..] if is_plain(prefix) => {
+                let (first, last) = count.split_once('-').unwrap_or(("1", count));
+                match (first.parse::<u32>(), last.parse::<u32>()) {
+                    (Ok(first), Ok(last)) if last.saturating_sub(first) <= 100_000 => {
+                        self.structural
+                            .extend((first..=last).map(|n| format!("{prefix}{n}")));
+                    }
+                    _ => self.unreadable = true,
+                }
+            }
+            ["server" | "server-template", ..] => self.unreadable = true,
+            _ => {}
+        }
+    }
+}
+
+fn effective(line: &ServerLine, layer: &Layer) -> Effective {
+    let mut options = layer.options.clone();
+    options.add(&mut line.words.iter().map(String::as_str));
+    if !layer.cookie {
+        options.words.remove("cookie");
+    }
+    let id = options.take("id");
+    let weight = options.take("weight").unwrap_or(DEFAULT_WEIGHT);
+    let disabled = options.words.remove("disabled").is_some();
+    let options = options.without_built_ins();
+    Effective {
+        address: line.address,
+        id,
+        weight,
+        disabled,
+        digest: options.digest(),
+        options,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::cfg::{Model, Ours};
+use crate::effective::Scope;
+
+fn desired(text: &str) -> Desired {
+    let model = Model::parse(text, Ours::All);
+    let generation = Generation::of(model.sections.iter().map(AsRef::as_ref), &BTreeMap::new());
+    Desired {
+        generation,
+        backends: Scope::default().read(&model),
+    }
+}
+
+fn file(servers: &[&str]) -> Desired {
+    desired(&format!(
+        "backend b\n{}",
+        servers
+            .iter()
+            .map(|s| format!(" server {s}\n"))
+            .collect::<String>()
+    ))
+}
+
+fn set(running: &mut Running, server: &str, weight: u16, state: State) {
+    let server = running
+        .backends
+        .get_mut("b")
+        .unwrap()
+        .get_mut(server)
+        .unwrap();
+    (server.weight, server.state) = (weight, state);
+}
+
+fn ops(plan: &Plan) -> Vec<String> {
+    match plan {
+        Plan::Unchanged => Vec::new(),
+        Plan::Runtime(ops) | Plan::Reload { first: ops, .. } => {
+            ops.iter().map(ToString::to_string).collect()
+        }
+    }
+}
+
+fn reason(plan: &Plan) -> Option<&ReloadReason> {
+    match plan {
+        Plan::Reload { reason, .. } => Some(reason),
+        _ => None,
+    }
+}
+
+const S1: &str = "s1 127.0.0.1:1 id 1";
+const S2: &str = "s2 127.0.0.1:2 id 2";
+
+#[test]
+fn removal_and_return_need_no_reload() {
+    let (both, one) = (file(&[S1, S2]), file(&[S1]));
+    let mut running = Running::loaded(&both);
+    let removal = plan(&running, &one);
+    assert_eq!(ops(&removal), ["retire b/s2"]);
+    assert!(
+        matches!(&removal, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true })
+    );
+    assert_eq!(plan(&running, &one), Plan::Unchanged);
+    assert_eq!(ops(&plan(&running, &both)), ["return b/s2 weight 1"]);
+}
+
+#[test]
+fn removal_that_empties_a_backend_waits_for_the_servers_it_gains() {
+    let running = Running::loaded(&file(&[S1]));
+    let replaced = plan(&running, &file(&[S2]));
+    assert_eq!(ops(&replaced), [""; 0]);
+    assert_eq!(
+        reason(&replaced).unwrap().to_string(),
+        "server `b/s2` added"
+    );
+    // With another server staying, the removal does not wait.
+    let running = Running::loaded(&file(&[S1, S2]));
+    assert_eq!(
+        ops(&plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"]))),
+        ["retire b/s1"]
+    );
+    // Nothing is gained: the registry says empty.
+    assert_eq!(
+        ops(&plan(&running, &file(&[]))),
+        ["retire b/s1", "retire b/s2"]
+    );
+    // A server that stays but is in an operator's maint serves nobody.
+    let mut running = Running::loaded(&file(&[S1, S2]));
+    set(&mut running, "s2", 1, State::OperatorMaint);
+    assert_eq!(
+        ops(&plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"]))),
+        [""; 0]
+    );
+    // A returning server comes before the one that leaves.
+    set(&mut running, "s2", 0, State::Retired);
+    assert_eq!(
+        ops(&plan(&running, &file(&[S2]))),
+        ["return b/s2 weight 1", "retire b/s1"]
+    );
+}
+
+#[test]
+fn operators_states_are_never_undone() {
+    let both = file(&[S1, S2]);
+    let mut running = Running::loaded(&both);
+    set(&mut running, "s1", 1, State::OperatorMaint);
+    set(&mut running, "s2", 1, State::OperatorDrain);
+    assert_eq!(plan(&running, &both), Plan::Unchanged);
+    // Gone from the registry: drain still serves sticky clients, maint nobody.
+    assert_eq!(ops(&plan(&running, &file(&[]))), ["retire b/s2"]);
+    // A weight of 0 would make their maint ours.
+    let weightless = file(&[
+        "s1 127.0.0.1:1 id 1 weight 0",
+        "s2 127.0.0.1:2 id 2 weight 0",
+    ]);
+    assert_eq!(ops(&plan(&running, &weightless)), ["weight b/s2 0"]);
+}
+
+#[test]
+fn a_server_known_to_be_disabled_returns_to_its_operator() {
+    let mut running = Running::loaded(&file(&[S1, S2]));
+    set(&mut running, "s2", 0, State::Retired);
+    let back = plan(&running, &file(&[S1, "s2 127.0.0.1:2 id 2 disabled"]));
+    assert_eq!(ops(&back), ["weight b/s2 1"]);
+    assert!(
+        matches!(back, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true })
+    );
+    assert_eq!(running.backends["b"]["s2"].state, State::OperatorMaint);
+}
+
+#[test]
+fn weights_are_ours_unless_an_agent_sets_them() {
+    let mut running = Running::loaded(&file(&[S1, "s2 127.0.0.1:2 id 2 agent-check agent-port 9"]));
+    set(&mut running, "s1", 7, State::Ready);
+    set(&mut running, "s2", 7, State::Ready);
+    let same = file(&[S1, "s2 127.0.0.1:2 id 2 agent-check agent-port 9"]);
+    assert_eq!(ops(&plan(&running, &same)), ["weight b/s1 1"]);
+    set(&mut running, "s2", 0, State::Retired);
+    assert_eq!(
+        ops(&plan(&running, &same)),
+        ["return b/s2", "weight b/s1 1"]
+    );
+}
+
+#[test]
+fn changed_servers_reload_and_say_why() {
+    let running = Running::loaded(&file(&[S1]));
+    for (line, what) in [
+        ("s1 127.0.0.2:1 id 1", Difference::Address),
+        ("s1 127.0.0.1:9 id 1", Difference::Address),
+        ("s1 127.0.0.1:1 id 5", Difference::Id),
+        ("s1 127.0.0.1:1 id 1 check", Difference::Options),
+    ] {
+        let plan = plan(&running, &file(&[line]));
+        let expected = ReloadReason::ServerChanged {
+            backend: "b".into(),
+            server: "s1".into(),
+            what,
+        };
+        assert_eq!(reason(&plan), Some(&expected));
+    }
+    // The same said otherwise is the same.
+    assert_eq!(
+        plan(
+            &running,
+            &file(&["s1 127.0.0.1:1 id 1 weight 1 inter 2s no-check cookie x"])
+        ),
+        Plan::Unchanged
+    );
+    let mut unknown = running;
+    unknown
+        .backends
+        .get_mut("b")
+        .unwrap()
+        .get_mut("s1")
+        .unwrap()
+        .digest = None;
+    assert!(
+        reason(&plan(&unknown, &file(&[S1])))
+            .unwrap()
+            .to_string()
+            .contains("unknown options")
+    );
+}
+
+#[test]
+fn the_users_own_server_lines_are_left_alone() {
+    let text = "backend b\n server mine 127.0.0.1:9\n server s1 127.0.0.1:1 id 1\n server-template t 2 127.0.0.1:8\n";
+    let names = BTreeMap::from([("b".to_owned(), BTreeSet::from(["s1".to_owned()]))]);
+    let model = Model::parse(text, Ours::Names(&names));
+    let generation = Generation::of(model.sections.iter().map(AsRef::as_ref), &BTreeMap::new());
+    let wanted = Desired {
+        generation,
+        backends: Scope::default().read(&model),
+    };
+    let mut running = Running::loaded(&wanted);
+    let like = running.backends["b"]["s1"].clone();
+    for name in ["mine", "t1", "t2", "old"] {
+        running
+            .backends
+            .get_mut("b")
+            .unwrap()
+            .insert(name.to_owned(), like.clone());
+    }
+    running
+        .backends
+        .insert("stats".to_owned(), BTreeMap::from([("x".to_owned(), like)]));
+    assert_eq!(ops(&plan(&running, &wanted)), ["retire b/old"]);
+}
+
+#[test]
+fn another_structure_reloads_but_removals_do_not_wait() {
+    let running = Running::loaded(&file(&[S1, S2]));
+    let other = desired("backend b\n mode tcp\n server s1 127.0.0.1:1 id 1\n");
+    let plan = plan(&running, &other);
+    assert!(matches!(
+        reason(&plan),
+        Some(ReloadReason::Structure {
+            running: Some(_),
+            ..
+        })
+    ));
+    assert_eq!(ops(&plan), ["retire b/s2"]);
+}
+
+#[test]
+fn only_the_named_backends_are_compared() {
+    let two = |b: &str| {
+        desired(&format!(
+            "backend a\n server s 127.0.0.1:1 id 1\nbackend b\n server s 127.0.0.1:1 id 1 {b}\n"
+        ))
+    };
+    let running = Running::loaded(&two(""));
+    let changed = two("weight 9");
+    assert_eq!(
+        plan_some(&running, &changed, [&"a".to_owned()]),
+        Plan::Unchanged
+    );
+    assert_eq!(
+        ops(&plan_some(&running, &changed, [&"b".to_owned()])),
+        ["weight b/s 9"]
+    );
+}
+
+/// Servers of two backends: present, weight, port, options.
+fn any_desired() -> impl Strategy<Value = Desired> {
+    let server = (
+        any::<bool>(),
+        0..3u16,
+        1..3u16,
+        prop::sample::select(vec!["", "check", "backup", "agent-check agent-port 1"]),
+    );
+    (
+        prop::collection::vec(server, 6),
+        prop::sample::select(vec!["", " mode tcp\n"]),
+    )
+        .prop_map(|(servers, mode)| {
+            let mut text = String::new();
+            for (index, (present, weight, port, options)) in servers.into_iter().enumerate() {
+                if index % 3 == 0 {
+                    text += &format!("backend b{index}\n{mode}");
+                }
+                if present {
+                    text += &format!(
+                        " server s{index} 127.0.0.1:{port} id {} weight {weight} {options}\n",
+                        index + 1
+                    );
+                }
+            }
+            desired(&text)
+        })
+}
+
+/// What takes part in balancing or would: without servers that await deletion.
+fn alive(running: &Running) -> BTreeMap<String, BTreeMap<String, RunningServer>> {
+    let mut backends = running.backends.clone();
+    backends
+        .values_mut()
+        .for_each(|servers| servers.retain(|_, s| s.state != State::Retired));
+    backends.retain(|_, servers| !servers.is_empty());
+    backends
+}
+
+proptest! {
+    #[test]
+    fn applying_the_plan_gives_what_was_desired(a in any_desired(), b in any_desired(), c in any_desired()) {
+        let mut running = Running::loaded(&a);
+        for wanted in [&b, &c, &a, &b] {
+            let plan = plan(&running, wanted);
+            match plan {
+                Plan::Unchanged => {}
+                Plan::Runtime(ops) => ops.iter().for_each(|op| running.apply(op)),
+                Plan::Reload { .. } => running = Running::loaded(wanted),
+            }
+            let mut expected = alive(&Running::loaded(wanted));
+            // An agent's weight is whatever the agent says.
+            let mut found = alive(&running);
+            for (backend, servers) in &mut expected {
+                for (name, server) in servers.iter_mut().filter(|(n, _)| wanted.backends[backend].servers[*n].weight_is_agents()) {
+                    server.weight = 0;
+                    found.get_mut(backend).and_then(|b| b.get_mut(name)).unwrap().weight = 0;
+                }
+            }
+            prop_assert_eq!(found, expected);
+            prop_assert_eq!(super::plan(&running, wanted), Plan::Unchanged);
+        }
+    }
+
+    #[test]
+    fn what_comes_first_never_empties_a_backend_that_gains(a in any_desired(), b in any_desired()) {
+        let mut running = Running::loaded(&a);
+        if let Plan::Reload { first, .. } = plan(&running, &b) {
+            first.iter().for_each(|op| running.apply(op));
+            for (name, servers) in &running.backends {
+                let had = !Running::loaded(&a).backends[name].is_empty();
+                let gains = b.backends.get(name).is_some_and(|wanted| !wanted.servers.is_empty());
+                prop_assert!(!(had && gains) || servers.values().any(|s| s.state == State::Ready));
+            }
+        }
+    }
+}

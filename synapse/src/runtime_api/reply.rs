@@ -1,0 +1,286 @@
+//! What haproxy answers on its stats socket, told apart by severity tag and, within failures, by the exact words of
+//! haproxy 2.6.
+//!
+//! Pure.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::generation::{self, Generation};
+use crate::plan::{RunningServer, State};
+
+/// The answer to one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing was said: done.
+    Done,
+    /// Information: done.
+    Text(String),
+    /// Not done.
+    Refused(Refusal),
+}
+
+/// Why haproxy did not do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// `No such server.`: fine for a removal.
+    NoSuchServer,
+    /// `No such backend.`: the worker has loaded another file.
+    NoSuchBackend,
+    /// The name is taken: compare addresses.
+    AlreadyExists,
+    /// The id is taken, perhaps by a server that awaits its deletion.
+    IdUsed,
+    /// The backend's algorithm takes no servers at runtime: reload.
+    NotDynamic,
+    /// A keyword that only the file may hold: reload.
+    NotAccepted(String),
+    /// To be deleted again later.
+    HasConnections,
+    /// Stays until the next reload: another server tracks it.
+    PointedTo,
+    /// To be deleted it must be in maint.
+    NotInMaint,
+    /// The socket's level is below admin.
+    Denied,
+    /// Anything else, in haproxy's words.
+    Other(String),
+}
+
+impl Reply {
+    /// Reads a reply that was preceded by `set severity-output number`.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let text = text.trim_matches('\n');
+        if text.is_empty() {
+            return Self::Done;
+        }
+        match text.lines().find_map(severity) {
+            Some((0..=3, _)) => Self::Refused(Refusal::of(text)),
+            // An unknown command is answered with a list, as information.
+            Some((_, words)) if words.starts_with("Unknown command") => {
+                Self::Refused(Refusal::Other("Unknown command".to_owned()))
+            }
+            Some((_, words)) if !text.contains('\n') => Self::Text(words.to_owned()),
+            _ => Self::Text(text.to_owned()),
+        }
+    }
+
+    pub(super) fn refusal(self) -> Option<Refusal> {
+        match self {
+            Self::Refused(refusal) => Some(refusal),
+            Self::Done | Self::Text(_) => None,
+        }
+    }
+
+    /// Of two sockets' answers to one command, the one to act on.
+    pub(super) fn worse(self, other: Self) -> Self {
+        if matches!(self, Self::Refused(_)) {
+            self
+        } else {
+            other
+        }
+    }
+}
+
+/// `[3]: words` → 3, `words`.
+fn severity(line: &str) -> Option<(u8, &str)> {
+    let (level, words) = line.strip_prefix('[')?.split_once("]: ")?;
+    Some((level.parse().ok()?, words))
+}
+
+impl Refusal {
+    /// By haproxy 2.6's words, with or without tags.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        let words = text
+            .lines()
+            .map(|line| severity(line).map_or(line, |(_, words)| words))
+            .collect::<Vec<_>>()
+            .join(" ");
+        let has = |part: &str| words.contains(part);
+        if has("No such server") {
+            Self::NoSuchServer
+        } else if has("No such backend") || has("Can't find backend") {
+            Self::NoSuchBackend
+        } else if has("Already exists a server") {
+            Self::AlreadyExists
+        } else if has("already used at") {
+            Self::IdUsed
+        } else if has("must use a dynamic load balancing") {
+            Self::NotDynamic
+        } else if has("is not accepted for dynamic server") || has("unknown keyword") {
+            Self::NotAccepted(words)
+        } else if has("still has connections attached") {
+            Self::HasConnections
+        } else if has("cannot be removed at runtime") {
+            Self::PointedTo
+        } else if has("Only servers in maintenance mode") {
+            Self::NotInMaint
+        } else if has("Permission denied") {
+            Self::Denied
+        } else {
+            Self::Other(words)
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSuchServer => "no such server",
+            Self::NoSuchBackend => "No such backend",
+            Self::AlreadyExists => "a server of that name exists already",
+            Self::IdUsed => "the id is used by another server",
+            Self::NotDynamic => "the backend's balance algorithm takes no servers at runtime",
+            Self::HasConnections => "the server still has connections",
+            Self::PointedTo => "another server tracks it",
+            Self::NotInMaint => "the server is not in maintenance",
+            Self::Denied => "permission denied (the stats socket needs level admin)",
+            Self::NotAccepted(words) | Self::Other(words) => words,
+        })
+    }
+}
+
+/// `show info`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Info {
+    /// The worker's.
+    pub pid: u32,
+    /// Such as `2.6.12-1+deb12u4`.
+    pub version: String,
+    /// Seconds since the worker began.
+    pub uptime: u64,
+    /// It is on its way out and serves only its old connections.
+    pub stopping: bool,
+    /// `description` of `global`.
+    pub description: Option<String>,
+}
+
+impl Info {
+    /// `None` when the text is not `show info`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fields: HashMap<&str, &str> = text
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .collect();
+        Some(Self {
+            pid: fields.get("Pid")?.parse().ok()?,
+            version: (*fields.get("Version")?).to_owned(),
+            uptime: fields.get("Uptime_sec")?.parse().ok()?,
+            stopping: fields.get("Stopping").is_some_and(|s| *s != "0"),
+            description: fields.get("description").map(|d| (*d).to_owned()),
+        })
+    }
+
+    /// Of the file the worker has loaded.
+    #[must_use]
+    pub fn generation(&self) -> Option<Generation> {
+        Generation::parse(generation::parse_description(self.description.as_deref()?)?)
+    }
+}
+
+/// A row of `show servers state`. Bits as in `enum srv_admin` of haproxy's `server-t.h`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerRow {
+    /// Backend's name.
+    pub backend: String,
+    /// Server's name.
+    pub name: String,
+    /// Server's id.
+    pub id: u32,
+    /// `None` = unresolved.
+    pub address: Option<SocketAddr>,
+    /// 0 stopped, 1 starting, 2 running, 3 stopping.
+    pub op_state: u8,
+    /// 1 forced maint, 4 maint from the file, 8 forced drain.
+    pub admin: u32,
+    /// Weight in force before slowstart (`srv_uweight`).
+    pub weight: u16,
+    /// Weight from the file (`srv_iweight`).
+    pub initial_weight: u16,
+}
+
+const FORCED_MAINT: u32 = 1;
+const CONFIG_MAINT: u32 = 4;
+const FORCED_DRAIN: u32 = 8;
+
+impl ServerRow {
+    /// Reads the whole table; columns go by the names in its header.
+    ///
+    /// # Errors
+    /// The row that could not be read.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, String> {
+        let header = text
+            .lines()
+            .find_map(|l| l.strip_prefix("# "))
+            .ok_or_else(|| text.to_owned())?;
+        let columns: HashMap<&str, usize> = header
+            .split(' ')
+            .enumerate()
+            .map(|(i, name)| (name, i))
+            .collect();
+        let rows = text
+            .lines()
+            .skip_while(|l| !l.starts_with("# "))
+            .skip(1)
+            .filter(|l| !l.is_empty());
+        rows.map(|row| Self::parse(row, &columns).ok_or_else(|| row.to_owned()))
+            .collect()
+    }
+
+    fn parse(row: &str, columns: &HashMap<&str, usize>) -> Option<Self> {
+        let values: Vec<&str> = row.split(' ').collect();
+        let value = |name: &str| columns.get(name).and_then(|i| values.get(*i)).copied();
+        let host = value("srv_addr")?.parse().ok();
+        let port: u16 = value("srv_port")?.parse().ok()?;
+        Some(Self {
+            backend: value("be_name")?.to_owned(),
+            name: value("srv_name")?.to_owned(),
+            id: value("srv_id")?.parse().ok()?,
+            address: host.map(|host| SocketAddr::new(host, port)),
+            op_state: value("srv_op_state")?.parse().ok()?,
+            admin: value("srv_admin_state")?.parse().ok()?,
+            weight: value("srv_uweight")?.parse().ok()?,
+            initial_weight: value("srv_iweight")?.parse().ok()?,
+        })
+    }
+
+    /// Whose state it is. Maint with weight 0 is our removal, unless the file itself says both.
+    #[must_use]
+    pub fn state(&self) -> State {
+        // `disabled` keeps its bit after `state ready`, so it counts only while the server is stopped.
+        let maint = self.admin & FORCED_MAINT != 0
+            || (self.admin & CONFIG_MAINT != 0 && self.op_state == 0);
+        let written_so = self.admin & CONFIG_MAINT != 0 && self.initial_weight == 0;
+        if maint && self.weight == 0 && !written_so {
+            State::Retired
+        } else if maint {
+            State::OperatorMaint
+        } else if self.admin & FORCED_DRAIN != 0 {
+            State::OperatorDrain
+        } else {
+            State::Ready
+        }
+    }
+
+    /// Takes new requests now, as far as the worker knows.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.op_state != 0 && self.weight > 0 && self.state() == State::Ready
+    }
+
+    /// As plans see it; `digest` of its options when that is known for this worker.
+    #[must_use]
+    pub fn running(&self, digest: Option<String>) -> RunningServer {
+        RunningServer {
+            address: self.address,
+            id: self.id,
+            weight: self.weight,
+            state: self.state(),
+            digest,
+        }
+    }
+}

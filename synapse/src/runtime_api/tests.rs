@@ -1,0 +1,175 @@
+use super::*;
+use crate::plan::State;
+
+#[test]
+fn replies_are_told_by_tag_and_words() {
+    assert_eq!(Reply::parse("\n"), Reply::Done);
+    assert_eq!(
+        Reply::parse("[6]: Server deleted."),
+        Reply::Text("Server deleted.".to_owned())
+    );
+    let text =
+        "[4]: no need to change the addr, no need to change the port by 'stats socket command'\n";
+    assert!(matches!(Reply::parse(text), Reply::Text(_)));
+    for (text, refusal) in [
+        ("[3]: No such server.\n", Refusal::NoSuchServer),
+        ("[3]: No such backend.\n", Refusal::NoSuchBackend),
+        ("[3]: Can't find backend.\n", Refusal::NoSuchBackend),
+        (
+            "[3]: Already exists a server with the same name in backend.\n",
+            Refusal::AlreadyExists,
+        ),
+        (
+            "[3]: 'id' : custom id 1 already used at a.cfg:14 ('server s1').\n",
+            Refusal::IdUsed,
+        ),
+        (
+            "[3]: Backend must use a dynamic load balancing to support dynamic servers.\n",
+            Refusal::NotDynamic,
+        ),
+        (
+            "[3]: Server still has connections attached to it, cannot remove it.",
+            Refusal::HasConnections,
+        ),
+        (
+            "[3]: This server cannot be removed at runtime due to other configuration elements pointing to it.",
+            Refusal::PointedTo,
+        ),
+        (
+            "[3]: Only servers in maintenance mode can be deleted.",
+            Refusal::NotInMaint,
+        ),
+        ("[3]: Permission denied\n", Refusal::Denied),
+        (
+            "[3]: 'cookie' option is not accepted for dynamic server\n",
+            Refusal::NotAccepted("'cookie' option is not accepted for dynamic server".to_owned()),
+        ),
+        (
+            "[3]: invalid port '99999'\n",
+            Refusal::Other("invalid port '99999'".to_owned()),
+        ),
+        (
+            "[6]: Unknown command, but maybe one of\n  help\n",
+            Refusal::Other("Unknown command".to_owned()),
+        ),
+    ] {
+        assert_eq!(Reply::parse(text), Reply::Refused(refusal), "{text}");
+    }
+}
+
+#[test]
+fn no_text_ends_a_command() {
+    for bad in [
+        "",
+        "a;b",
+        "a b",
+        "a\nb",
+        "a\\",
+        "#1",
+        "-a",
+        "b/c",
+        "é",
+        &"x".repeat(129),
+    ] {
+        let command = Command::State {
+            backend: "b".to_owned(),
+            server: bad.to_owned(),
+            state: AdminState::Ready,
+        };
+        assert!(matches!(command.text(), Err(ApiError::Name(_))), "{bad}");
+        assert!(
+            Command::ShowServersState(Some(bad.to_owned()))
+                .text()
+                .is_err(),
+            "{bad}"
+        );
+    }
+}
+
+#[test]
+fn batches_stay_small_and_lose_nothing() {
+    let texts: Vec<String> = (0..2_000)
+        .map(|n| format!("set server b/server_{n} state maint"))
+        .collect();
+    let pieces = batches(&texts);
+    assert!(
+        pieces
+            .iter()
+            .all(|p| PREAMBLE.len() + p.iter().map(|t| t.len() + 1).sum::<usize>() < BATCH)
+    );
+    assert_eq!(pieces.concat(), texts);
+    assert!(batches(&[]).is_empty());
+    // One that is too long alone still goes alone.
+    let long = ["x".repeat(BATCH), "y".to_owned()];
+    assert_eq!(batches(&long).len(), 2);
+}
+
+const HEADER: &str = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n";
+
+fn row(op: u8, admin: u32, weight: u16, initial: u16) -> ServerRow {
+    let text =
+        format!("{HEADER}3 b 1 s1 ::1 {op} {admin} {weight} {initial} 1 1 0 2 0 0 0 0 - 80 -\n");
+    ServerRow::parse_all(&text).unwrap().remove(0)
+}
+
+#[test]
+fn table_is_read_by_column_name() {
+    let row = row(2, 0, 5, 6);
+    assert_eq!(
+        (
+            row.backend.as_str(),
+            row.name.as_str(),
+            row.id,
+            row.weight,
+            row.initial_weight
+        ),
+        ("b", "s1", 1, 5, 6)
+    );
+    assert_eq!(row.address.unwrap().to_string(), "[::1]:80");
+    assert!(row.is_serving());
+    assert_eq!(ServerRow::parse_all("1\n# be_id be_name\n"), Ok(Vec::new()));
+    assert!(ServerRow::parse_all("Permission denied").is_err());
+    assert!(ServerRow::parse_all(&format!("{HEADER}3 b one\n")).is_err());
+}
+
+#[test]
+fn states_have_owners() {
+    for (op, admin, weight, initial, state) in [
+        (2, 0, 1, 1, State::Ready),
+        (0, 0, 1, 1, State::Ready),
+        (0, 1, 0, 1, State::Retired),
+        (0, 1, 1, 1, State::OperatorMaint),
+        // `disabled` in the file; made ready later; retired after that.
+        (0, 5, 1, 1, State::OperatorMaint),
+        (2, 4, 1, 1, State::Ready),
+        (0, 5, 0, 1, State::Retired),
+        // `weight 0 disabled` in the file.
+        (0, 5, 0, 0, State::OperatorMaint),
+        (2, 8, 1, 1, State::OperatorDrain),
+        // Tracks a server in maint.
+        (0, 2, 1, 1, State::Ready),
+    ] {
+        assert_eq!(
+            row(op, admin, weight, initial).state(),
+            state,
+            "{op} {admin} {weight} {initial}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn absent_sockets_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    assert!(matches!(
+        RuntimeApi::new(vec![]).info().await,
+        Err(ApiError::Unconfigured)
+    ));
+    let api = RuntimeApi::new(vec![path.clone()]);
+    assert!(matches!(api.info().await, Err(ApiError::Missing(_))));
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let short = RuntimeApi::new(vec![path.clone()]).with_limit(Duration::from_millis(20));
+    assert!(matches!(short.info().await, Err(ApiError::Timeout { .. })));
+    drop(listener);
+    assert!(matches!(api.info().await, Err(ApiError::Refused(_))));
+}
