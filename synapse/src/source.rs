@@ -54,3 +54,15 @@ pub struct SourceView {
     /// Why the registry cannot be read at the moment, in words.
     pub problem: Option<String>,
 }
+
+impl SourceView {
+    /// What is known before the registry has answered: the snapshot's set, as old as it says.
+    #[must_use]
+    pub fn seeded(children: Arc<Children>, agreed_at: Option<SystemTime>) -> Self {
+        Self {
+            children,
+            agreed_at,
+            ..Self::default()
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Discovery: keeps a [`SourceView`] of every watched path in step with ZooKeeper.
+//!
+//! One task per source ([`zookeeper::follow`]), each the only writer of its view. Never decides what a payload means
+//! (that is the funnel's) nor whether a loss is believed (the guard's), and never waits for the registry on behalf of
+//! anybody: receivers hold the latest whole view. Started by the program's wiring, which also starts one session
+//! supervisor per [`Shard`].
+//!
+//! ```text
+//! tree       pure: events, listings and reads in, complete children out
+//! chunks     pure: how many names go into one multi-read
+//! reads      the requests: list, chunked multi-read
+//! zookeeper  the task: arm, read, follow events, again after every connection
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use smartstack_common::units::Ensemble;
+
+use crate::source::SourceKey;
+
+pub mod chunks;
+mod reads;
+pub mod tree;
+pub mod zookeeper;
+
+pub use tree::Validity;
+pub use zookeeper::{Source, follow};
+
+/// How sources are followed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// After a re-connection the full read waits 0..this (the watch is armed at once).
+    pub jitter: Duration,
+    /// Mean time between full comparisons with the registry, ± 50 %.
+    pub compare: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            jitter: Duration::from_millis(500),
+            compare: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What discovery has done since the start, over all sources that share it. For `/metrics`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Node events received.
+    pub events: AtomicU64,
+    /// Requests sent: listings, multi-reads, verifications. Arming a watch is counted apart.
+    pub requests: AtomicU64,
+    /// Watches armed.
+    pub watches: AtomicU64,
+    /// Full reads that succeeded.
+    pub full_reads: AtomicU64,
+    /// Children that a comparison found different although no event had told so. Each is a defect somewhere.
+    pub differences: AtomicU64,
+    /// Reads or watches that failed (also because the connection went).
+    pub failures: AtomicU64,
+    /// Listings older than one seen before.
+    pub stale_lists: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(u64::try_from(n).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
+
+/// Bytes of watched paths one client may carry: above 128 KiB its reconnections fail until the session expires
+/// (zookeeper-client 0.11.2 sends the list of watches in pieces and then refuses the second answer).
+pub const PATH_BUDGET: usize = 100_000;
+
+/// The sources that share one client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// Their ensemble.
+    pub ensemble: Ensemble,
+    /// They, sorted.
+    pub sources: Vec<SourceKey>,
+}
+
+/// Distributes sources over clients: one per ensemble, more by a stable hash of the path where the watched paths of one
+/// would exceed `budget` bytes. A source stays with its neighbours as long as the number of clients does.
+#[must_use]
+pub fn shards(sources: &[SourceKey], budget: usize) -> Vec<Shard> {
+    let mut by_ensemble: BTreeMap<&Ensemble, Vec<&SourceKey>> = BTreeMap::new();
+    for source in sources {
+        by_ensemble
+            .entry(&source.ensemble)
+            .or_default()
+            .push(source);
+    }
+    let mut all = Vec::new();
+    for (ensemble, mut sources) in by_ensemble {
+        sources.sort_unstable();
+        sources.dedup();
+        let total: usize = sources.iter().map(|s| path_bytes(s)).sum();
+        let mut count = total.div_ceil(budget.max(1)).max(1);
+        let parts = loop {
+            let mut parts: Vec<Vec<&SourceKey>> = vec![Vec::new(); count];
+            for source in &sources {
+                parts[stable_hash(source.path.as_str().as_bytes()) % count].push(source);
+            }
+            let fits = |part: &Vec<&SourceKey>| {
+                part.len() <= 1 || part.iter().map(|s| path_bytes(s)).sum::<usize>() <= budget
+            };
+            if count >= sources.len() || parts.iter().all(fits) {
+                break parts;
+            }
+            count += 1;
+        };
+        all.extend(
+            parts
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .map(|part| Shard {
+                    ensemble: ensemble.clone(),
+                    sources: part.into_iter().cloned().collect(),
+                }),
+        );
+    }
+    all
+}
+
+fn path_bytes(source: &SourceKey) -> usize {
+    source.ensemble.chroot().len() + source.path.as_str().len()
+}
+
+/// FNV-1a: the same on every build and machine.
+fn stable_hash(bytes: &[u8]) -> usize {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The low bits of FNV are its weak ones.
+    usize::try_from(hash >> 33).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smartstack_common::units::ZkPath;
+
+    fn keys(ensemble: &str, count: usize) -> Vec<SourceKey> {
+        let ensemble = Ensemble::new(&[ensemble]).unwrap();
+        let path = |n| ZkPath::new(&format!("/services/number-{n:06}/instances")).unwrap();
+        (0..count)
+            .map(|n| SourceKey {
+                ensemble: ensemble.clone(),
+                path: path(n),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn one_client_per_ensemble_within_the_budget() {
+        let sources = [keys("a:1", 20), keys("b:1/root", 1)].concat();
+        let shards = shards(&sources, PATH_BUDGET);
+        assert_eq!(shards.len(), 2);
+        assert_eq!(shards[0].sources.len(), 20);
+    }
+
+    #[test]
+    fn several_clients_each_within_the_budget_and_nobody_lost() {
+        let sources = keys("a:1", 10_000);
+        let split = shards(&sources, PATH_BUDGET);
+        let bytes = |shard: &Shard| shard.sources.iter().map(path_bytes).sum::<usize>();
+        assert!(split.len() >= 4 && split.len() <= 8, "{}", split.len());
+        assert!(split.iter().all(|s| bytes(s) <= PATH_BUDGET));
+        let mut back: Vec<SourceKey> = split.iter().flat_map(|s| s.sources.clone()).collect();
+        back.sort();
+        assert_eq!(back, sources);
+        assert_eq!(shards(&sources, PATH_BUDGET), split, "stable");
+    }
+
+    #[test]
+    fn a_single_path_above_the_budget_stands_alone() {
+        assert_eq!(
+            shards(&keys("a:1", 3), 10)
+                .iter()
+                .map(|s| s.sources.len())
+                .sum::<usize>(),
+            3
+        );
+    }
+}

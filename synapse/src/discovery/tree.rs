@@ -1,0 +1,416 @@
+//! The maintained copy of one path: watch events, listings and reads in, complete [`Children`] out. Pure.
+//!
+//! Owns the rules by which a copy may change; never talks to a server and never looks at a clock. Driven by
+//! [`super::zookeeper`] as follows, after the recursive watch is armed:
+//!
+//! - [`Tree::note`] for every event at any time, [`Tree::absorb`] once the queue has been drained for a moment;
+//! - a full read: [`Tree::begin_full`], list and read everything, [`Tree::replace`];
+//! - a read of what became dirty: [`Tree::begin_read`], read those, [`Tree::apply`]. One read at a time.
+//!
+//! What makes it converge although reads and events overtake each other: a connection delivers events and replies in
+//! the order of the transactions behind them. So a change noted since a read began may belong to a state before or after
+//! the reply, and its name is read once more; a deletion noted since then wins over the reply, because what came into
+//! being again after it makes an event of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::source::{Child, Children};
+
+#[cfg(test)]
+mod tests;
+
+/// Data above this many bytes is not held (a payload of nerve is some hundred).
+pub const MAX_DATA: usize = 64 * 1024;
+
+/// Whether data of a child (name, bytes) can be used as it is.
+///
+/// Only asked to decide if a *changed* payload replaces a usable one of the same znode.
+pub type Validity = Arc<dyn Fn(&str, &[u8]) -> bool + Send + Sync>;
+
+/// A node event of the recursive watch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// `NodeCreated`.
+    Created,
+    /// `NodeDeleted`.
+    Deleted,
+    /// `NodeDataChanged`.
+    Changed,
+}
+
+/// The path itself at the time of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parent {
+    /// Transaction that created it.
+    pub czxid: i64,
+    /// Transaction of the last change of its children.
+    pub pzxid: i64,
+}
+
+/// What reading one child gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// Its data.
+    Data(Child),
+    /// There is no such child (any more).
+    Gone,
+    /// It cannot be held or read; the reason, and the transaction of its last change (0: unknown).
+    Refused {
+        /// In words.
+        reason: String,
+        /// Transaction that created it.
+        czxid: i64,
+        /// Transaction of its last change.
+        mzxid: i64,
+    },
+    /// It was refused before and has not changed since.
+    StillRefused,
+}
+
+impl Read {
+    /// What a successful read of `data` means: above [`MAX_DATA`] it is refused.
+    #[must_use]
+    pub fn data(data: Vec<u8>, czxid: i64, mzxid: i64) -> Self {
+        if data.len() > MAX_DATA {
+            let reason = format!(
+                "{} bytes of data, above the limit of {MAX_DATA}",
+                data.len()
+            );
+            return Self::Refused {
+                reason,
+                czxid,
+                mzxid,
+            };
+        }
+        Self::Data(Child {
+            data: data.into(),
+            czxid,
+            mzxid,
+        })
+    }
+}
+
+/// A listing that must not be used: it is older than what is already known (a server lagging behind).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the list of children is older (pzxid {got:#x}) than the last one (pzxid {known:#x})")]
+pub struct Stale {
+    got: i64,
+    known: i64,
+}
+
+/// Why a child is not read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Skip {
+    mzxid: i64,
+    reason: String,
+}
+
+/// The copy of one path.
+#[derive(Clone)]
+pub struct Tree {
+    /// The path with a trailing slash, as events name it.
+    prefix: String,
+    valid: Validity,
+    parent: Option<Parent>,
+    children: Arc<Children>,
+    skipped: BTreeMap<String, Skip>,
+    /// Last event per child since the last [`Tree::absorb`].
+    noted: BTreeMap<String, Event>,
+    /// Children whose noted deletion came with a change of data: withdrawn on purpose.
+    announced: BTreeSet<String>,
+    /// The path itself was deleted since the last [`Tree::absorb`].
+    uprooted: bool,
+    dirty: BTreeSet<String>,
+    reading: Reading,
+    /// Children deleted since the outstanding read began.
+    deleted: BTreeSet<String>,
+}
+
+/// The outstanding read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Reading {
+    #[default]
+    Nothing,
+    Names(BTreeSet<String>),
+    All,
+}
+
+impl Tree {
+    /// A copy of `path` (absolute, chroot included) that begins with `children` from elsewhere (a snapshot), or none.
+    #[must_use]
+    pub fn new(path: &str, valid: Validity, children: Arc<Children>) -> Self {
+        Self {
+            prefix: format!("{path}/"),
+            valid,
+            parent: None,
+            children,
+            skipped: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            uprooted: false,
+            dirty: BTreeSet::new(),
+            reading: Reading::Nothing,
+            deleted: BTreeSet::new(),
+        }
+    }
+
+    /// The complete set.
+    #[must_use]
+    pub fn children(&self) -> &Arc<Children> {
+        &self.children
+    }
+
+    /// Children left out or held at an older value, with the reason.
+    #[must_use]
+    pub fn skipped(&self) -> BTreeMap<String, String> {
+        self.skipped
+            .iter()
+            .map(|(name, skip)| (name.clone(), skip.reason.clone()))
+            .collect()
+    }
+
+    /// Whether nothing is known to be outstanding: no event unabsorbed, no name to read or being read.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.noted.is_empty()
+            && !self.uprooted
+            && self.dirty.is_empty()
+            && self.reading == Reading::Nothing
+    }
+
+    /// Whether names wait for [`Tree::begin_read`].
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Forgets what was outstanding: a full read follows. Called before the watch is armed.
+    pub fn restart(&mut self) {
+        self.noted.clear();
+        self.announced.clear();
+        self.uprooted = false;
+        self.dirty.clear();
+        self.reading = Reading::Nothing;
+    }
+
+    /// Takes note of an event. Anything but the path and its children is ignored.
+    pub fn note(&mut self, event: Event, path: &str) {
+        let Some(name) = path.strip_prefix(&self.prefix) else {
+            self.uprooted |= event == Event::Deleted && self.prefix.strip_suffix('/') == Some(path);
+            return;
+        };
+        if name.is_empty() || name.contains('/') {
+            return;
+        }
+        let before = self.noted.insert(name.to_owned(), event);
+        if event == Event::Deleted && before == Some(Event::Changed) {
+            self.announced.insert(name.to_owned());
+        } else {
+            self.announced.remove(name);
+        }
+    }
+
+    /// Whether a noted deletion may be the first half of a swap: a fixed name deleted without an announcement. Its
+    /// second half arrives up to 3.5 ms later (measured), so absorbing is worth a short wait.
+    #[must_use]
+    pub fn may_be_half_a_swap(&self) -> bool {
+        self.noted.iter().any(|(name, event)| {
+            *event == Event::Deleted
+                && !is_sequential(name)
+                && !self.announced.contains(name)
+                && self.children.contains_key(name)
+        })
+    }
+
+    /// Acts on the noted events, the last one of each name counting: deletions at once, the others make dirty. Returns
+    /// whether the set changed.
+    pub fn absorb(&mut self) -> bool {
+        let mut gone: BTreeSet<String> = BTreeSet::new();
+        if std::mem::take(&mut self.uprooted) {
+            // ZooKeeper deletes a node only after its children, so all that is not noted anew has gone.
+            self.parent = None;
+            gone.extend(self.children.keys().chain(self.skipped.keys()).cloned());
+        }
+        self.announced.clear();
+        for (name, event) in std::mem::take(&mut self.noted) {
+            if event == Event::Deleted {
+                gone.insert(name);
+            } else {
+                gone.remove(&name);
+                self.dirty.insert(name);
+            }
+        }
+        let mut changed = false;
+        for name in gone {
+            self.dirty.remove(&name);
+            changed |= self.forget(&name);
+            self.deleted.insert(name);
+        }
+        changed
+    }
+
+    /// Hands out the dirty names; [`Tree::apply`] is to follow.
+    pub fn begin_read(&mut self) -> Vec<String> {
+        let names = std::mem::take(&mut self.dirty);
+        let list = names.iter().cloned().collect();
+        self.reading = Reading::Names(names);
+        self.deleted.clear();
+        list
+    }
+
+    /// Applies what [`Tree::begin_read`] asked for. Returns whether the set changed.
+    pub fn apply(&mut self, read: Vec<(String, Read)>) -> bool {
+        let Reading::Names(asked) = std::mem::take(&mut self.reading) else {
+            return false;
+        };
+        let mut changed = false;
+        for (name, read) in read {
+            if asked.contains(&name) && !self.was_deleted(&name) {
+                changed |= self.set(&name, read);
+            }
+        }
+        changed
+    }
+
+    /// Begins a full read. Returns the children refused before, with the transaction of their last change then: they
+    /// need to be read only if it moved.
+    pub fn begin_full(&mut self) -> BTreeMap<String, i64> {
+        self.reading = Reading::All;
+        self.deleted.clear();
+        let known =
+            |(name, skip): (&String, &Skip)| (skip.mzxid > 0).then(|| (name.clone(), skip.mzxid));
+        self.skipped.iter().filter_map(known).collect()
+    }
+
+    /// Replaces the set by a full read: names not in it are gone. Returns the names that differed from the copy although
+    /// no event about them is noted or outstanding.
+    ///
+    /// # Errors
+    /// When the list is older than what is known: nothing has changed then.
+    pub fn replace(
+        &mut self,
+        parent: Option<Parent>,
+        read: Vec<(String, Read)>,
+    ) -> Result<Vec<String>, Stale> {
+        self.reading = Reading::Nothing;
+        self.listed(parent)?;
+        let read: BTreeMap<String, Read> = read.into_iter().collect();
+        let known: BTreeSet<String> = self
+            .children
+            .keys()
+            .chain(self.skipped.keys())
+            .cloned()
+            .collect();
+        let mut differed: Vec<String> = Vec::new();
+        for name in known.into_iter().filter(|name| !read.contains_key(name)) {
+            if self.forget(&name) && !self.is_noted(&name) {
+                differed.push(name);
+            }
+        }
+        for (name, read) in read {
+            if !self.was_deleted(&name) && self.set(&name, read) && !self.is_noted(&name) {
+                differed.push(name);
+            }
+        }
+        Ok(differed)
+    }
+
+    /// Judges a listing (`None`: the path is absent).
+    ///
+    /// # Errors
+    /// When the list is older than what is known: it must not be used.
+    fn listed(&mut self, parent: Option<Parent>) -> Result<(), Stale> {
+        if let (Some(known), Some(got)) = (self.parent, parent) {
+            let older =
+                got.czxid < known.czxid || (got.czxid == known.czxid && got.pzxid < known.pzxid);
+            if older {
+                return Err(Stale {
+                    got: got.pzxid,
+                    known: known.pzxid,
+                });
+            }
+        }
+        self.parent = parent;
+        Ok(())
+    }
+
+    /// Whether a deletion since the outstanding read began overrules its reply.
+    fn was_deleted(&self, name: &str) -> bool {
+        self.deleted.contains(name) || self.noted.get(name) == Some(&Event::Deleted)
+    }
+
+    fn is_noted(&self, name: &str) -> bool {
+        self.uprooted || self.noted.contains_key(name) || self.dirty.contains(name)
+    }
+
+    fn forget(&mut self, name: &str) -> bool {
+        let skipped = self.skipped.remove(name).is_some();
+        let held = self.children.contains_key(name)
+            && Arc::make_mut(&mut self.children).remove(name).is_some();
+        held || skipped
+    }
+
+    fn set(&mut self, name: &str, read: Read) -> bool {
+        match read {
+            Read::Gone => self.forget(name),
+            Read::StillRefused => false,
+            Read::Refused {
+                reason,
+                czxid,
+                mzxid,
+            } => self.skip(name, czxid, mzxid, reason),
+            Read::Data(child) => {
+                if let Some(parent) = &mut self.parent {
+                    // Its creation changed the parent: no list from before it may be used.
+                    parent.pzxid = parent.pzxid.max(child.czxid);
+                }
+                let old = self.children.get(name);
+                if old == Some(&child) {
+                    // Still the same, and whatever was refused in between has been taken back.
+                    return self.skipped.remove(name).is_some();
+                }
+                if let Some(old) = old
+                    && old.data != child.data
+                    && same_node(old, child.czxid)
+                    && !(self.valid)(name, &child.data)
+                    && (self.valid)(name, &old.data)
+                {
+                    let reason = "its data was changed in place to something invalid; the last valid value is kept".to_owned();
+                    return self.skip(name, child.czxid, child.mzxid, reason);
+                }
+                self.skipped.remove(name);
+                Arc::make_mut(&mut self.children).insert(name.to_owned(), child);
+                true
+            }
+        }
+    }
+
+    /// Notes that the present data of a child is not used. An older value of the same znode stays, of another one not.
+    fn skip(&mut self, name: &str, czxid: i64, mzxid: i64, reason: String) -> bool {
+        let mut changed = false;
+        if self
+            .children
+            .get(name)
+            .is_some_and(|old| czxid != 0 && !same_node(old, czxid))
+        {
+            Arc::make_mut(&mut self.children).remove(name);
+            changed = true;
+        }
+        let skip = Skip { mzxid, reason };
+        changed |= self.skipped.get(name) != Some(&skip);
+        self.skipped.insert(name.to_owned(), skip);
+        changed
+    }
+}
+
+/// A child from a snapshot has no transaction: its name decides.
+fn same_node(old: &Child, czxid: i64) -> bool {
+    old.czxid == 0 || old.czxid == czxid
+}
+
+/// Whether the name ends as ZooKeeper ends sequential ones: `_` and exactly ten digits.
+fn is_sequential(name: &str) -> bool {
+    name.rsplit_once('_')
+        .is_some_and(|(_, digits)| digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit()))
+}

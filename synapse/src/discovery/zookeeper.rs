@@ -1,0 +1,432 @@
+//! The task that follows one source: arms the recursive watch, reads everything, follows events, and begins again after
+//! every interruption of the connection (the client re-arms recursive watches in a way the server ignores, and events
+//! during an interruption are lost by design, ZOOKEEPER-4698).
+//!
+//! Thin: what may be published is [`super::tree`]'s. Never calls the server from the arm that receives events, never
+//! calls it while the link is down (requests would queue without bound), never publishes a half-read set, and keeps the
+//! old set through every failure.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use smartstack_common::backoff::Backoff;
+use smartstack_common::zk::{Link, Live};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info, warn};
+use zookeeper_client::{
+    AddWatchMode, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
+};
+
+use super::chunks::ChunkSize;
+use super::reads::{Full, Reader};
+use super::tree::{Event, Read, Stale, Tree, Validity};
+use super::{Counters, Settings};
+use crate::source::{SourceKey, SourceView};
+
+/// Events queued for a source are drained this long before they are acted on.
+const DRAIN: Duration = Duration::from_millis(2);
+/// The same when a deletion may be the first half of a swap: its other half was measured up to 3.5 ms later.
+const DRAIN_SWAP: Duration = Duration::from_millis(5);
+/// Mean pause before a refusal that only an administrator can lift is tried again.
+const SLOW_RETRY: Duration = Duration::from_secs(30);
+
+/// A path to follow.
+#[derive(Clone)]
+pub struct Source {
+    /// Which.
+    pub key: SourceKey,
+    /// Which payloads are usable.
+    pub valid: Validity,
+}
+
+/// Follows `source` until the link's sender is gone; run it beside a shutdown signal and drop it to stop. `view` holds
+/// at first what the snapshot knows ([`SourceView::seeded`]) or nothing, afterwards the latest state of the registry.
+///
+/// While the view is `fresh` the set agrees *now*; `agreed_at` is then the time of the last change. When freshness is
+/// lost, `agreed_at` becomes that moment and stays.
+pub async fn follow(
+    source: Source,
+    settings: Settings,
+    mut link: watch::Receiver<Link>,
+    view: watch::Sender<SourceView>,
+    counters: Arc<Counters>,
+) {
+    let path = source.key.ensemble.absolute(&source.key.path);
+    let seed = view.borrow().children.clone();
+    let mut follower = Follower {
+        name: source.key.to_string(),
+        tree: Tree::new(&path, source.valid, seed),
+        path: path.into(),
+        chunk: Arc::default(),
+        settings,
+        view,
+        counters,
+        parent_data: 0,
+        rng: fastrand::Rng::new(),
+        backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
+        rearmed: false,
+        interrupted: false,
+        suspect: false,
+        watcher: None,
+    };
+    while let Some(live) = next_live(&mut link).await {
+        let epoch = live.epoch;
+        // Cancel-safe: an abandoned attempt only leaves requests whose answers nobody wants, and a watch that goes when
+        // its watcher is dropped. The tree is restarted by the next attempt.
+        tokio::select! {
+            end = follower.attempt(live) => {
+                let Err(end) = end;
+                let pause = follower.failed(end);
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = link_left(&mut link, epoch) => {}
+                }
+            }
+            () = link_left(&mut link, epoch) => follower.lost(None),
+        }
+    }
+    follower.lost(Some("the session's supervisor has ended".to_owned()));
+}
+
+/// The connection to use, or `None` when there will never be one. Cancel-safe.
+async fn next_live(link: &mut watch::Receiver<Link>) -> Option<Live> {
+    let link = link
+        .wait_for(|link| matches!(link, Link::Live(_)))
+        .await
+        .ok()?;
+    match &*link {
+        Link::Live(live) => Some(live.clone()),
+        _ => None,
+    }
+}
+
+/// Returns once the link is anything but live with this epoch. Cancel-safe.
+async fn link_left(link: &mut watch::Receiver<Link>, epoch: u64) {
+    let same = |link: &Link| matches!(link, Link::Live(live) if live.epoch == epoch);
+    // A sender that is gone has left as well.
+    let _left = link.wait_for(|link| !same(link)).await.is_ok();
+}
+
+/// Why an attempt ended.
+enum End {
+    /// A request failed.
+    Failed(&'static str, Error),
+    /// The server lags behind what is known.
+    Stale(Stale),
+    /// The connection was interrupted and is back (so the watch is gone).
+    Reconnected,
+    /// The session is over: the supervisor brings another.
+    Terminated,
+}
+
+impl From<Stale> for End {
+    fn from(stale: Stale) -> Self {
+        Self::Stale(stale)
+    }
+}
+
+/// An outstanding read.
+type Pending = Pin<Box<dyn Future<Output = Result<Done, Error>> + Send>>;
+
+/// What it gives.
+enum Done {
+    Full(Full),
+    Names(Vec<(String, Read)>),
+}
+
+/// Events noted and not acted on yet.
+#[derive(Clone, Copy)]
+struct Drain {
+    since: Instant,
+    until: Instant,
+}
+
+struct Follower {
+    name: String,
+    path: Arc<str>,
+    tree: Tree,
+    chunk: Arc<Mutex<ChunkSize>>,
+    settings: Settings,
+    view: watch::Sender<SourceView>,
+    counters: Arc<Counters>,
+    parent_data: usize,
+    rng: fastrand::Rng,
+    backoff: Backoff,
+    /// A watch has been armed before in this process, so many others re-arm at the same time.
+    rearmed: bool,
+    /// The connection of this attempt was interrupted: nothing is fresh until the next one.
+    interrupted: bool,
+    /// The last listing was stale: `sync` first.
+    suspect: bool,
+    /// The watch of this attempt or the one before: replaced once the next is armed, so that its events are never
+    /// missed for longer than the connection was away.
+    watcher: Option<PersistentWatcher>,
+}
+
+impl Follower {
+    /// Arms, reads, follows; ends only by what [`End`] names.
+    async fn attempt(&mut self, live: Live) -> Result<Infallible, End> {
+        self.tree.restart();
+        self.interrupted = false;
+        let reader = Reader {
+            client: live.client,
+            path: self.path.clone(),
+            chunk: self.chunk.clone(),
+            counters: self.counters.clone(),
+        };
+        Counters::add(&self.counters.watches, 1);
+        let armed = reader
+            .client
+            .watch(&self.path, AddWatchMode::PersistentRecursive)
+            .await;
+        let again = self
+            .watcher
+            .replace(armed.map_err(|e| End::Failed("watch", e))?)
+            .is_some()
+            || self.rearmed;
+        self.rearmed = true;
+        if again {
+            // Everybody who watches this ensemble reads now; events queue in the watcher meanwhile.
+            sleep(self.settings.jitter.mul_f64(self.rng.f64())).await;
+        }
+        let mut pending = Some(self.read_all(&reader));
+        let mut compare = None;
+        let mut drain: Option<Drain> = None;
+        loop {
+            // Cancel-safe: a channel receive, two deadlines kept outside, and a future kept outside. In this order, so
+            // that events are noted before the reply that came after them, and no flood of events delays acting on them.
+            tokio::select! {
+                biased;
+                () = until(drain.map(|d| d.until)) => drain = self.drained(drain),
+                event = changed(&mut self.watcher) => {
+                    self.note(&event)?;
+                    let now = Instant::now();
+                    drain.get_or_insert(Drain { since: now, until: now + DRAIN });
+                }
+                done = outstanding(&mut pending) => {
+                    pending = None;
+                    self.done(done.map_err(|e| End::Failed("read", e))?, compare.is_some())?;
+                    compare.get_or_insert(Instant::now() + self.compare_pause());
+                }
+                () = until(compare), if pending.is_none() => {
+                    compare = Some(Instant::now() + self.compare_pause());
+                    pending = Some(self.read_all(&reader));
+                }
+            }
+            if pending.is_none() && drain.is_none() && self.tree.is_dirty() {
+                let (reader, names) = (reader.clone(), self.tree.begin_read());
+                pending = Some(Box::pin(async move {
+                    Ok(Done::Names(reader.names(names).await?))
+                }));
+            }
+        }
+    }
+
+    fn read_all(&mut self, reader: &Reader) -> Pending {
+        let (reader, refused, sync) = (
+            reader.clone(),
+            self.tree.begin_full(),
+            std::mem::take(&mut self.suspect),
+        );
+        Box::pin(async move { Ok(Done::Full(reader.full(refused, sync).await?)) })
+    }
+
+    fn note(&mut self, event: &WatchedEvent) -> Result<(), End> {
+        let kind = match event.event_type {
+            EventType::NodeCreated => Event::Created,
+            EventType::NodeDeleted => Event::Deleted,
+            EventType::NodeDataChanged => Event::Changed,
+            EventType::NodeChildrenChanged => return Ok(()),
+            EventType::Session => {
+                return match event.session_state {
+                    state if state.is_terminated() => Err(End::Terminated),
+                    SessionState::SyncConnected => Err(End::Reconnected),
+                    _ => {
+                        self.interrupted = true;
+                        self.lost(None);
+                        Ok(())
+                    }
+                };
+            }
+        };
+        Counters::add(&self.counters.events, 1);
+        self.tree.note(kind, &event.path);
+        Ok(())
+    }
+
+    /// Acts on the noted events, or waits a little longer for the other half of a swap.
+    fn drained(&mut self, drain: Option<Drain>) -> Option<Drain> {
+        if let Some(Drain { since, until }) = drain
+            && until < since + DRAIN_SWAP
+            && self.tree.may_be_half_a_swap()
+        {
+            return Some(Drain {
+                since,
+                until: since + DRAIN_SWAP,
+            });
+        }
+        let changed = self.tree.absorb();
+        self.publish(changed);
+        None
+    }
+
+    /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect.
+    fn done(&mut self, done: Done, comparing: bool) -> Result<(), End> {
+        match done {
+            Done::Names(read) => {
+                let changed = self.tree.apply(read);
+                self.publish(changed);
+            }
+            Done::Full(full) => {
+                let count = full.read.len();
+                let differed = self.tree.replace(full.parent, full.read)?;
+                self.parent_data = full.parent_data;
+                self.backoff.reset();
+                Counters::add(&self.counters.full_reads, 1);
+                if comparing && !differed.is_empty() {
+                    Counters::add(&self.counters.differences, differed.len());
+                    let example = differed.first().map(String::as_str).unwrap_or_default();
+                    warn!(source = %self.name, differences = differed.len(), example, "the copy of the registry was wrong without an event; corrected");
+                }
+                self.confirm(count);
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes a complete read.
+    fn confirm(&mut self, count: usize) {
+        let first = !self.view.borrow().confirmed;
+        if first || self.view.borrow().problem.is_some() {
+            info!(source = %self.name, children = count, "read from the registry");
+        }
+        let (fresh, parent_data) = (
+            self.tree.is_settled() && !self.interrupted,
+            self.parent_data,
+        );
+        let (children, skipped) = (self.tree.children().clone(), Arc::new(self.tree.skipped()));
+        self.view.send_replace(SourceView {
+            children,
+            confirmed: true,
+            agreed_at: Some(SystemTime::now()),
+            fresh,
+            skipped,
+            parent_data,
+            problem: None,
+        });
+    }
+
+    /// Publishes the set if it changed, or that nothing is outstanding any more.
+    fn publish(&mut self, changed: bool) {
+        let settled = self.tree.is_settled();
+        self.view.send_if_modified(|view| {
+            // Before the first full read of a connection the set is that of the connection before.
+            let fresh = settled && !self.interrupted && view.confirmed && view.problem.is_none();
+            if !changed && (view.fresh || !fresh) {
+                return false;
+            }
+            view.children = self.tree.children().clone();
+            view.skipped = Arc::new(self.tree.skipped());
+            if fresh {
+                view.agreed_at = Some(SystemTime::now());
+            }
+            view.fresh = fresh;
+            true
+        });
+    }
+
+    /// Says that the set is no longer known to agree.
+    fn lost(&mut self, problem: Option<String>) {
+        self.view.send_if_modified(|view| {
+            if !view.fresh && view.problem == problem {
+                return false;
+            }
+            if view.fresh {
+                view.agreed_at = Some(SystemTime::now());
+                view.fresh = false;
+            }
+            view.problem = problem;
+            true
+        });
+    }
+
+    /// Gives the pause before the next attempt on the same connection.
+    fn failed(&mut self, end: End) -> Duration {
+        let mut pause = self.backoff.next(&mut self.rng);
+        let problem = match end {
+            End::Reconnected => {
+                debug!(source = %self.name, "the connection was interrupted; watching and reading again");
+                self.backoff.reset();
+                self.lost(None);
+                return Duration::ZERO;
+            }
+            End::Terminated => {
+                // Nothing can come on it any more, and asking it again would panic.
+                self.watcher = None;
+                self.lost(None);
+                return SLOW_RETRY;
+            }
+            End::Stale(stale) => {
+                self.suspect = true;
+                Counters::add(&self.counters.stale_lists, 1);
+                stale.to_string()
+            }
+            End::Failed(step, error) => {
+                Counters::add(&self.counters.failures, 1);
+                if let Some(hint) = refusal(&error) {
+                    pause = SLOW_RETRY.mul_f64(0.5 + self.rng.f64());
+                    format!("cannot {step} `{}`: {error} ({hint})", self.path)
+                } else {
+                    format!("cannot {step} `{}`: {error}", self.path)
+                }
+            }
+        };
+        if self.view.borrow().problem.as_ref() != Some(&problem) {
+            warn!(source = %self.name, problem, "the registry cannot be read; the last known set stays");
+        }
+        self.lost(Some(problem));
+        pause
+    }
+
+    fn compare_pause(&mut self) -> Duration {
+        self.settings.compare.mul_f64(0.5 + self.rng.f64())
+    }
+}
+
+/// What an administrator can do about an answer that will not change by itself.
+fn refusal(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NoAuth => Some("its ACL does not let this client read; tried again every 30 s"),
+        Error::Unimplemented => {
+            Some("servers before ZooKeeper 3.6 have no recursive watches; upgrade the ensemble")
+        }
+        _ => None,
+    }
+}
+
+/// The next event; never when no watch is armed. Cancel-safe.
+async fn changed(watcher: &mut Option<PersistentWatcher>) -> WatchedEvent {
+    match watcher {
+        Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the deadline; for ever when there is none. Cancel-safe.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the outstanding read; for ever when there is none. Cancel-safe: the read goes on when polled again.
+async fn outstanding(pending: &mut Option<Pending>) -> Result<Done, Error> {
+    match pending {
+        Some(read) => read.await,
+        None => std::future::pending().await,
+    }
+}

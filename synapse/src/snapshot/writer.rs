@@ -1,0 +1,116 @@
+//! Writes the snapshot behind: the latest complete state wins, at most once a second, and at the end whatever is newest.
+//! The work is done on a blocking thread; a failure is a warning and a counter, never more.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use smartstack_common::atomic::{Durability, ReplaceError, replace};
+use smartstack_common::report::Chain;
+use smartstack_common::shutdown::Shutdown;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{info, warn};
+
+use super::Snapshot;
+use super::file::Cache;
+
+/// Least pause between two writes. Longer after slow ones, so that writing takes at most a twentieth of the time.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The file is written anew after this time even if nothing changed: "agreed now" ages on disk.
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// What the writer has done. For `/metrics`.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Files written.
+    pub writes: AtomicU64,
+    /// Writes that failed.
+    pub failures: AtomicU64,
+    /// Bytes of the last file.
+    pub bytes: AtomicU64,
+}
+
+/// Writes `state` to `path` (mode 0600) until `shutdown`, then once more whatever is newest, and returns. What the channel
+/// was made with is never written: only what has been published since (a stop right after the start keeps the old file).
+pub async fn write_behind(
+    path: PathBuf,
+    mut state: watch::Receiver<Arc<Snapshot>>,
+    counters: Arc<Counters>,
+    mut shutdown: Shutdown,
+) {
+    let mut cache = Cache::default();
+    let mut failing = false;
+    let mut earliest = Instant::now();
+    let mut published = false;
+    loop {
+        // Cancel-safe: a watch that marks nothing as seen until it returns, and a flag. Time-outs lose nothing. In this
+        // order, so that the last state before the stop is seen.
+        let due = tokio::select! {
+            biased;
+            changed = state.changed() => {
+                published |= changed.is_ok();
+                changed.is_ok()
+            }
+            () = sleep(REFRESH), if published => true,
+            () = shutdown.wait() => false,
+        };
+        if !due && !published {
+            return;
+        }
+        if due {
+            tokio::select! {
+                () = sleep_until(earliest) => {}
+                () = shutdown.wait() => {}
+            }
+        }
+        // Nobody left to change it is the end as well.
+        let last = !due || shutdown.is_stopping();
+        let began = Instant::now();
+        let snapshot = state.borrow_and_update().clone();
+        let work_path = path.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            let result = write(&work_path, &snapshot, &mut cache);
+            (cache, result)
+        });
+        let result;
+        (cache, result) = match work.await {
+            Ok(done) => done,
+            // Only a panic gets here: begin with an empty cache, the next write is complete again.
+            Err(_) => (Cache::default(), Err(None)),
+        };
+        match result {
+            Ok(bytes) => {
+                counters.writes.fetch_add(1, Ordering::Relaxed);
+                counters.bytes.store(bytes, Ordering::Relaxed);
+                if std::mem::take(&mut failing) {
+                    info!(path = %path.display(), "the snapshot is written again");
+                }
+            }
+            Err(error) => {
+                counters.failures.fetch_add(1, Ordering::Relaxed);
+                if !std::mem::replace(&mut failing, true) {
+                    let error = error.map_or_else(
+                        || "the writer panicked".to_owned(),
+                        |e| Chain(&e).to_string(),
+                    );
+                    warn!(
+                        error,
+                        "the snapshot cannot be written; a restart would begin without it"
+                    );
+                }
+            }
+        }
+        earliest = Instant::now() + PAUSE.max(began.elapsed() * 20);
+        if last {
+            return;
+        }
+    }
+}
+
+fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
+    let text = cache.render(snapshot, SystemTime::now());
+    replace(path, text.as_bytes(), 0o600, Durability::Synced)?;
+    Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))
+}
