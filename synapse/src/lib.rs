@@ -1,16 +1,26 @@
 //! synapse: watches the services' ZooKeeper paths and keeps the local haproxy in step with them.
 
+pub mod assembly;
 pub mod cfg;
+pub mod cli;
 pub mod config;
+pub mod decode;
+pub mod desired;
 pub mod discovery;
 pub mod effective;
 pub mod generation;
 pub mod haproxy;
+pub mod ids;
+pub mod order;
 pub mod plan;
 pub mod quarantine;
 pub mod resolve;
 pub mod runtime_api;
 pub mod seed;
 pub mod server;
+pub mod services;
 pub mod snapshot;
 pub mod source;
+pub mod sources;
+pub mod status;
+pub mod validate;

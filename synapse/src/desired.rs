@@ -1,0 +1,473 @@
+//! The funnel: from what a source says to the servers a service should have.
+//!
+//! Pure: the same input gives the same output. Order of the steps as in Ruby (`lib/synapse/service_watcher/base/base.rb`,
+//! `set_backends` and `backends`): default servers joined, port override, duplicates, fallback to the default servers or
+//! to the last set, label filters, leader election. Each znode stands for itself: one that is refused never affects
+//! another. Called by the reconciler, for one service at a time.
+//!
+//! Where it differs from Ruby: of duplicates the one with the highest sequence number stays (the newest registration),
+//! and they are looked for a second time by final server name; leader election with a missing id elects nobody.
+//! Kept although it surprises: the port override does not apply to default servers that stand in for an empty registry;
+//! default servers beat the previous set; filters come last, so that they can leave nothing.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::config::{Decode, Discovery, LabelFilter, Service};
+use crate::decode;
+use crate::server::{Rejected, Server};
+use crate::source::{Children, SourceView};
+use crate::validate::{Candidate, Gate};
+
+/// Everything the funnel looks at.
+#[derive(Clone, Copy)]
+pub struct Input<'a> {
+    /// The service.
+    pub service: &'a Service,
+    /// Its source; the default value for a service without one.
+    pub view: &'a SourceView,
+    /// What the last run for this service returned as [`ServiceDesired::previous`].
+    pub previous: &'a Previous,
+    /// Addresses of hosts that are names; `None` = never resolved.
+    pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
+    /// `haproxy.allowed_server_options`.
+    pub allowed_options: &'a [String],
+}
+
+/// The last input that gave servers: what `use_previous_backends` falls back to. The caller keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Previous {
+    /// There was none.
+    #[default]
+    None,
+    /// Registry data; it runs through the funnel again, so that configuration edits apply to it.
+    Children(Arc<Children>),
+    /// Servers found elsewhere (a running haproxy, its file): already filtered, taken as they are.
+    Servers(Arc<[Server]>),
+}
+
+/// Where the servers of a service come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The registry, read by this process.
+    Live,
+    /// The registry as remembered: not yet confirmed by this process.
+    Snapshot,
+    /// The default servers, because nothing is registered.
+    Defaults,
+    /// The last set, because nothing is registered and `use_previous_backends` is true.
+    Held,
+}
+
+impl Origin {
+    /// As in `/status`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Snapshot => "snapshot",
+            Self::Defaults => "defaults",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// Something worth telling about a znode that is used all the same.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Note {
+    /// The znode, or `default_servers[N]`.
+    pub znode: String,
+    /// In words.
+    pub text: String,
+}
+
+/// What the funnel gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceDesired {
+    /// In order of discovery: by sequence number and znode, then the default servers. Names are unique.
+    pub servers: Vec<Server>,
+    /// Entries that are not used, and why; sorted.
+    pub rejected: Vec<Rejected>,
+    /// Left out of entries that are used, or duplicates; sorted.
+    pub notes: Vec<Note>,
+    /// Znodes that say `available: false`, or are dead members of a serverset.
+    pub withdrawn: Vec<String>,
+    /// Servers that a label filter took away, or that are not the leader: NAME and why.
+    pub filtered: Vec<(String, String)>,
+    /// Where the servers come from.
+    pub origin: Origin,
+    /// To be kept by the caller and given back next time.
+    pub previous: Previous,
+}
+
+/// A server on its way through the funnel, with what only the funnel needs.
+#[derive(Clone)]
+struct Entrant {
+    server: Server,
+    /// The published name before mapping: part of Ruby's triple.
+    published: Option<String>,
+    labels: BTreeMap<String, Value>,
+    /// Transaction that created the znode.
+    czxid: i64,
+    /// Position in `default_servers`.
+    default: Option<usize>,
+}
+
+impl Entrant {
+    /// Among duplicates the greatest stays: registry before defaults, then the newest.
+    fn rank(
+        &self,
+    ) -> (
+        bool,
+        Option<u64>,
+        i64,
+        Option<&str>,
+        std::cmp::Reverse<Option<usize>>,
+    ) {
+        (
+            self.default.is_none(),
+            self.server.sequence,
+            self.czxid,
+            self.server.znode.as_deref(),
+            std::cmp::Reverse(self.default),
+        )
+    }
+
+    fn label(&self) -> String {
+        match (&self.server.znode, self.default) {
+            (Some(znode), _) => znode.clone(),
+            (None, Some(index)) => default_label(index),
+            (None, None) => self.server.name.clone(),
+        }
+    }
+
+    fn passes(&self, filter: &LabelFilter) -> bool {
+        let value = self.labels.get(&filter.label).unwrap_or(&Value::Null);
+        (*value == filter.value) == filter.equals
+    }
+}
+
+/// What is reported besides the servers.
+#[derive(Default)]
+struct Remarks {
+    rejected: Vec<Rejected>,
+    notes: Vec<Note>,
+    withdrawn: Vec<String>,
+    filtered: Vec<(String, String)>,
+}
+
+impl Remarks {
+    fn note(&mut self, znode: String, text: String) {
+        self.notes.push(Note { znode, text });
+    }
+}
+
+/// Runs the funnel for one service.
+#[must_use]
+pub fn funnel(input: Input<'_>) -> ServiceDesired {
+    let service = input.service;
+    let mut remarks = Remarks::default();
+    remarks
+        .rejected
+        .extend(input.view.skipped.iter().map(|(znode, reason)| Rejected {
+            znode: znode.clone(),
+            reason: reason.clone(),
+        }));
+
+    let discovered = discover(&input, &input.view.children, &mut remarks);
+    let previous = if discovered.is_empty() {
+        input.previous.clone()
+    } else {
+        Previous::Children(Arc::clone(&input.view.children))
+    };
+    let source = if input.view.confirmed {
+        Origin::Live
+    } else {
+        Origin::Snapshot
+    };
+
+    let found = assemble(&input, discovered, &mut remarks);
+    let (entrants, origin) = if !found.is_empty() {
+        (found, source)
+    } else if !service.default_servers.is_empty() {
+        // Raw, without the port override, as in Ruby.
+        (
+            unique(defaults(&input, false, &mut remarks), &mut remarks),
+            Origin::Defaults,
+        )
+    } else if service.use_previous_backends {
+        match &previous {
+            Previous::None => (Vec::new(), source),
+            Previous::Children(children) => {
+                // What is wrong with remembered znodes was said when they were there.
+                let mut unsaid = Remarks::default();
+                let remembered = discover(&input, children, &mut unsaid);
+                (assemble(&input, remembered, &mut unsaid), Origin::Held)
+            }
+            Previous::Servers(servers) => {
+                return finish(servers.to_vec(), remarks, Origin::Held, previous);
+            }
+        }
+    } else {
+        (Vec::new(), source)
+    };
+
+    let filtered = filter(service, entrants, &mut remarks);
+    let elected = if service.leader_election {
+        elect(filtered, &mut remarks)
+    } else {
+        filtered
+    };
+    finish(
+        elected.into_iter().map(|entrant| entrant.server).collect(),
+        remarks,
+        origin,
+        previous,
+    )
+}
+
+fn finish(
+    servers: Vec<Server>,
+    mut remarks: Remarks,
+    origin: Origin,
+    previous: Previous,
+) -> ServiceDesired {
+    remarks.rejected.sort();
+    remarks.notes.sort();
+    let Remarks {
+        rejected,
+        notes,
+        withdrawn,
+        filtered,
+    } = remarks;
+    ServiceDesired {
+        servers,
+        rejected,
+        notes,
+        withdrawn,
+        filtered,
+        origin,
+        previous,
+    }
+}
+
+/// The usable entries among the children, with the port override.
+fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Vec<Entrant> {
+    let decode = match &input.service.discovery {
+        Discovery::Zookeeper { decode, .. } => decode,
+        Discovery::Base => &Decode::Nerve,
+    };
+    let gate = Gate {
+        resolved: input.resolved,
+        allowed_options: input.allowed_options,
+    };
+    let mut entrants = Vec::with_capacity(children.len());
+    for (znode, child) in children {
+        let instance = match decode::child(znode, &child.data, decode) {
+            Ok(instance) if !instance.available => {
+                remarks.withdrawn.push(znode.clone());
+                continue;
+            }
+            Ok(instance) => instance,
+            Err(reason) => {
+                remarks.rejected.push(Rejected {
+                    znode: znode.clone(),
+                    reason,
+                });
+                continue;
+            }
+        };
+        let port = input.service.backend_port_override.unwrap_or(instance.port);
+        match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
+            Err(reason) => remarks.rejected.push(Rejected {
+                znode: znode.clone(),
+                reason,
+            }),
+            Ok((server, notes)) => {
+                for text in instance.weight_problem.into_iter().chain(notes) {
+                    remarks.note(znode.clone(), text);
+                }
+                entrants.push(Entrant {
+                    server,
+                    published: instance.name,
+                    labels: instance.labels,
+                    czxid: child.czxid,
+                    default: None,
+                });
+            }
+        }
+    }
+    entrants.sort_by(|a, b| discovery_order(&a.server).cmp(&discovery_order(&b.server)));
+    entrants
+}
+
+/// By sequence number, unnumbered ones last, then by znode.
+fn discovery_order(server: &Server) -> (u64, Option<&str>) {
+    (server.sequence.unwrap_or(u64::MAX), server.znode.as_deref())
+}
+
+/// Joins the default servers when they are kept, and removes duplicates.
+fn assemble(
+    input: &Input<'_>,
+    mut discovered: Vec<Entrant>,
+    remarks: &mut Remarks,
+) -> Vec<Entrant> {
+    if input.service.keep_default_servers {
+        discovered.extend(defaults(input, true, remarks));
+    }
+    unique(discovered, remarks)
+}
+
+fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Vec<Entrant> {
+    let gate = Gate {
+        resolved: input.resolved,
+        allowed_options: input.allowed_options,
+    };
+    let mut entrants = Vec::new();
+    for (index, default) in input.service.default_servers.iter().enumerate() {
+        let port = input
+            .service
+            .backend_port_override
+            .filter(|_| override_port)
+            .unwrap_or(default.port);
+        match gate.admit(&Candidate::from_default(default, port)) {
+            Err(reason) => remarks.rejected.push(Rejected {
+                znode: default_label(index),
+                reason,
+            }),
+            Ok((server, notes)) => {
+                for text in notes {
+                    remarks.note(default_label(index), text);
+                }
+                entrants.push(Entrant {
+                    server,
+                    published: default.name.clone(),
+                    labels: default.labels.clone(),
+                    czxid: 0,
+                    default: Some(index),
+                });
+            }
+        }
+    }
+    entrants
+}
+
+fn default_label(index: usize) -> String {
+    format!("default_servers[{index}]")
+}
+
+/// One entrant for each (host, port, published name), then one for each server name. Order is kept.
+fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
+    let triple = |e: &Entrant| {
+        (
+            e.server.host.clone(),
+            e.server.port,
+            e.published.clone().unwrap_or_default(),
+        )
+    };
+    let entrants = strongest(entrants, triple, remarks);
+    strongest(entrants, |e| e.server.name.clone(), remarks)
+}
+
+fn strongest<K: Ord>(
+    entrants: Vec<Entrant>,
+    key: impl Fn(&Entrant) -> K,
+    remarks: &mut Remarks,
+) -> Vec<Entrant> {
+    let mut best: BTreeMap<K, usize> = BTreeMap::new();
+    for (index, entrant) in entrants.iter().enumerate() {
+        match best.entry(key(entrant)) {
+            Entry::Vacant(place) => {
+                place.insert(index);
+            }
+            Entry::Occupied(mut place) => {
+                let holder = &entrants[*place.get()];
+                let (winner, loser) = if entrant.rank() > holder.rank() {
+                    (entrant, holder)
+                } else {
+                    (holder, entrant)
+                };
+                remarks.note(
+                    loser.label(),
+                    format!("same server as `{}`, which is used", winner.label()),
+                );
+                if entrant.rank() > holder.rank() {
+                    place.insert(index);
+                }
+            }
+        }
+    }
+    if best.len() == entrants.len() {
+        return entrants;
+    }
+    let mut kept = vec![false; entrants.len()];
+    best.into_values().for_each(|index| kept[index] = true);
+    entrants
+        .into_iter()
+        .zip(kept)
+        .filter_map(|(entrant, keep)| keep.then_some(entrant))
+        .collect()
+}
+
+fn filter(service: &Service, entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
+    let refusal = |entrant: &Entrant| {
+        service
+            .label_filters
+            .iter()
+            .find(|filter| !entrant.passes(filter))
+    };
+    entrants
+        .into_iter()
+        .filter(|entrant| match refusal(entrant) {
+            None => true,
+            Some(filter) => {
+                let sign = if filter.equals {
+                    "equals"
+                } else {
+                    "not-equals"
+                };
+                let why = format!(
+                    "label `{}` {sign} `{}` does not hold",
+                    filter.label, filter.value
+                );
+                remarks.filtered.push((entrant.server.name.clone(), why));
+                false
+            }
+        })
+        .collect()
+}
+
+/// The smallest id; nobody when an id is missing (Ruby then returns everybody, most of the time).
+fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
+    if let Some(nameless) = entrants.iter().find(|e| e.server.sequence.is_none()) {
+        let why = format!("no leader: `{}` has no sequence number", nameless.label());
+        remarks.filtered.extend(
+            entrants
+                .iter()
+                .map(|e| (e.server.name.clone(), why.clone())),
+        );
+        return Vec::new();
+    }
+    let Some(leader) = entrants
+        .iter()
+        .min_by_key(|e| discovery_order(&e.server))
+        .cloned()
+    else {
+        return Vec::new();
+    };
+    let why = format!("not the leader, which is `{}`", leader.server.name);
+    remarks.filtered.extend(
+        entrants
+            .into_iter()
+            .filter(|e| e.server.name != leader.server.name)
+            .map(|e| (e.server.name, why.clone())),
+    );
+    vec![leader]
+}

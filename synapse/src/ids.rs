@@ -1,0 +1,220 @@
+//! haproxy's server ids: the same for a server on every host, and never changed while it is known.
+//!
+//! Pure. Hash balancing places servers by their id, so that an id from a hash of the address maps a key to the same
+//! server everywhere (Ruby's lowest free number differs from host to host). Called by the reconciler per backend.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::server::{Identified, Server};
+
+/// Highest id haproxy can hold.
+const HAPROXY_MAX: u32 = i32::MAX as u32;
+
+/// Ids of a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Allocation {
+    /// One for every server, unique.
+    pub ids: BTreeMap<String, u32>,
+    /// Explicit ids that could not be given, and exhaustion: NAME and why.
+    pub notes: Vec<(String, String)>,
+}
+
+impl Allocation {
+    /// Each server with its id, in the order given.
+    #[must_use]
+    pub fn identify(&self, servers: Vec<Server>) -> Vec<Identified> {
+        servers
+            .into_iter()
+            .filter_map(|server| {
+                self.ids
+                    .get(&server.name)
+                    .map(|id| Identified { id: *id, server })
+            })
+            .collect()
+    }
+}
+
+/// Gives every server an id: its known one, else its explicit one, else a hash of `host:port` into 1..=`max`, the next
+/// free number if that is taken. The order of `servers` does not matter.
+///
+/// `known` are ids this backend's servers had; `reserved` all ids in use in the live table (a known name's own id may be
+/// among them). With more servers than ids the numbers go on above `max`.
+#[must_use]
+pub fn allocate(
+    known: &BTreeMap<String, u32>,
+    servers: &[Server],
+    reserved: &BTreeSet<u32>,
+    max: u32,
+) -> Allocation {
+    let mut out = Allocation::default();
+    let mut used: BTreeSet<u32> = BTreeSet::new();
+    let by_name: BTreeMap<&str, &Server> = servers
+        .iter()
+        .map(|server| (server.name.as_str(), server))
+        .collect();
+
+    let mut new = Vec::new();
+    for (name, server) in by_name {
+        match known.get(name) {
+            Some(id) if (1..=HAPROXY_MAX).contains(id) && used.insert(*id) => {
+                out.ids.insert(name.to_owned(), *id);
+            }
+            _ => new.push(server),
+        }
+    }
+    new.retain(|server| {
+        let Some(id) = server.explicit_id else {
+            return true;
+        };
+        if (1..=HAPROXY_MAX).contains(&id) && !reserved.contains(&id) && used.insert(id) {
+            out.ids.insert(server.name.clone(), id);
+            return false;
+        }
+        out.notes.push((
+            server.name.clone(),
+            format!("id {id} is taken, another one is given"),
+        ));
+        true
+    });
+    for server in new {
+        let taken = |id: u32| used.contains(&id) || reserved.contains(&id);
+        let id = free_id(&format!("{}:{}", server.host, server.port), max, taken);
+        if id > max {
+            out.notes.push((
+                server.name.clone(),
+                format!("no id of 1..{max} is free (`max_server_id`), {id} is given"),
+            ));
+        }
+        used.insert(id);
+        out.ids.insert(server.name.clone(), id);
+    }
+    out
+}
+
+/// The first free number from the hash on, round 1..=`max`, then above it.
+fn free_id(address: &str, max: u32, taken: impl Fn(u32) -> bool) -> u32 {
+    let max = max.clamp(1, HAPROXY_MAX);
+    let digest = Sha256::digest(address.as_bytes());
+    let hash = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
+    let start = hash % max + 1;
+    (start..=max)
+        .chain(1..start)
+        .chain(max + 1..=HAPROXY_MAX)
+        .find(|id| !taken(*id))
+        .expect("fewer than 2^31 servers fit into memory")
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A server named by its address; a host that is a name stands for 192.0.2.1.
+    pub(crate) fn server(host: &str, port: u16) -> Server {
+        Server {
+            name: format!("{host}:{port}"),
+            host: host.to_owned(),
+            address: host.parse().unwrap_or_else(|_| [192, 0, 2, 1].into()),
+            port,
+            weight: None,
+            options: None,
+            explicit_id: None,
+            znode: None,
+            sequence: None,
+            disabled: false,
+        }
+    }
+
+    fn ids(known: &[(&str, u32)], servers: &[Server], reserved: &[u32], max: u32) -> Allocation {
+        let known = known
+            .iter()
+            .map(|(name, id)| ((*name).to_owned(), *id))
+            .collect();
+        allocate(&known, servers, &reserved.iter().copied().collect(), max)
+    }
+
+    /// The numbers are part of the contract: every build and every host must give them.
+    #[test]
+    fn hashes_are_stable() {
+        let servers = [
+            server("10.0.0.1", 9001),
+            server("10.0.0.2", 9001),
+            server("db.example", 5432),
+        ];
+        let out = ids(&[], &servers, &[], 65535);
+        let numbers: Vec<u32> = servers.iter().map(|s| out.ids[&s.name]).collect();
+        assert_eq!(numbers, [57576, 25280, 64516]);
+    }
+
+    #[test]
+    fn known_then_explicit_then_hash() {
+        let explicit = |host, id| Server {
+            explicit_id: Some(id),
+            ..server(host, 80)
+        };
+        let servers = [
+            explicit("10.0.0.1", 5),
+            explicit("10.0.0.2", 5),
+            explicit("10.0.0.3", 7),
+            explicit("10.0.0.4", 9),
+        ];
+        let out = ids(&[("10.0.0.3:80", 42)], &servers, &[9], 65535);
+        assert_eq!((out.ids["10.0.0.1:80"], out.ids["10.0.0.3:80"]), (5, 42));
+        assert!(
+            ![5, 7, 9, 42].contains(&out.ids["10.0.0.2:80"]),
+            "a duplicate is renumbered"
+        );
+        assert_ne!(out.ids["10.0.0.4:80"], 9, "reserved by another");
+        assert_eq!(out.notes.len(), 2);
+    }
+
+    #[test]
+    fn reserved_does_not_take_a_known_id_away() {
+        let servers = [server("10.0.0.1", 80), server("10.0.0.2", 80)];
+        let out = ids(
+            &[("10.0.0.1:80", 3), ("10.0.0.2:80", 3), ("gone:80", 4)],
+            &servers,
+            &[3, 4],
+            5,
+        );
+        assert_eq!(out.ids["10.0.0.1:80"], 3);
+        assert!([1, 2, 5].contains(&out.ids["10.0.0.2:80"]), "{out:?}");
+    }
+
+    #[test]
+    fn exhaustion_goes_on_above() {
+        let servers: Vec<Server> = (1..=5)
+            .map(|n| server(&format!("10.0.0.{n}"), 80))
+            .collect();
+        let out = ids(&[], &servers, &[], 3);
+        assert_eq!(
+            out.ids.values().copied().collect::<BTreeSet<_>>(),
+            (1..=5).collect()
+        );
+        assert_eq!(out.notes.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn unique_total_stable_and_independent_of_order(
+            hosts in proptest::collection::btree_set(1u8..60, 0..40), known in proptest::collection::btree_map(1u8..60, 0u32..70, 0..20),
+            explicit in proptest::collection::btree_map(1u8..60, 0u32..70, 0..10),
+            reserved in proptest::collection::btree_set(1u32..70, 0..30), max in 1u32..80, seed: u64,
+        ) {
+            let name = |n: &u8| format!("10.0.0.{n}:80");
+            let known: BTreeMap<String, u32> = known.iter().map(|(n, id)| (name(n), *id)).collect();
+            let mut servers: Vec<Server> = hosts.iter()
+                .map(|n| Server { explicit_id: explicit.get(n).copied(), ..server(&format!("10.0.0.{n}"), 80) }).collect();
+            let first = allocate(&known, &servers, &reserved, max);
+            prop_assert_eq!(first.ids.len(), servers.len());
+            prop_assert_eq!(first.ids.values().collect::<BTreeSet<_>>().len(), servers.len());
+            prop_assert!(first.ids.values().all(|id| *id > 0));
+            fastrand::Rng::with_seed(seed).shuffle(&mut servers);
+            prop_assert_eq!(&allocate(&known, &servers, &reserved, max), &first);
+            // What was given stays when it is known, whatever else joins the live table.
+            prop_assert_eq!(allocate(&first.ids, &servers, &(1..70).collect(), max).ids, first.ids);
+        }
+    }
+}
