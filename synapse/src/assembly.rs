@@ -38,7 +38,9 @@ impl Fragment {
 pub struct Piece {
     /// The service; its shared frontend lines are rendered with the shared frontend.
     pub service: Arc<Service>,
-    /// Frontend and backend.
+    /// Its servers, in the order of their lines.
+    pub servers: Arc<[Identified]>,
+    /// Frontend and backend; empty when a template makes the whole file.
     pub fragment: Fragment,
     /// What the configuration gives every server: part of the generation.
     pub configured: Options,
@@ -50,8 +52,9 @@ impl Piece {
     /// # Errors
     /// When the template refuses this service.
     pub fn render(renderer: &Renderer, service: &Arc<Service>, servers: &[Identified]) -> Result<Self, RenderError> {
-        let text = renderer.service(service, servers)?;
-        Ok(Self::of_text(service, text, servers.iter().map(|s| s.server.name.clone()).collect()))
+        let text = if renderer.is_whole() { String::new() } else { renderer.render_service(service, servers)? };
+        let names = servers.iter().map(|s| s.server.name.clone()).collect();
+        Ok(Self { servers: servers.into(), ..Self::of_text(service, text, names) })
     }
 
     /// A piece whose text is known, with the names of our servers in it.
@@ -60,7 +63,7 @@ impl Piece {
         let backend = service.haproxy.as_ref().map_or(&service.name, |h| &h.backend_name).clone();
         let options = service.haproxy.as_ref().map_or("", |h| &h.server_options);
         let fragment = Fragment::new(text, &BTreeMap::from([(backend, names)]));
-        Self { service: Arc::clone(service), fragment, configured: Options::of(options) }
+        Self { service: Arc::clone(service), servers: Arc::default(), fragment, configured: Options::of(options) }
     }
 
     /// What tells this piece's structure from another's: a quarantine is lifted when it changes.
@@ -92,22 +95,47 @@ pub struct Assembly {
 /// # Errors
 /// When a template of the frame or of the shared frontend is refused.
 pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache) -> Result<Assembly, RenderError> {
-    let services: Vec<&Service> = pieces.iter().map(|p| p.service.as_ref()).collect();
-    let shared = frame.shared(&services)?.map(|text| Fragment::new(text, &BTreeMap::new()));
-    let unmarked = Model::parse(&frame.frame(None, &services)?, Ours::Names(&BTreeMap::new()));
-    let models = pieces.iter().map(|p| &p.fragment.model).chain(shared.as_ref().map(|s| &s.model));
     let configured = pieces.iter().map(|p| (p.backend().to_owned(), p.configured.clone())).collect();
+    if let Some(whole) = assemble_whole(frame, pieces, &configured) {
+        return whole;
+    }
+    let shared = frame.render_shared(pieces.iter().map(|p| p.service.as_ref()))?;
+    let shared = Fragment::new(shared, &BTreeMap::new());
+    let unmarked = Model::parse(&frame.render_frame("")?, Ours::Names(&BTreeMap::new()));
+    let models = pieces.iter().map(|p| &p.fragment.model).chain(std::iter::once(&shared.model));
     let sections = unmarked.sections.iter().chain(models.flat_map(|m| &m.sections));
     let generation = Generation::of(sections.map(AsRef::as_ref), &configured);
 
-    let frame_text = frame.frame(Some(&generation), &services)?;
+    let frame_text = frame.render_frame(generation.as_str())?;
     let texts: Vec<&str> = std::iter::once(frame_text.as_str())
         .chain(pieces.iter().map(|p| p.fragment.text.as_ref()))
-        .chain(shared.as_ref().map(|s| s.text.as_ref()))
+        .chain(std::iter::once(shared.text.as_ref()))
         .collect();
     let map = FragmentMap::new(texts.iter().map(|t| t.lines().count()));
     let backends = cache.backends(&unmarked, &frame_text, pieces);
     Ok(Assembly { text: texts.concat().into(), desired: Desired { generation, backends }, map })
+}
+
+/// One template makes the whole file: one fragment, nothing kept between renderings. `None` = there is none.
+fn assemble_whole(
+    frame: &Renderer,
+    pieces: &[&Piece],
+    configured: &BTreeMap<String, Options>,
+) -> Option<Result<Assembly, RenderError>> {
+    let services: Vec<(&Service, &[Identified])> = pieces.iter().map(|p| (p.service.as_ref(), p.servers.as_ref())).collect();
+    let names: BTreeMap<String, BTreeSet<String>> = pieces
+        .iter()
+        .map(|p| (p.backend().to_owned(), p.servers.iter().map(|s| s.server.name.clone()).collect()))
+        .collect();
+    let finish = |unmarked: String| {
+        let model = Model::parse(&unmarked, Ours::Names(&names));
+        let generation = Generation::of(model.sections.iter().map(AsRef::as_ref), configured);
+        let text = frame.render_whole(generation.as_str(), &services).unwrap_or(Ok(unmarked))?;
+        let map = FragmentMap::new([text.lines().count()]);
+        let backends = Scope::default().read(&model);
+        Ok(Assembly { text: text.into(), desired: Desired { generation, backends }, map })
+    };
+    frame.render_whole("", &services).map(|unmarked| unmarked.and_then(finish))
 }
 
 /// The effective servers of fragments already read under the same frame, by service.

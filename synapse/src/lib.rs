@@ -24,3 +24,4 @@ pub mod source;
 pub mod sources;
 pub mod status;
 pub mod validate;
+pub mod render;

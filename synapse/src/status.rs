@@ -44,6 +44,8 @@ pub struct ServiceView {
     pub notes: Vec<Rejected>,
     /// Znodes that say of themselves that they are withdrawn.
     pub withdrawn: Vec<String>,
+    /// Servers that a label filter or the election took away, and why.
+    pub filtered: BTreeMap<String, String>,
     /// Why an empty registry does not empty the backend.
     pub hold: Option<String>,
     /// Why this service is not rendered as configured.
@@ -96,9 +98,13 @@ pub struct HaproxyView {
     pub reloads: u64,
     /// Reloads since the start: failed.
     pub reload_failures: u64,
+    /// Workers that appeared without us.
+    pub foreign_reloads: u64,
+    /// Changes made over the stats socket.
+    pub runtime_ops: u64,
     /// The last one.
     pub last_reload: Option<ReloadView>,
-    /// Workers that are not ours to reload any more but still serve their clients.
+    /// Backends that need a reload for every change, and why.
     pub fallbacks: BTreeMap<String, String>,
 }
 

@@ -1,0 +1,94 @@
+//! Last-known-good: a frame and one form per service that a worker has loaded. Never a text of the whole file, so that
+//! the file on disk can always be the last good structure with the current servers.
+//!
+//! Pure. Owned by the reconciler; filled when a worker is seen to serve a generation, and at start from haproxy.cfg.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::assembly::Piece;
+use crate::cfg::{Model, Ours};
+use crate::config::Service;
+use crate::render::Renderer;
+use crate::server::Identified;
+
+/// What was accepted.
+#[derive(Default)]
+pub struct Good {
+    /// Renders the frame that was accepted; `None` = not known to this process.
+    pub frame: Option<Arc<Renderer>>,
+    services: BTreeMap<String, Form>,
+}
+
+/// How the accepted fragment of a service is made again.
+enum Form {
+    /// By rendering: with any servers.
+    Recipe(Arc<Renderer>, Arc<Service>),
+    /// As it stood in haproxy.cfg when this process started: with the servers that are still wanted.
+    Text(String),
+}
+
+impl Good {
+    /// The services' fragments in a haproxy.cfg that an earlier process left.
+    #[must_use]
+    pub fn of_file(text: &str, services: &[Arc<Service>]) -> Self {
+        let model = Model::parse(text, Ours::All);
+        let lines: Vec<&str> = text.lines().collect();
+        let starts: Vec<(usize, &str, &str)> =
+            model.sections.iter().map(|s| (s.number, s.keyword.as_str(), s.name.as_str())).collect();
+        let mut good = Self::default();
+        for service in services {
+            let Some(haproxy) = &service.haproxy else { continue };
+            let mut fragment = String::new();
+            for (index, (start, keyword, name)) in starts.iter().enumerate() {
+                let own = (*keyword == "frontend" && *name == service.name)
+                    || (*keyword == "backend" && *name == haproxy.backend_name);
+                if own && *start > 0 {
+                    let end = starts.get(index + 1).map_or(lines.len() + 1, |next| next.0);
+                    fragment.push('\n');
+                    for line in &lines[start - 1..end - 1] {
+                        if !line.trim().is_empty() {
+                            fragment.push_str(line);
+                            fragment.push('\n');
+                        }
+                    }
+                }
+            }
+            if !fragment.is_empty() {
+                good.services.insert(service.name.clone(), Form::Text(fragment));
+            }
+        }
+        good
+    }
+
+    /// A worker serves this service as rendered by `renderer`.
+    pub fn accept(&mut self, renderer: &Arc<Renderer>, service: &Arc<Service>) {
+        self.services.insert(service.name.clone(), Form::Recipe(Arc::clone(renderer), Arc::clone(service)));
+    }
+
+    /// A worker serves a file without this service.
+    pub fn forget(&mut self, service: &str) {
+        self.services.remove(service);
+    }
+
+    /// The accepted form with the current servers; `None` = there is none.
+    #[must_use]
+    pub fn piece(&self, service: &Arc<Service>, servers: &[Identified]) -> Option<Piece> {
+        match self.services.get(&service.name)? {
+            Form::Recipe(renderer, recipe) => Piece::render(renderer, recipe, servers).ok(),
+            Form::Text(text) => Some(with_wanted(service, text, servers)),
+        }
+    }
+}
+
+/// The text without the lines of servers that are no longer wanted.
+fn with_wanted(service: &Arc<Service>, text: &str, servers: &[Identified]) -> Piece {
+    let wanted: BTreeSet<&str> = servers.iter().map(|s| s.server.name.as_str()).collect();
+    let model = Model::parse(text, Ours::All);
+    let found = model.servers.values().flatten();
+    let (kept, gone): (Vec<_>, Vec<_>) = found.partition(|(name, _)| wanted.contains(name.as_str()));
+    let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
+    let lines = text.lines().enumerate().filter(|(index, _)| !gone.contains(&(index + 1)));
+    let text = lines.fold(String::new(), |text, (_, line)| text + line + "\n");
+    Piece::of_text(service, text, kept.into_iter().map(|(name, _)| name.clone()).collect())
+}
