@@ -60,7 +60,7 @@ impl Supervised {
     async fn until(&mut self, what: &str, wanted: impl FnMut(&Link) -> bool) -> Link {
         let waited = tokio::time::timeout(SOON, self.link.wait_for(wanted))
             .await
-            .map(|link| link.unwrap().clone());
+            .map(|link| link.expect("the supervisor keeps its sender").clone());
         waited.unwrap_or_else(|_| panic!("link is not {what}, but {:?}", *self.link.borrow()))
     }
 

@@ -188,7 +188,7 @@ impl Model {
             .filter_map(|l| l.text.strip_prefix("description"));
         descriptions
             .filter_map(generation::parse_description)
-            .last()
+            .next_back()
     }
 }
 

@@ -37,7 +37,7 @@ impl Options {
     }
 
     /// Later words win.
-    fn add<'a>(&mut self, words: &mut dyn Iterator<Item = &'a str>) {
+    fn add(&mut self, words: &mut dyn Iterator<Item = &str>) {
         while let Some(word) = words.next() {
             let Some(arity) = keyword::arity(word) else {
                 self.unknown.get_or_insert_with(|| word.to_owned());

@@ -1,1 +1,243 @@
-//! x
+//! The haproxy process: whether a file is acceptable, what the worker runs, reloading with proof, and, when it is ours,
+//! its life.
+//!
+//! Thin: no decision about servers is made here. It never writes haproxy.cfg; the file must be in place before a reload
+//! is asked for. Called by the reconciler, its only owner: a reload borrows it mutably, so there are never two.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use smartstack_common::report::Chain;
+use tokio::time::Instant;
+
+use crate::config;
+use crate::generation::Generation;
+use crate::runtime_api::{ApiError, RuntimeApi};
+
+pub mod binary;
+pub mod bind;
+pub mod check;
+mod child;
+pub mod live;
+pub mod master;
+pub mod reload;
+pub mod supervise;
+
+pub use check::{CheckError, Checker, Complaints, Verdict};
+pub use live::{Digests, Live};
+pub use reload::ReloadOutcome;
+use reload::{Proof, by_command, by_master};
+use supervise::{Origin, Supervisor};
+
+/// How this haproxy is reloaded.
+#[derive(Debug)]
+enum Way {
+    Never,
+    Command(String),
+    Master(master::Master),
+    Supervise(Box<Supervisor>),
+}
+
+/// The local haproxy.
+#[derive(Debug)]
+pub struct Haproxy {
+    api: RuntimeApi,
+    checker: Checker,
+    way: Way,
+    reload_timeout: Duration,
+    config_file: PathBuf,
+}
+
+impl Haproxy {
+    /// As configured. Starts nothing.
+    #[must_use]
+    pub fn new(config: &config::Haproxy) -> Self {
+        let sockets = if config.do_socket {
+            config.socket_file_path.clone()
+        } else {
+            Vec::new()
+        };
+        Self {
+            api: RuntimeApi::new(sockets),
+            checker: config
+                .check_command
+                .clone()
+                .map_or_else(|| Checker::Binary(config.binary.clone()), Checker::Command),
+            way: match &config.reload {
+                config::Reload::Never => Way::Never,
+                config::Reload::Command(line) => Way::Command(line.clone()),
+                config::Reload::MasterSocket(path) => {
+                    Way::Master(master::Master::new(path.clone()))
+                }
+                config::Reload::Supervise => Way::Supervise(Box::new(Supervisor::new(
+                    &config.binary,
+                    &config.config_file_path,
+                ))),
+            },
+            reload_timeout: config.reload_timeout,
+            config_file: config.config_file_path.clone(),
+        }
+    }
+
+    /// Its stats sockets.
+    #[must_use]
+    pub fn api(&self) -> &RuntimeApi {
+        &self.api
+    }
+
+    /// What its worker runs.
+    ///
+    /// # Errors
+    /// As [`RuntimeApi::run`].
+    pub async fn live(&self) -> Result<Live, ApiError> {
+        Live::read(&self.api).await
+    }
+
+    /// Whether it would accept a file.
+    ///
+    /// # Errors
+    /// No verdict; see [`CheckError`].
+    pub async fn check(&self, candidate: &Path) -> Result<Verdict, CheckError> {
+        self.checker.check(candidate, self.reload_timeout).await
+    }
+
+    /// At start, with the file in place: makes haproxy serve it. Adopts a worker that has loaded `expected` already;
+    /// else starts the supervised one, or reloads once.
+    pub async fn start(&mut self, expected: Option<&Generation>, servers: usize) -> ReloadOutcome {
+        let since = Instant::now();
+        if let Way::Supervise(supervisor) = &mut self.way {
+            let end = supervisor.log_end();
+            match supervisor.ensure().await {
+                Ok(Origin::Started) => return self.started(expected, servers, since, end).await,
+                Ok(Origin::Adopted) => {}
+                Err(error) => return ReloadOutcome::failed(Chain(&error).to_string(), ""),
+            }
+        }
+        if let Ok(info) = self.api.info().await
+            && !info.stopping
+            && expected.is_some_and(|e| info.generation().as_ref() == Some(e))
+        {
+            return ReloadOutcome::Confirmed {
+                pid: info.pid,
+                generation: info.generation(),
+                took: since.elapsed(),
+            };
+        }
+        self.reload(expected, servers).await
+    }
+
+    /// Reloads, with the file in place. `expected` is its generation (`None` = not known), `servers` its size.
+    pub async fn reload(&mut self, expected: Option<&Generation>, servers: usize) -> ReloadOutcome {
+        let before = self.api.info().await.ok().map(|info| info.pid);
+        let proof = Proof {
+            before,
+            generation: expected,
+            servers,
+            since: Instant::now(),
+        };
+        let dead = match &mut self.way {
+            Way::Never => {
+                return ReloadOutcome::failed("reloads are switched off (`do_reloads: false`)", "");
+            }
+            Way::Command(line) => {
+                return by_command(line, self.reload_timeout, &self.api, &proof).await;
+            }
+            Way::Master(master) => {
+                return by_master(master, self.reload_timeout, &self.api, &proof, String::new)
+                    .await;
+            }
+            Way::Supervise(supervisor) => !supervisor.is_alive(),
+        };
+        let Way::Supervise(supervisor) = &mut self.way else {
+            return ReloadOutcome::failed("no haproxy is supervised", "");
+        };
+        let end = supervisor.log_end();
+        if dead {
+            return match supervisor.ensure().await {
+                Ok(Origin::Started) => self.started(expected, servers, proof.since, end).await,
+                Ok(Origin::Adopted) => {
+                    by_master(
+                        supervisor.master(),
+                        self.reload_timeout,
+                        &self.api,
+                        &proof,
+                        || supervisor.said_since(end),
+                    )
+                    .await
+                }
+                Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
+            };
+        }
+        by_master(
+            supervisor.master(),
+            self.reload_timeout,
+            &self.api,
+            &proof,
+            || supervisor.said_since(end),
+        )
+        .await
+    }
+
+    /// Keeps a supervised haproxy alive: to be called about once a second. `Some` = it had died and was started again,
+    /// or could not be.
+    pub async fn tend(
+        &mut self,
+        expected: Option<&Generation>,
+        servers: usize,
+        rng: &mut fastrand::Rng,
+    ) -> Option<ReloadOutcome> {
+        let Way::Supervise(supervisor) = &mut self.way else {
+            return None;
+        };
+        let (since, end) = (Instant::now(), supervisor.log_end());
+        match supervisor.tend(rng).await? {
+            Ok(_) => Some(self.started(expected, servers, since, end).await),
+            Err(error) => Some(ReloadOutcome::failed(Chain(&error).to_string(), "")),
+        }
+    }
+
+    /// Ends a supervised haproxy; any other is not ours to end. Requests in flight have until `deadline`.
+    pub async fn stop(&mut self, deadline: Duration) {
+        if let Way::Supervise(supervisor) = &mut self.way {
+            supervisor.stop(deadline).await;
+        }
+    }
+
+    /// Proof of a start.
+    async fn started(
+        &mut self,
+        expected: Option<&Generation>,
+        servers: usize,
+        since: Instant,
+        end: u64,
+    ) -> ReloadOutcome {
+        let (api, config_file) = (&self.api, &self.config_file);
+        let Way::Supervise(supervisor) = &mut self.way else {
+            return ReloadOutcome::Unconfirmed;
+        };
+        let proof = Proof {
+            before: None,
+            generation: expected,
+            servers,
+            since,
+        };
+        let mut died = async || {
+            if supervisor.is_alive() {
+                return None;
+            }
+            let output = supervisor.said_since(end);
+            let why = Complaints::parse(&output).summary();
+            Some(ReloadOutcome::failed(
+                format!(
+                    "haproxy ended at its start on `{}`: {why}",
+                    config_file.display()
+                ),
+                output,
+            ))
+        };
+        if api.is_configured() {
+            return proof.await_from(api, died).await;
+        }
+        died().await.unwrap_or(ReloadOutcome::Unconfirmed)
+    }
+}

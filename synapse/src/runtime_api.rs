@@ -233,12 +233,39 @@ impl RuntimeApi {
         ServerRow::parse_all(&text).map_err(|row| self.unexpected("show servers state", &row))
     }
 
+    /// `show info` and the whole `show servers state` of one worker: over one connection to the first socket.
+    ///
+    /// # Errors
+    /// As [`Self::info`].
+    pub async fn info_and_servers(&self) -> Result<(Info, Vec<ServerRow>), ApiError> {
+        let mut replies = self
+            .first()
+            .run(&[Command::ShowInfo, Command::ShowServersState(None)])
+            .await?
+            .into_iter();
+        let info = self.text("show info", replies.next())?;
+        let table = self.text("show servers state", replies.next())?;
+        let info = Info::parse(&info).ok_or_else(|| self.unexpected("show info", &info))?;
+        let table = ServerRow::parse_all(&table)
+            .map_err(|row| self.unexpected("show servers state", &row))?;
+        Ok((info, table))
+    }
+
     async fn show(&self, command: Command, what: &'static str) -> Result<String, ApiError> {
-        let first = Self {
+        let reply = self.first().run(&[command]).await?.pop();
+        self.text(what, reply)
+    }
+
+    /// What is shown is shown by one process: the first.
+    fn first(&self) -> Self {
+        Self {
             sockets: self.sockets.iter().take(1).cloned().collect(),
             limit: self.limit,
-        };
-        match first.run(&[command]).await?.pop() {
+        }
+    }
+
+    fn text(&self, what: &'static str, reply: Option<Reply>) -> Result<String, ApiError> {
+        match reply {
             Some(Reply::Text(text)) => Ok(text),
             Some(Reply::Refused(refusal)) => Err(self.unexpected(what, &refusal.to_string())),
             Some(Reply::Done) | None => Err(self.unexpected(what, "")),

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::server::write;
+use super::server::{find_program, write};
 use super::{Dir, Process, eventually, free_port};
 use crate::units::Ensemble;
 
@@ -140,7 +140,7 @@ impl ZooKeeper {
     pub fn launch(&mut self, index: usize) {
         let log = self.dir.join(&format!("server{index}.log"));
         let server = &mut self.servers[index];
-        let mut command = Command::new("java");
+        let mut command = Command::new(find_program("java", HINT));
         command
             .args([
                 "-Xmx128m",

@@ -201,7 +201,7 @@ fn millis(text: &str) -> Option<u64> {
         .unwrap_or(text.len());
     let number: u64 = text[..digits].parse().ok()?;
     match &text[digits..] {
-        "us" => (number % 1000 == 0).then_some(number / 1000),
+        "us" => number.is_multiple_of(1000).then_some(number / 1000),
         "" | "ms" => Some(number),
         "s" => number.checked_mul(1000),
         "m" => number.checked_mul(60_000),
