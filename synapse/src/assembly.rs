@@ -73,7 +73,17 @@ impl Piece {
         sections.chain(self.configured.to_string().into_bytes()).collect()
     }
 
-    fn backend(&self) -> &str {
+    /// Without the servers that have these options of their own. `None` when the template refuses the rest.
+    #[must_use]
+    pub fn without_options(&self, renderer: &Renderer, options: &str) -> Option<Self> {
+        let others = self.servers.iter().filter(|s| s.server.options.as_deref() != Some(options));
+        let others: Vec<Identified> = others.cloned().collect();
+        Self::render(renderer, &self.service, &others).ok()
+    }
+
+    /// Name of its backend section.
+    #[must_use]
+    pub fn backend(&self) -> &str {
         self.service.haproxy.as_ref().map_or(&self.service.name, |h| &h.backend_name)
     }
 }
@@ -87,6 +97,19 @@ pub struct Assembly {
     pub desired: Desired,
     /// Lines of the file by fragment: 0 is the frame, then the services in order, then the shared frontend.
     pub map: FragmentMap,
+    /// The fragments' models, in the same order.
+    pub models: Vec<Arc<Model>>,
+}
+
+impl Assembly {
+    /// The model of the whole file.
+    #[must_use]
+    pub fn model(&self) -> Model {
+        self.models.iter().fold(Model::default(), |mut all, model| {
+            all.merge(model);
+            all
+        })
+    }
 }
 
 /// Puts a file together from `frame`'s global parts and the pieces, in order. `cache` keeps what is derived from pieces
@@ -102,8 +125,8 @@ pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache)
     let shared = frame.render_shared(pieces.iter().map(|p| p.service.as_ref()))?;
     let shared = Fragment::new(shared, &BTreeMap::new());
     let unmarked = Model::parse(&frame.render_frame("")?, Ours::Names(&BTreeMap::new()));
-    let models = pieces.iter().map(|p| &p.fragment.model).chain(std::iter::once(&shared.model));
-    let sections = unmarked.sections.iter().chain(models.flat_map(|m| &m.sections));
+    let parsed = pieces.iter().map(|p| &p.fragment.model).chain(std::iter::once(&shared.model));
+    let sections = unmarked.sections.iter().chain(parsed.flat_map(|m| &m.sections));
     let generation = Generation::of(sections.map(AsRef::as_ref), &configured);
 
     let frame_text = frame.render_frame(generation.as_str())?;
@@ -113,7 +136,11 @@ pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache)
         .collect();
     let map = FragmentMap::new(texts.iter().map(|t| t.lines().count()));
     let backends = cache.backends(&unmarked, &frame_text, pieces);
-    Ok(Assembly { text: texts.concat().into(), desired: Desired { generation, backends }, map })
+    let text = texts.concat().into();
+    let marked = Arc::new(Model::parse(&frame_text, Ours::Names(&BTreeMap::new())));
+    let services = pieces.iter().map(|p| Arc::clone(&p.fragment.model));
+    let models = std::iter::once(marked).chain(services).chain(std::iter::once(shared.model)).collect();
+    Ok(Assembly { text, desired: Desired { generation, backends }, map, models })
 }
 
 /// One template makes the whole file: one fragment, nothing kept between renderings. `None` = there is none.
@@ -133,7 +160,8 @@ fn assemble_whole(
         let text = frame.render_whole(generation.as_str(), &services).unwrap_or(Ok(unmarked))?;
         let map = FragmentMap::new([text.lines().count()]);
         let backends = Scope::default().read(&model);
-        Ok(Assembly { text: text.into(), desired: Desired { generation, backends }, map })
+        let models = vec![Arc::new(model)];
+        Ok(Assembly { text: text.into(), desired: Desired { generation, backends }, map, models })
     };
     frame.render_whole("", &services).map(|unmarked| unmarked.and_then(finish))
 }

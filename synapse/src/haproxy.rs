@@ -79,6 +79,16 @@ impl Haproxy {
         }
     }
 
+    /// Takes another configuration. A haproxy that is supervised already, with the same program and file, stays so.
+    pub fn configure(&mut self, config: &config::Haproxy) {
+        let same = config.reload == config::Reload::Supervise && config.config_file_path == self.config_file;
+        let next = Self::new(config);
+        let former = std::mem::replace(self, next);
+        if same && matches!(former.way, Way::Supervise(_)) {
+            self.way = former.way;
+        }
+    }
+
     /// Its stats sockets.
     #[must_use]
     pub fn api(&self) -> &RuntimeApi {

@@ -25,3 +25,6 @@ pub mod sources;
 pub mod status;
 pub mod validate;
 pub mod render;
+pub mod good;
+pub mod reconciler;
+pub mod ruby_state;

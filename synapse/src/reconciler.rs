@@ -1,4 +1,4 @@
-//! Keeps haproxy in step with what the sources say: one task, level-triggered.
+//! Keeps haproxy in step with what the sources say: one task, level-triggered. Runs inside a `LocalSet`.
 //!
 //! A pass recomputes the services whose inputs changed, plans against what the worker was last seen to run, sends what the
 //! stats socket can change at once (removals never wait), and leaves everything that needs the file to one job at a time:
@@ -12,7 +12,6 @@ mod observed;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -25,20 +24,22 @@ use tracing::{error, info, warn};
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::cfg::{Model, Ours};
-use crate::config::{Config, Reload};
+use crate::config::{Config, Reload, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
+use crate::generation::Generation;
 use crate::good::Good;
 use crate::plan::{Plan, plan};
 use crate::render::{RenderError, Renderer};
+use crate::ruby_state;
 use crate::runtime_api::RuntimeApi;
 use crate::seed;
 use crate::services::{State, World, source_key};
-use crate::snapshot::{Hold, Snapshot, SourceRecord, Worker};
+use crate::snapshot::Snapshot;
 use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{ReloadView, View, seconds};
-use job::{Done, Job};
+use job::{Candidate, Done, Job, Outcome};
 use limiter::Limiter;
 use observed::{Digests, Observed};
 
@@ -47,6 +48,9 @@ const POLL: Duration = Duration::from_secs(1);
 /// A quarantined service is tried again this often, although nothing of it changed: what haproxy missed (a certificate,
 /// a free port) may be there by now.
 const RETRY_QUARANTINED: Duration = Duration::from_secs(60);
+
+/// Pause after an answer that leaves the worker's state in doubt.
+const RETRY_DOUBT: Duration = Duration::from_millis(200);
 
 /// Why a service is not rendered as configured.
 #[derive(Debug, Clone)]
@@ -94,7 +98,13 @@ pub struct Reconciler {
     socket_problem: Option<String>,
     /// Text of the config file as last read or written.
     disk: Option<Arc<str>>,
+    /// Text that was loaded as far as an exit status can tell; only without a stats socket.
+    unconfirmed: Option<Arc<str>>,
+    /// The generation that was last taken into [`Good`].
+    accepted: Option<Generation>,
     write_problem: Option<String>,
+    reload_problem: Option<String>,
+    stop_haproxy: bool,
     jobs: JoinSet<Done>,
     driver: Option<job::Driver>,
     limiter: Limiter,
@@ -125,6 +135,7 @@ impl Reconciler {
         snapshot: &Snapshot,
         shutdown: Shutdown,
         outputs: Outputs,
+        stop_haproxy: bool,
     ) -> Result<Self, RenderError> {
         let renderer = Arc::new(Renderer::new(&config)?);
         let mut sources = Sources::new(snapshot, shutdown);
@@ -146,9 +157,13 @@ impl Reconciler {
             digests: Digests::of_snapshot(snapshot),
             stale: true,
             socket_problem: None,
+            unconfirmed: None,
+            accepted: None,
             write_problem: None,
+            reload_problem: None,
+            stop_haproxy,
             jobs: JoinSet::new(),
-            driver: Some(job::Driver::new(&config)),
+            driver: Some(job::Driver::new(&config, stop_haproxy)),
             limiter: Limiter::new(config.haproxy.restart_interval, config.haproxy.restart_jitter),
             retry_at: None,
             rng: fastrand::Rng::new(),
@@ -176,26 +191,27 @@ impl Reconciler {
             self.good = Good::of_file(text, &services);
         }
         let written = file.as_ref().map(|model| Scope::default().read(model));
-        if let (Some(observed), Some(written)) = (&self.observed, &written) {
-            self.digests.adopt(observed, written, &self.config.haproxy.config_file_path);
+        if let (Some(observed), Some(written)) = (&self.observed, &written)
+            && self.digests.pid() != Some(observed.pid())
+        {
+            self.digests = Digests::of_file(observed.pid(), written);
         }
-        for ids in crate::ids::of_ruby(self.config.haproxy.state_file_path.as_deref(), &self.config.services) {
-            let known = self.ids.entry(ids.0).or_default();
-            ids.1.into_iter().for_each(|(name, id)| {
-                known.entry(name).or_insert(id);
-            });
+        for (backend, ids) in ruby_state::ids(self.config.haproxy.state_file_path.as_deref(), &self.config.services) {
+            let known = self.ids.entry(backend).or_default();
+            ids.into_iter().for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
+        let resolved = |host: &str| snapshot.resolved.get(host)?.first().copied();
         for state in &mut self.services {
             let Some(backend) = state.backend().map(str::to_owned) else { continue };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
             let file = file.as_ref().and_then(|model| observed::file_rows(model, &backend));
-            let configured = state.service.haproxy.as_ref().map_or("", |h| &h.server_options);
+            let view = source_key(&state.service).map(|key| self.sources.view(&key)).unwrap_or_default();
             let inputs = seed::Inputs {
                 live: live.as_deref(),
                 file: file.as_deref(),
-                snapshot: &state.remembered(&self.config, &self.sources, &snapshot.resolved),
+                snapshot: &state.remembered(&self.config, &view, &resolved),
                 defaults: &[],
-                configured_options: configured,
+                configured_options: state.service.haproxy.as_ref().map_or("", |h| &h.server_options),
             };
             let seed = seed::seed(&inputs);
             let known = self.ids.entry(backend).or_default();
@@ -259,8 +275,8 @@ impl Reconciler {
 
     fn sources_changed(&mut self) {
         let changed = self.sources.take_changed();
-        let uses = |state: &State| source_key(&state.service).is_some_and(|key| changed.contains(&key));
-        self.dirty.extend(self.services.iter().enumerate().filter(|(_, s)| uses(s)).map(|(i, _)| i));
+        let dirty = self.indexes(|state| source_key(&state.service).is_some_and(|key| changed.contains(&key)));
+        self.dirty.extend(dirty);
     }
 
     /// Takes a configuration that has been validated. What is the same stays as it is.
@@ -375,8 +391,7 @@ impl Reconciler {
         }
         let touched: BTreeSet<&str> =
             maint.symmetric_difference(&self.operator_maint).map(|(backend, _)| backend.as_str()).collect();
-        let of = |state: &State| state.backend().is_some_and(|backend| touched.contains(backend));
-        let dirty: Vec<usize> = self.services.iter().enumerate().filter(|(_, s)| of(s)).map(|(i, _)| i).collect();
+        let dirty = self.indexes(|state| state.backend().is_some_and(|backend| touched.contains(backend)));
         self.dirty.extend(dirty);
         self.operator_maint = maint;
     }
@@ -421,7 +436,7 @@ impl Reconciler {
             let known = self.ids.entry(backend).or_default();
             state.recompute(&self.config, &self.renderer, &world, known);
         }
-        self.sources.want_names(self.services.iter().flat_map(|s| s.names(&self.sources)).collect());
+        self.sources.want_names(self.services.iter().flat_map(|s| s.names.iter().cloned()).collect());
     }
 
     /// The form each service has at the moment: as configured, or as last accepted while it is quarantined.
@@ -433,10 +448,8 @@ impl Reconciler {
         let good = || self.good.piece(&state.service, &state.servers);
         match state.piece.as_ref()? {
             Err(_) => good(),
-            Ok(piece) => match self.quarantined.get(&state.service.name) {
-                Some(quarantine) if quarantine.structure == piece.structure() => good(),
-                _ => Some(piece.clone()),
-            },
+            Ok(_) if self.is_quarantined(state) => good(),
+            Ok(piece) => Some(piece.clone()),
         }
     }
 
@@ -455,6 +468,7 @@ impl Reconciler {
             self.apply(&ops).await;
             next = self.plan(&assembly);
         }
+        self.accept(&assembly);
         if self.jobs.is_empty() {
             self.start_job(&assembly, &next);
         }
@@ -465,6 +479,177 @@ impl Reconciler {
         match &self.observed {
             Some(observed) => plan(&observed.running, &assembly.desired),
             None => plan(&crate::plan::Running::default(), &assembly.desired),
+        }
+    }
+
+    /// Starts the job that brings file and worker to `assembly`, when one is needed and may start now.
+    fn start_job(&mut self, assembly: &Assembly, next: &Plan) {
+        let now = Instant::now();
+        let reload = self.reload_reason(assembly, next);
+        let other_text = self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
+        if reload.is_none() && !other_text {
+            return;
+        }
+        let mut hold = false;
+        if reload.is_some() || self.write_problem.is_some() {
+            let due = self.limiter.due(now, &mut self.rng);
+            if due > now {
+                self.retry_at = Some(due);
+                // After a failure the wait may be long: the file then follows the servers in its last good structure.
+                hold = self.limiter.is_backing_off() && self.good.frame.is_some() && self.write_problem.is_none();
+                if !hold {
+                    return;
+                }
+            }
+        }
+        let job = Job {
+            candidates: self.candidates(hold),
+            frame: if hold { self.good.frame.clone() } else { None }.unwrap_or_else(|| Arc::clone(&self.renderer)),
+            good_frame: self.good.frame.clone(),
+            reload: reload.filter(|_| !hold),
+            running: self.observed.as_ref().map(|o| o.running.clone()),
+            disk: self.disk.clone(),
+        };
+        if let Some(driver) = self.driver.take() {
+            self.jobs.spawn_local(driver.run(job));
+        }
+    }
+
+    fn candidates(&self, hold: bool) -> Vec<Candidate> {
+        let rendered = self.services.iter().filter(|s| s.service.haproxy.is_some());
+        rendered
+            .map(|state| {
+                let good = self.good.piece(&state.service, &state.servers);
+                let quarantined = self.is_quarantined(state);
+                let new = state.piece.as_ref().and_then(|p| p.as_ref().ok()).filter(|_| !quarantined);
+                Candidate { name: state.service.name.clone(), new: if hold { good.clone() } else { new.cloned() }, good }
+            })
+            .collect()
+    }
+
+    fn is_quarantined(&self, state: &State) -> bool {
+        let Some(Ok(piece)) = &state.piece else { return false };
+        self.quarantined.get(&state.service.name).is_some_and(|q| q.structure == piece.structure())
+    }
+
+    /// Why a reload is needed; `None` = it is not, or it must not be.
+    fn reload_reason(&self, assembly: &Assembly, next: &Plan) -> Option<String> {
+        if self.config.haproxy.reload == Reload::Never {
+            return None;
+        }
+        if !self.api.is_configured() {
+            let other = self.unconfirmed.as_deref() != Some(&*assembly.text);
+            return other.then(|| "there is no stats socket, so that every change is a reload".to_owned());
+        }
+        if self.stale {
+            // The worker could not be read. Only a proven difference is worth a reload.
+            return None;
+        }
+        match (&self.observed, next) {
+            (None, _) => Some("haproxy is not running".to_owned()),
+            (Some(_), Plan::Reload { reason, .. }) => Some(reason.to_string()),
+            (Some(_), Plan::Unchanged | Plan::Runtime(_)) => None,
+        }
+    }
+
+    /// Takes the result of a job.
+    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        self.stale = true;
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                error!(%error, "a job ended by a defect; another one is made");
+                self.driver = Some(job::Driver::new(&self.config, self.stop_haproxy));
+                return;
+            }
+        };
+        let now = Instant::now();
+        self.driver = Some(done.driver);
+        if let Some(driver) = &mut self.driver {
+            driver.configure(&self.config);
+        }
+        self.disk = done.disk.or(self.disk.take());
+        self.note_refusals(done.bad, done.bad_frame, done.refused_options);
+        let took = now.duration_since(done.started);
+        let ok = !matches!(done.outcome, Outcome::Failed(_));
+        self.write_problem = None;
+        let error = match done.outcome {
+            Outcome::Unneeded | Outcome::Written => None,
+            Outcome::Reloaded { pid, assembly } => {
+                self.digests = Digests::loaded(pid, &assembly.desired);
+                self.tally.reloads += 1;
+                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy reloaded");
+                None
+            }
+            Outcome::Unconfirmed { assembly } => {
+                self.unconfirmed = Some(assembly.text);
+                self.tally.reloads += 1;
+                info!(?took, reason = done.reason, "haproxy reloaded; nobody can be asked whether it took");
+                None
+            }
+            Outcome::Failed(error) => Some(error),
+        };
+        if let Some(error) = &error {
+            error!(error, reason = done.reason, "haproxy was not brought to the new state; what runs goes on");
+            if done.reason.is_none() {
+                self.write_problem = Some(error.clone());
+            }
+        }
+        if done.reason.is_some() || !ok {
+            self.limiter.started(done.started);
+            self.limiter.ended(ok);
+        }
+        self.reload_problem.clone_from(&error);
+        if let Some(reason) = done.reason {
+            self.tally.reload_failures += u64::from(!ok);
+            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.tally.last_reload = Some(ReloadView { at: seconds(SystemTime::now() - took), reason, ok, ms, error });
+        }
+    }
+
+    fn note_refusals(
+        &mut self,
+        bad: BTreeMap<String, String>,
+        bad_frame: Option<String>,
+        refused_options: BTreeMap<(String, String), String>,
+    ) {
+        for (service, reason) in bad {
+            let state = self.services.iter().find(|s| s.service.name == service);
+            let Some(Ok(piece)) = state.and_then(|s| s.piece.as_ref()) else { continue };
+            error!(service, reason, "haproxy refuses this service as configured: its last good form stays, others proceed");
+            let structure = piece.structure();
+            self.quarantined.insert(service, Quarantine { structure, reason, since: Instant::now() });
+        }
+        if let Some(problem) = &bad_frame {
+            error!(problem, "haproxy refuses global, defaults or extra sections: their last good form stays");
+        }
+        self.frame_problem = bad_frame;
+        for ((backend, options), reason) in refused_options {
+            warn!(backend, options, reason, "haproxy refuses these server options: their servers are left out");
+            let dirty: Vec<usize> = self.indexes(|s| s.backend() == Some(backend.as_str()));
+            self.dirty.extend(dirty);
+            self.refused_options.insert((backend, options), reason);
+        }
+    }
+
+    fn indexes(&self, of: impl Fn(&State) -> bool) -> Vec<usize> {
+        self.services.iter().enumerate().filter(|(_, s)| of(s)).map(|(i, _)| i).collect()
+    }
+
+    /// The worker serves what was assembled: every form in it is good.
+    fn accept(&mut self, assembly: &Assembly) {
+        let serves = self.observed.as_ref().is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
+        if !serves || self.accepted.as_ref() == Some(&assembly.desired.generation) {
+            return;
+        }
+        self.accepted = Some(assembly.desired.generation.clone());
+        if self.frame_problem.is_none() {
+            self.good.frame = Some(Arc::clone(&self.renderer));
+        }
+        for state in &self.services {
+            if matches!(state.piece, Some(Ok(_))) && !self.is_quarantined(state) {
+                self.good.accept(&self.renderer, &state.service);
+            }
         }
     }
 
@@ -482,15 +667,36 @@ impl Reconciler {
                         }
                         Err(refusal) => {
                             warn!(%op, %refusal, "haproxy refuses; its state is read again");
-                            self.stale = true;
+                            self.doubt();
                         }
                     }
                 }
             }
             Err(error) => {
                 self.socket_failed(&Chain(&error).to_string());
-                self.stale = true;
+                self.doubt();
             }
         }
     }
+
+    /// The worker has to be read again before anything is believed.
+    fn doubt(&mut self) {
+        self.stale = true;
+        self.retry_at = Some(Instant::now() + RETRY_DOUBT);
+    }
+}
+
+/// What is held for a service since before this process.
+fn held(snapshot: &Snapshot, service: &Service) -> Previous {
+    let hold = source_key(service).and_then(|key| snapshot.hold(&service.name, &key).cloned());
+    hold.map_or(Previous::None, Previous::Children)
+}
+
+fn operator_maint(snapshot: &Snapshot) -> BTreeSet<(String, String)> {
+    let maint = snapshot.operator.iter().filter(|(_, state)| *state == "maint");
+    maint.filter_map(|(key, _)| key.split_once('/')).map(|(b, n)| (b.to_owned(), n.to_owned())).collect()
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
 }

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use crate::assembly::Piece;
 use crate::config::{Config, Discovery, Service};
 use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
+use crate::decode;
 use crate::ids;
 use crate::order;
 use crate::render::Renderer;
+use crate::resolve;
 use crate::seed;
 use crate::server::{Identified, Rejected, Server};
 use crate::source::{SourceKey, SourceView};
@@ -44,6 +46,8 @@ pub struct State {
     pub id_notes: Vec<Rejected>,
     /// As rendered now, or why the template refused it.
     pub piece: Option<Result<Piece, String>>,
+    /// Hosts of this service that are names.
+    pub names: BTreeSet<String>,
     /// What `use_previous_backends` falls back to.
     previous: Previous,
     /// What it has until its source is confirmed.
@@ -77,6 +81,7 @@ impl State {
             refused: Vec::new(),
             id_notes: Vec::new(),
             piece: None,
+            names: BTreeSet::new(),
             previous,
             seed: None,
         }
@@ -110,10 +115,37 @@ impl State {
         self.seed = Some(seed);
     }
 
-    /// Whether this process has read its source (a service without one needs none).
+    /// Whether it still stands on what ran, or stood in the file, when this process started.
     #[must_use]
-    pub fn confirmed(&self, world: &World<'_>) -> bool {
-        source_key(&self.service).is_none_or(|key| (world.view)(&key).confirmed)
+    pub fn is_seeded(&self) -> bool {
+        self.seed.is_some()
+    }
+
+    /// What the funnel makes of what is remembered of its source.
+    #[must_use]
+    pub fn remembered(
+        &self,
+        config: &Config,
+        view: &SourceView,
+        resolved: &dyn Fn(&str) -> Option<IpAddr>,
+    ) -> Vec<Server> {
+        let allowed_options = &config.haproxy.allowed_server_options;
+        funnel(Input { service: &self.service, view, previous: &self.previous, resolved, allowed_options }).servers
+    }
+
+    /// Hosts that are names, in the registry and among the default servers.
+    fn names_in(&self, view: &SourceView) -> BTreeSet<String> {
+        let defaults = self.service.default_servers.iter().map(|server| server.host.clone());
+        let registered = match &self.service.discovery {
+            Discovery::Base => None,
+            Discovery::Zookeeper { decode, .. } => Some(
+                view.children
+                    .iter()
+                    .filter_map(|(znode, child)| decode::child(znode, &child.data, decode).ok())
+                    .map(|instance| instance.host),
+            ),
+        };
+        defaults.chain(registered.into_iter().flatten()).filter(|host| resolve::is_name(host)).collect()
     }
 
     /// Runs the funnel, allocates ids and, where anything changed, renders. `known` holds the ids this backend's servers
@@ -135,9 +167,11 @@ impl State {
             // Should the registry's first word be "nothing", what haproxy has been serving is the previous set.
             self.previous = Previous::Servers(seed.servers.into());
         }
+        let view = view.unwrap_or_default();
+        self.names = self.names_in(&view);
         let desired = funnel(Input {
             service: &self.service,
-            view: &view.unwrap_or_default(),
+            view: &view,
             previous: &self.previous,
             resolved: world.resolved,
             allowed_options: &config.haproxy.allowed_server_options,

@@ -45,6 +45,12 @@ impl Limiter {
         (earliest + jitter).max(now)
     }
 
+    /// The last attempt failed.
+    #[must_use]
+    pub fn is_backing_off(&self) -> bool {
+        self.failures > 0
+    }
+
     /// A reload starts.
     pub fn started(&mut self, now: Instant) {
         self.last_start = Some(now);
