@@ -183,7 +183,9 @@ impl Haproxy {
     }
 
     /// Kills them all (SIGKILL).
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        // First the one that is our child: it is also waited for, or its pid would look alive.
+        self.process = None;
         for pid in self.pids() {
             let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));
             // Err = it ended by itself.
