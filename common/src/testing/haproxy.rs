@@ -96,7 +96,10 @@ impl Haproxy {
             START_LIMIT,
             async || {
                 if let Some(status) = process.as_mut().and_then(Process::ended) {
-                    panic!("haproxy ended with {status}\nhint: `haproxy -c -f {}`", config.display());
+                    panic!(
+                        "haproxy ended with {status}\nhint: `haproxy -c -f {}`",
+                        config.display()
+                    );
                 }
                 ask(stats, "show info").await.map_err(|e| e.to_string())
             },
