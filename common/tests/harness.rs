@@ -252,7 +252,7 @@ async fn haproxy_answers_shows_its_servers_and_reloads() {
             app.address
         ),
     );
-    let haproxy = Haproxy::start(&config, &stats).await;
+    let mut haproxy = Haproxy::start(&config, &stats).await;
     assert_eq!(haproxy.generation().await.as_deref(), Some("0123"));
     let servers = haproxy.servers_state().await;
     assert_eq!(servers.len(), 1);

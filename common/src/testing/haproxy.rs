@@ -96,7 +96,10 @@ impl Haproxy {
             START_LIMIT,
             async || {
                 if let Some(status) = process.as_mut().and_then(Process::ended) {
-                    panic!("haproxy ended with {status}\nhint: `haproxy -c -f {}`", config.display());
+                    panic!(
+                        "haproxy ended with {status}\nhint: `haproxy -c -f {}`",
+                        config.display()
+                    );
                 }
                 ask(stats, "show info").await.map_err(|e| e.to_string())
             },
@@ -183,7 +186,9 @@ impl Haproxy {
     }
 
     /// Kills them all (SIGKILL).
-    pub fn kill(&self) {
+    pub fn kill(&mut self) {
+        // First the one that is our child: it is also waited for, or its pid would look alive.
+        self.process = None;
         for pid in self.pids() {
             let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));
             // Err = it ended by itself.

@@ -285,6 +285,15 @@ impl ZooKeeper {
             .unwrap_or_else(|e| panic!("create {path}: {e}"));
     }
 
+    /// The bare call that creates an empty ephemeral node: it was sent when this returns.
+    pub fn create_ephemeral<'a>(
+        client: &'a Client,
+        path: &'a str,
+    ) -> impl Future<Output = Result<(), Error>> + 'a {
+        let created = client.create(path, b"", &EPHEMERAL);
+        async { created.await.map(drop) }
+    }
+
     /// Sets the data of a persistent node, creating it and its parents if need be.
     pub async fn put(client: &Client, path: &str, data: &[u8]) {
         Self::make_path(client, path).await;
