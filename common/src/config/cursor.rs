@@ -297,7 +297,7 @@ impl<'a> Cursor<'a> {
     #[must_use]
     pub fn integer<T: TryFrom<i128>>(&self, bounds: RangeInclusive<i128>) -> Option<T> {
         let allowed = match *bounds.end() {
-            end if end >= i128::from(i64::MAX) => format!("a whole number of at least {}", bounds.start()),
+            end if end >= i128::from(u32::MAX) => format!("a whole number of at least {}", bounds.start()),
             end => format!("a whole number of {}..{end}", bounds.start()),
         };
         let number = match self.value()? {

@@ -34,7 +34,7 @@ impl Kind {
     fn words(self) -> String {
         match self {
             Kind::Text => "text".to_owned(),
-            Kind::Integer(min, i64::MAX) => format!("integer ≥ {min}"),
+            Kind::Integer(min, max) if max >= i64::from(u32::MAX) => format!("integer ≥ {min}"),
             Kind::Integer(min, max) => format!("integer {min}..{max}"),
             Kind::Number => "number".to_owned(),
             Kind::Boolean => "boolean".to_owned(),

@@ -181,10 +181,8 @@ impl Source {
     /// When any finding is an error.
     pub fn finish<T>(self, config: Option<T>) -> Result<Loaded<T>, Report> {
         let mut findings = self.findings.into_inner();
-        let files: Vec<&str> = std::iter::once(&self.main).chain(self.services.iter().map(|(_, d)| d)).map(|d| d.shown.as_str()).collect();
-        findings.sort_by_key(|finding| {
-            (files.iter().position(|file| *file == finding.file).unwrap_or(usize::MAX), finding.line, finding.column)
-        });
+        let key = |f: &Finding| (f.file != self.main.shown, f.file.clone(), f.line, f.column);
+        findings.sort_by_cached_key(key);
         let report = Report { findings };
         match config {
             Some(config) if !report.has_errors() => Ok(Loaded { config, warnings: report }),
@@ -275,7 +273,9 @@ impl Files<'_> {
         let value = match tree::parse(&text) {
             Ok(value) => value,
             Err(invalid) => {
-                let hint = invalid.message.contains("tab character").then_some("indent with blanks");
+                let line = invalid.at.and_then(|at| text.lines().nth(at.line.saturating_sub(1))).unwrap_or_default();
+                let tab = line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
+                let hint = tab.then_some("the line is indented with a tab: indent with blanks");
                 self.note(Severity::Error, shown, invalid.at, "", format!("not valid YAML: {}", invalid.message), hint);
                 return document;
             }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
 use super::places::Position;
@@ -31,11 +31,25 @@ fn read_yaml(text: &str) -> Result<Value, Invalid> {
     let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
     Any::deserialize(document).map(|any| any.0).map_err(|error| {
         let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
-        let message = error.to_string();
-        // The place is printed in front, not again behind.
-        let end = message.rfind(" at line ").filter(|_| at.is_some()).unwrap_or(message.len());
-        Invalid { at, message: message[..end].to_owned() }
+        Invalid { at, message: shorten(&error.to_string()) }
     })
+}
+
+/// The parser's message without its own place (that is printed in front), a second one as `begun at 1:14`.
+fn shorten(message: &str) -> String {
+    let mut parts = message.split(" at line ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for (index, part) in parts.enumerate() {
+        let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (line, rest) = part.split_at(digits(part));
+        let rest = rest.strip_prefix(" column ").unwrap_or(rest);
+        let (column, rest) = rest.split_at(digits(rest));
+        if index > 0 {
+            out.push_str(&format!(" begun at {line}:{column}"));
+        }
+        out.push_str(rest);
+    }
+    out
 }
 
 /// Any value. Unlike `Value` itself it takes integers of 128 bits (as text: the shuffle's seed of some
@@ -54,7 +68,11 @@ impl<'de> Visitor<'de> for AnyVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("plain data without type tags")
+        f.write_str("plain data")
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -87,6 +105,10 @@ impl<'de> Visitor<'de> for AnyVisitor {
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
         Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        Err(A::Error::custom("type tags (`!…`) are not supported: plain data only"))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {

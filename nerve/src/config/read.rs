@@ -213,7 +213,10 @@ fn target(map: &Map<'_>, service: &Inherited<'_>, connects: bool) -> Option<(Str
 fn check(map: &Map<'_>, service: &Inherited<'_>) -> Option<Check> {
     let words = ["http", "tcp", "noop", "redis", "rabbitmq"].map(|word| (word, word));
     let kind_key = map.key("type").required();
-    let kind = kind_key.one_of(&words)?;
+    let Some(kind) = kind_key.one_of(&words) else {
+        map.ignore_rest();
+        return None;
+    };
     let name = map.key("name").text();
     let timeout = map.key("timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_millis(100));
     let rise = map.key("rise").integer(COUNT).unwrap_or(1);
