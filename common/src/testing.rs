@@ -1,1 +1,18 @@
-//! To be written.
+//! The test harness: real ZooKeeper, real haproxy, a tiny app, a TCP proxy, a steady client and the real programs.
+//! Integration tests, the demo and the benchmarks use it; the programs never do (feature `testing`).
+//!
+//! Its rules: a missing server program is a failure with an install hint, never a skip; nothing has a fixed port;
+//! whatever was started is ended by its own process group id; waiting is [`eventually`], never a sleep. A failure of
+//! the harness is a panic that says what to do: its callers are tests.
+
+#![expect(clippy::print_stderr, reason = "a test's stderr is where its failure is read")]
+
+mod proxy;
+mod server;
+mod wait;
+mod zookeeper;
+
+pub use self::proxy::{Cut, Mode, TcpProxy};
+pub use self::server::{Dir, Process, free_port};
+pub use self::wait::eventually;
+pub use self::zookeeper::{Options, ZooKeeper};

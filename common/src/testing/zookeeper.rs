@@ -1,0 +1,360 @@
+//! A real ZooKeeper ensemble of one or more servers on loopback, each with its own data folder and ports.
+
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
+
+use super::server::write;
+use super::{Dir, Process, eventually, free_port};
+use crate::units::Ensemble;
+
+/// Time a server may take until it serves (a JVM on a busy machine).
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Debian's jar; its manifest names the others.
+const JAR: &str = "/usr/share/java/zookeeper.jar";
+const HINT: &str = "`apt-get install libzookeeper-java default-jre-headless`, or `make deps`";
+/// Persistent, open to all.
+const PERSISTENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+/// Ephemeral, open to all.
+const EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+
+/// How the servers are to be run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Number of servers: 1 (standalone), 3, 5.
+    pub servers: usize,
+    /// `tickTime`: sessions are checked in its steps, and the shortest session time-out is twice this.
+    pub tick: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            servers: 1,
+            tick: Duration::from_millis(200),
+        }
+    }
+}
+
+/// A running ensemble. Everything ends, and all data goes, when this is dropped.
+#[derive(Debug)]
+pub struct ZooKeeper {
+    // Before `dir`: processes end before their folder goes.
+    servers: Vec<Server>,
+    dir: Dir,
+}
+
+#[derive(Debug)]
+struct Server {
+    port: u16,
+    config: std::path::PathBuf,
+    process: Option<Process>,
+}
+
+impl ZooKeeper {
+    /// A standalone server that serves.
+    pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// A three-node ensemble that serves.
+    pub async fn start_ensemble() -> Self {
+        Self::start_with(Options {
+            servers: 3,
+            ..Options::default()
+        })
+        .await
+    }
+
+    /// An ensemble that serves.
+    ///
+    /// # Panics
+    /// When java or the jar is missing (with an install hint), or a server does not come up.
+    pub async fn start_with(options: Options) -> Self {
+        assert!(
+            std::path::Path::new(JAR).exists(),
+            "no `{JAR}`\nhint: {HINT}"
+        );
+        let dir = Dir::new();
+        let peers: Vec<(u16, u16)> = (0..options.servers)
+            .map(|_| (free_port(), free_port()))
+            .collect();
+        let servers = (0..options.servers)
+            .map(|index| {
+                let port = free_port();
+                let config = configure(&dir, index, port, &peers, options.tick);
+                Server {
+                    port,
+                    config,
+                    process: None,
+                }
+            })
+            .collect();
+        let mut zookeeper = Self { servers, dir };
+        for index in 0..options.servers {
+            zookeeper.launch(index);
+        }
+        zookeeper.ready().await;
+        zookeeper
+    }
+
+    /// The connect string of all servers.
+    #[must_use]
+    pub fn hosts(&self) -> String {
+        (0..self.servers.len())
+            .map(|index| self.host(index))
+            .collect::<Vec<_>>()
+            .join(",")
+    }
+
+    /// `address:port` of one server.
+    #[must_use]
+    pub fn host(&self, index: usize) -> String {
+        format!("127.0.0.1:{}", self.servers[index].port)
+    }
+
+    /// The ensemble as the programs' configuration names it.
+    #[must_use]
+    pub fn ensemble(&self) -> Ensemble {
+        let hosts: Vec<String> = (0..self.servers.len())
+            .map(|index| self.host(index))
+            .collect();
+        Ensemble::new(&hosts).expect("address:port")
+    }
+
+    /// Kills one server (SIGKILL), as a crash would. Its data stays.
+    pub fn stop(&mut self, index: usize) {
+        self.servers[index].process = None;
+    }
+
+    /// Kills all servers.
+    pub fn stop_all(&mut self) {
+        (0..self.servers.len()).for_each(|index| self.stop(index));
+    }
+
+    /// Starts one stopped server on its old data and ports; does not wait for it.
+    pub fn launch(&mut self, index: usize) {
+        let log = self.dir.join(&format!("server{index}.log"));
+        let server = &mut self.servers[index];
+        let mut command = Command::new("java");
+        command
+            .args([
+                "-Xmx128m",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-Xshare:auto",
+            ])
+            .args([
+                "-Djava.net.preferIPv4Stack=true",
+                "-Dzookeeper.forceSync=no",
+            ])
+            .args([
+                "-cp",
+                JAR,
+                "org.apache.zookeeper.server.quorum.QuorumPeerMain",
+            ])
+            .arg(&server.config);
+        server.process = Some(Process::spawn("zookeeper", &mut command, &log, HINT));
+    }
+
+    /// Starts all stopped servers on their old data and ports, and waits until they serve.
+    pub async fn start_all(&mut self) {
+        for index in 0..self.servers.len() {
+            if self.servers[index].process.is_none() {
+                self.launch(index);
+            }
+        }
+        self.ready().await;
+    }
+
+    /// Stops one server's clock (SIGSTOP): it keeps its connections and answers nothing.
+    pub fn pause(&self, index: usize) {
+        self.process(index).signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn resume(&self, index: usize) {
+        self.process(index).signal(Signal::SIGCONT);
+    }
+
+    /// Waits until every running server serves (has a mode, i.e. is standalone or in the quorum).
+    pub async fn ready(&mut self) {
+        for index in 0..self.servers.len() {
+            let host = self.host(index);
+            let Some(process) = &mut self.servers[index].process else {
+                continue;
+            };
+            eventually(
+                &format!("zookeeper {host} serves"),
+                START_LIMIT,
+                async || {
+                    if let Some(status) = process.ended() {
+                        panic!(
+                            "zookeeper {host} ended with {status}\n{}\nhint: {HINT}",
+                            process.log_tail()
+                        );
+                    }
+                    let answer = four_letters(&host, "srvr")
+                        .await
+                        .map_err(|e| e.to_string())?;
+                    if answer.contains("Mode: ") {
+                        Ok(())
+                    } else {
+                        Err(format!("srvr: {answer}"))
+                    }
+                },
+            )
+            .await;
+        }
+    }
+
+    /// The answer of one server to a four-letter word: `mntr`, `wchs`, `wchc`, `wchp`, `cons`, `dump`, `srvr`, ...
+    ///
+    /// # Panics
+    /// When it does not answer within 10 s.
+    pub async fn four_letters(&self, index: usize, word: &str) -> String {
+        let host = self.host(index);
+        eventually(
+            &format!("zookeeper {host} answers {word}"),
+            Duration::from_secs(10),
+            async || four_letters(&host, word).await,
+        )
+        .await
+    }
+
+    /// One number of `mntr`, e.g. `zk_packets_received`, `zk_watch_count`, `zk_ephemerals_count`.
+    ///
+    /// # Panics
+    /// When the server has no such line.
+    pub async fn mntr(&self, index: usize, key: &str) -> f64 {
+        let text = self.four_letters(index, "mntr").await;
+        let value = text
+            .lines()
+            .find_map(|line| line.split_once('\t').filter(|(k, _)| *k == key));
+        value
+            .and_then(|(_, v)| v.trim().parse().ok())
+            .unwrap_or_else(|| panic!("no number `{key}` in mntr:\n{text}"))
+    }
+
+    /// The process of one server.
+    ///
+    /// # Panics
+    /// When it is stopped.
+    #[must_use]
+    pub fn process(&self, index: usize) -> &Process {
+        self.servers[index]
+            .process
+            .as_ref()
+            .expect("the server is not stopped")
+    }
+
+    /// A plain client of all servers, with a session of its own (6 s).
+    pub async fn connect(&self) -> Client {
+        let hosts = self.hosts();
+        eventually(
+            "a plain zookeeper client connects",
+            START_LIMIT,
+            async || Client::connect(&hosts).await,
+        )
+        .await
+    }
+
+    /// Creates a persistent path and its parents; existing ones are fine.
+    pub async fn make_path(client: &Client, path: &str) {
+        client
+            .mkdir(path, &PERSISTENT)
+            .await
+            .unwrap_or_else(|e| panic!("mkdir {path}: {e}"));
+    }
+
+    /// Creates an ephemeral node of the client's session, and its parents.
+    pub async fn make_ephemeral(client: &Client, path: &str, data: &[u8]) {
+        if let Some((parent, _)) = path
+            .rsplit_once('/')
+            .filter(|(parent, _)| !parent.is_empty())
+        {
+            Self::make_path(client, parent).await;
+        }
+        client
+            .create(path, data, &EPHEMERAL)
+            .await
+            .unwrap_or_else(|e| panic!("create {path}: {e}"));
+    }
+
+    /// Sets the data of a persistent node, creating it and its parents if need be.
+    pub async fn put(client: &Client, path: &str, data: &[u8]) {
+        Self::make_path(client, path).await;
+        client
+            .set_data(path, data, None)
+            .await
+            .unwrap_or_else(|e| panic!("set {path}: {e}"));
+    }
+
+    /// The sorted children; empty for an absent path.
+    pub async fn list(client: &Client, path: &str) -> Vec<String> {
+        match client.list_children(path).await {
+            Ok(mut names) => {
+                names.sort_unstable();
+                names
+            }
+            Err(Error::NoNode) => Vec::new(),
+            Err(error) => panic!("list {path}: {error}"),
+        }
+    }
+
+    /// Removes a path with all below it; an absent one is fine.
+    pub async fn wipe(client: &Client, path: &str) {
+        for child in Self::list(client, path).await {
+            Box::pin(Self::wipe(
+                client,
+                &format!("{}/{child}", path.trim_end_matches('/')),
+            ))
+            .await;
+        }
+        match client.delete(path, None).await {
+            Ok(()) | Err(Error::NoNode) => {}
+            Err(error) => panic!("delete {path}: {error}"),
+        }
+    }
+}
+
+fn configure(
+    dir: &Dir,
+    index: usize,
+    port: u16,
+    peers: &[(u16, u16)],
+    tick: Duration,
+) -> std::path::PathBuf {
+    let data = dir.join(&format!("server{index}"));
+    write(&data.join("myid"), format!("{}\n", index + 1).as_bytes());
+    let mut text = format!(
+        "tickTime={}\ninitLimit=100\nsyncLimit=50\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
+         admin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\nmaxSessionTimeout=60000\n",
+        tick.as_millis(),
+        data.display(),
+    );
+    if peers.len() > 1 {
+        for (peer, (quorum, election)) in peers.iter().enumerate() {
+            text.push_str(&format!(
+                "server.{}=127.0.0.1:{quorum}:{election}\n",
+                peer + 1
+            ));
+        }
+    }
+    dir.write(&format!("server{index}.cfg"), text)
+}
+
+async fn four_letters(host: &str, word: &str) -> std::io::Result<String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(host).await?;
+        stream.write_all(word.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(5), exchange).await?
+}

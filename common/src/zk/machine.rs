@@ -1,0 +1,152 @@
+//! The supervisor's decisions: what a client event means for the link, and what to do next. Pure: no client, no
+//! socket, no clock (`now` is passed in). Called by the shell in `zk.rs` only.
+//!
+//! | trap (measured with zookeeper-client 0.11.2) | rule here |
+//! |---|---|
+//! | `Expired` is often only the client's guess: the servers may still hold the session | it leads to a resume; only the servers' own refusal leads to a new session |
+//! | two clients on one session kick each other out for ever | a connect is ordered only after a terminal state, or when there is no client |
+//! | the state channel keeps the latest value only, so a loss and a recovery may merge | `SyncConnected` while connected *is* such a pair: a new epoch |
+//! | a resumed session may land on a server that lags behind | no client goes live before its `sync` was answered |
+
+use tokio::time::Instant;
+use zookeeper_client::SessionState;
+
+/// What the users of the link may know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No session yet.
+    Connecting,
+    /// Connected, synced.
+    Live,
+    /// Connection lost, the client is trying.
+    Suspended { since: Instant },
+    /// The client gave up.
+    Lost { since: Instant },
+    /// Refused for good.
+    Fatal(String),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    /// There is a client, connected a moment ago.
+    Opened,
+    /// There is no client: the attempt failed.
+    OpenFailed(Refusal),
+    /// The client's state changed (at least once) and is now this.
+    State(SessionState),
+    /// `sync` was answered.
+    Synced,
+    /// `sync` failed or was not answered in time.
+    SyncFailed,
+}
+
+/// Why there is no client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// A server says that the session to resume is gone.
+    Expired,
+    /// Nobody answered, or nobody who can serve.
+    Unreachable,
+    /// Trying again at once cannot help.
+    Fatal(String),
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Wait for the client's next state.
+    Attend,
+    /// Call `sync`, and attend to the client meanwhile.
+    Sync,
+    /// Call `sync` again after a back-off pause, and attend to the client meanwhile.
+    SyncLater,
+    /// Drop the client, if any, and connect at once.
+    Connect,
+    /// Connect after a back-off pause.
+    ConnectLater,
+    /// Drop the client, if any, and connect after the long pause.
+    ConnectMuchLater,
+}
+
+/// Everything that decisions depend on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Machine {
+    pub(super) phase: Phase,
+    /// Number of times the link went live.
+    pub(super) epoch: u64,
+    /// Whether the session of the last client may still exist.
+    pub(super) resumable: bool,
+    /// Whether the present client was synced once.
+    synced: bool,
+}
+
+impl Machine {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Connecting,
+            epoch: 0,
+            resumable: false,
+            synced: false,
+        }
+    }
+
+    /// Takes in what happened and says what to do.
+    pub(super) fn step(&mut self, event: Event, now: Instant) -> Action {
+        match event {
+            Event::Opened => {
+                self.resumable = true;
+                self.synced = false;
+                Action::Sync
+            }
+            Event::Synced => {
+                self.synced = true;
+                self.go_live()
+            }
+            Event::State(SessionState::SyncConnected) if self.synced => self.go_live(),
+            Event::State(SessionState::SyncConnected) => Action::Sync,
+            Event::SyncFailed => Action::SyncLater,
+            // A read-only server is not one to work with; we never ask for one.
+            Event::State(SessionState::Disconnected | SessionState::ConnectedReadOnly) => {
+                if self.phase == Phase::Live {
+                    self.phase = Phase::Suspended { since: now };
+                }
+                Action::Attend
+            }
+            Event::State(SessionState::Expired | SessionState::Closed) => self.lose(now),
+            Event::State(SessionState::AuthFailed) => {
+                self.phase = Phase::Fatal("the servers refuse the credentials".to_owned());
+                Action::ConnectMuchLater
+            }
+            Event::OpenFailed(Refusal::Expired) if self.resumable => {
+                self.resumable = false;
+                Action::Connect
+            }
+            Event::OpenFailed(Refusal::Expired | Refusal::Unreachable) => Action::ConnectLater,
+            Event::OpenFailed(Refusal::Fatal(reason)) => {
+                self.phase = Phase::Fatal(reason);
+                Action::ConnectMuchLater
+            }
+        }
+    }
+
+    fn go_live(&mut self) -> Action {
+        self.phase = Phase::Live;
+        self.epoch += 1;
+        Action::Attend
+    }
+
+    /// A client that was live is replaced at once; one that never got there is not, or a server that accepts and drops
+    /// us would be called in a tight loop.
+    fn lose(&mut self, now: Instant) -> Action {
+        let since = match self.phase {
+            Phase::Live => now,
+            Phase::Suspended { since } => since,
+            Phase::Connecting | Phase::Lost { .. } | Phase::Fatal(_) => {
+                return Action::ConnectLater;
+            }
+        };
+        self.phase = Phase::Lost { since };
+        Action::Connect
+    }
+}
