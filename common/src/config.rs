@@ -1,1 +1,37 @@
-//! To be written.
+//! Loading a host file: text to values to typed readers, every problem of every file collected, with its place.
+//!
+//! Owns: reading files and conf dirs, `<%= ENV['X'] %>`, sections, places, findings, the typed [`Cursor`], the table of
+//! keys. Never: what a key means (the programs' own `config` does) and never a log line. Called by
+//! `nerve::config::load` and `synapse::config::load`.
+//!
+//! ```text
+//! text::expand   <%= ENV['X'] %> replaced, other ERB refused
+//! tree::parse    serde_yaml reads the values; merges applied; first document only
+//! places         key path -> line:column from YAML events, for messages and duplicate keys
+//! source         main file, section, conf dir files: one list of documents
+//! cursor         typed readers that note what is wrong and go on
+//! keys           the programs' tables of keys: classes of key, README tables, JSON Schema
+//! shared         readers of what both programs have: ensembles, session, admin listener
+//! golden         (feature) the harness of the programs' configuration tests
+//! report         findings and how they are printed
+//! ```
+
+mod cursor;
+#[cfg(feature = "testing")]
+pub mod golden;
+mod keys;
+mod places;
+mod report;
+mod shared;
+mod source;
+mod text;
+mod tree;
+
+pub use cursor::{Cursor, Map};
+pub use keys::{Class, Key, Kind, TABLE_END, TABLE_START, honoured, known_only, later, schema, tables};
+pub use report::{Finding, Loaded, Report, Severity};
+pub use shared::{Session, admin_bind, ensemble, session, zk_path};
+pub use source::{Environment, Program, Source, Winner};
+
+#[cfg(test)]
+mod tests;

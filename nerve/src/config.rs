@@ -1,11 +1,45 @@
 //! nerve's validated configuration. Ruby's key names and defaults at the file boundary, typed units inside.
+//!
+//! Owns the meaning of every key; [`load`] is called by the command line and by the reload on HUP. Touches nothing but the
+//! files it reads. `keys` is the table of keys, `read` fills the types below.
+
+mod keys;
+mod read;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use smartstack_common::admin::Bind;
+pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
 use smartstack_common::units::{Ensemble, ZkPath};
+
+/// What to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// The main file.
+    pub path: PathBuf,
+    /// Wins over the file's `instance_id`.
+    pub instance_id: Option<String>,
+    /// Environment variables and working directory.
+    pub environment: Environment,
+}
+
+/// Reads the main file and the files it names.
+///
+/// # Errors
+/// Every problem of every file, warnings included, when one of them is an error.
+pub fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
+    read::load(options)
+}
+
+/// JSON Schema of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    smartstack_common::config::schema("nerve", keys::KEYS)
+}
 
 /// Everything nerve needs to run.
 #[derive(Debug, Clone, PartialEq)]

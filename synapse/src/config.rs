@@ -1,11 +1,45 @@
 //! synapse's validated configuration. Ruby's key names and defaults at the file boundary, typed units inside.
+//!
+//! Owns the meaning of every key; [`load`] is called by the command line and by the reload on HUP. Touches nothing but the
+//! files it reads. `keys` is the table of keys; `read` (top level), `service` and `text` fill the types below.
+
+mod keys;
+mod read;
+mod service;
+#[cfg(test)]
+mod tests;
+mod text;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use smartstack_common::admin::Bind;
+pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
 use smartstack_common::units::{Ensemble, ZkPath};
+
+/// What to load.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// The main file.
+    pub path: PathBuf,
+    /// Environment variables and working directory.
+    pub environment: Environment,
+}
+
+/// Reads the main file and the files it names.
+///
+/// # Errors
+/// Every problem of every file, warnings included, when one of them is an error.
+pub fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
+    read::load(options)
+}
+
+/// JSON Schema of the file.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    smartstack_common::config::schema("synapse", keys::KEYS)
+}
 
 /// Everything synapse needs to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -234,7 +268,7 @@ pub struct ServiceHaproxy {
 }
 
 /// The frontend's port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FrontendPort {
     /// `bind <address>:<port>`.
     Port(u16),

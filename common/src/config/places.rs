@@ -1,0 +1,138 @@
+//! Where each key stands in a file, from YAML events. Serves messages only: values come from `tree`.
+//!
+//! Best effort: where the event parser stops (JSON that is not YAML, say), what lies behind has its ancestor's place.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
+
+/// A place, both numbers from 1, the column in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) line: usize,
+    pub(super) column: usize,
+}
+
+impl From<&Marker> for Position {
+    fn from(marker: &Marker) -> Self {
+        Self { line: marker.line(), column: marker.col() + 1 }
+    }
+}
+
+/// One key or list entry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Where the key begins; of a list entry its value.
+    pub(super) key: Position,
+    /// Where the value begins.
+    pub(super) value: Position,
+    /// A scalar without quotes, to which YAML 1.1's rules apply.
+    pub(super) plain: bool,
+}
+
+/// A key that stands twice in one map.
+#[derive(Debug)]
+pub(super) struct Duplicate {
+    pub(super) key_path: String,
+    pub(super) first: Position,
+    pub(super) second: Position,
+}
+
+/// The places of one file.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    of: HashMap<String, Place>,
+    pub(super) duplicates: Vec<Duplicate>,
+}
+
+/// The address of a key: its parts joined by a byte no key holds.
+fn join(parent: &str, part: &str) -> String {
+    format!("{parent}\u{1}{part}")
+}
+
+impl Places {
+    /// The place of exactly this path.
+    pub(super) fn get(&self, parts: &[String]) -> Option<Place> {
+        self.of.get(&parts.iter().fold(String::new(), |path, part| join(&path, part))).copied()
+    }
+
+    /// The place of this path or of its nearest ancestor (merged and aliased values have none of their own).
+    pub(super) fn nearest(&self, parts: &[String]) -> Option<Place> {
+        (0..=parts.len()).rev().find_map(|length| self.get(&parts[..length]))
+    }
+
+    pub(super) fn of(text: &str) -> Self {
+        let mut reader = Reader { places: Self::default(), open: Vec::new() };
+        let mut parser = Parser::new_from_str(text);
+        while let Some(Ok((event, span))) = parser.next_event() {
+            let at = Position::from(&span.start);
+            match event {
+                Event::DocumentEnd => break,
+                Event::Scalar(text, style, ..) => reader.scalar(&text, style == ScalarStyle::Plain, at),
+                Event::Alias(_) => reader.scalar("*", false, at),
+                Event::MappingStart(..) => {
+                    let path = reader.begin(at);
+                    reader.open.push(Open::Map { path, key: None, seen: HashMap::new() });
+                }
+                Event::SequenceStart(..) => {
+                    let path = reader.begin(at);
+                    reader.open.push(Open::List { path, next: 0 });
+                }
+                Event::MappingEnd | Event::SequenceEnd => {
+                    reader.open.pop();
+                }
+                _ => {}
+            }
+        }
+        reader.places
+    }
+}
+
+enum Open {
+    Map { path: String, key: Option<(String, Position)>, seen: HashMap<String, Position> },
+    List { path: String, next: usize },
+}
+
+struct Reader {
+    places: Places,
+    open: Vec<Open>,
+}
+
+impl Reader {
+    fn scalar(&mut self, text: &str, plain: bool, at: Position) {
+        if let Some(Open::Map { path, key: key @ None, seen }) = self.open.last_mut() {
+            if let Some(first) = seen.insert(text.to_owned(), at) {
+                let key_path = join(path, text).trim_start_matches('\u{1}').replace('\u{1}', ".");
+                self.places.duplicates.push(Duplicate { key_path, first, second: at });
+            }
+            *key = Some((text.to_owned(), at));
+        } else {
+            self.value(at, plain);
+        }
+    }
+
+    /// A map or list begins; as a map's key it is given a name no real key has.
+    fn begin(&mut self, at: Position) -> String {
+        if let Some(Open::Map { path, key: key @ None, .. }) = self.open.last_mut() {
+            *key = Some(("\u{2}".to_owned(), at));
+            return join(path, "\u{2}");
+        }
+        self.value(at, false)
+    }
+
+    fn value(&mut self, at: Position, plain: bool) -> String {
+        let (path, key) = match self.open.last_mut() {
+            None => (String::new(), at),
+            Some(Open::List { path, next }) => {
+                *next += 1;
+                (join(path, &(*next - 1).to_string()), at)
+            }
+            Some(Open::Map { path, key, .. }) => {
+                let (name, key_at) = key.take().unwrap_or_else(|| (String::new(), at));
+                (join(path, &name), key_at)
+            }
+        };
+        self.places.of.insert(path.clone(), Place { key, value: at, plain });
+        path
+    }
+}

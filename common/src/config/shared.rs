@@ -1,0 +1,79 @@
+//! Readers of the settings both programs have. Called by their `config::read`.
+
+use std::time::Duration;
+
+use super::cursor::{Cursor, Map};
+use super::source::Environment;
+use crate::admin::Bind;
+use crate::units::{Ensemble, ZkPath};
+
+/// An ensemble: a list of `host:port`, or one text of them with commas.
+#[must_use]
+pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
+    let entries = cursor.list_or_one();
+    let texts: Vec<String> = entries.iter().filter_map(Cursor::text).collect();
+    if !cursor.has_value() || texts.len() < entries.len() {
+        return None;
+    }
+    let hosts: Vec<&str> = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|h| !h.is_empty()).collect();
+    Ensemble::new(&hosts).map_err(|message| cursor.error(message)).ok()
+}
+
+/// An absolute znode path. Ruby fails on a trailing slash only at run time; here it is an error at once.
+#[must_use]
+pub fn zk_path(cursor: &Cursor<'_>) -> Option<ZkPath> {
+    cursor.parsed(|text| {
+        ZkPath::new(text).map_err(|message| match message.split_once("` ") {
+            Some((_, what)) => format!("not a znode path: it {what}"),
+            None => format!("not a znode path: {message}"),
+        })
+    })
+}
+
+/// How a ZooKeeper session is to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Time-out asked for.
+    pub timeout: Duration,
+    /// Spread of what is done after a reconnection.
+    pub jitter: Duration,
+}
+
+/// `session_timeout` and `jitter` of the top level's `zookeeper`.
+#[must_use]
+pub fn session(zookeeper: &Map<'_>) -> Session {
+    let timeout = zookeeper.key("session_timeout").duration_at_least(Duration::from_millis(100));
+    let jitter = zookeeper.key("jitter").duration();
+    Session {
+        timeout: timeout.unwrap_or(Duration::from_secs(10)),
+        jitter: jitter.unwrap_or(Duration::from_millis(500)),
+    }
+}
+
+/// The top level's `admin`: where to listen and whether the configuration says so; `None` = off.
+#[must_use]
+pub fn admin_bind(admin: &Cursor<'_>, default: &str, environment: &Environment) -> Option<(Bind, bool)> {
+    let default = (Bind::Tcp(default.to_owned()), false);
+    match admin.is_boolean() {
+        Some(false) => return None,
+        Some(true) => return Some(default),
+        None => {}
+    }
+    let bind = admin.object(|map| map.key("bind").parsed(|text| parse_bind(text, environment)))?;
+    Some(bind.map_or(default, |bind| (bind, true)))
+}
+
+fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match path {
+            "" => Err("must be `host:port` or `unix:/path`".to_owned()),
+            path => Ok(Bind::Unix(environment.path(path))),
+        };
+    }
+    match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && !host.contains(' ') && port.parse::<u16>().is_ok() => {
+            Ok(Bind::Tcp(text.to_owned()))
+        }
+        _ => Err("must be `host:port` or `unix:/path`".to_owned()),
+    }
+}

@@ -1,0 +1,356 @@
+//! The files of one program: main file, its section, the files of `service_conf_dir`.
+//!
+//! Owns file names, sections and precedence. A file that cannot be read or parsed is a finding, and the others are read
+//! all the same.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use serde_yaml::{Mapping, Value};
+
+use super::cursor::{Cursor, Map};
+use super::keys::Key;
+use super::places::{Place, Places, Position};
+use super::report::{Finding, Loaded, Report, Severity};
+use super::text::{Remark, expand};
+use super::tree;
+
+/// What a load depends on besides the files.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Environment variables.
+    pub variables: BTreeMap<String, String>,
+    /// The working directory: relative paths of configuration files start here.
+    pub directory: PathBuf,
+}
+
+impl Environment {
+    /// That of this process. Variables that are not UTF-8 are left out.
+    #[must_use]
+    pub fn current() -> Self {
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Self { variables, directory: std::env::current_dir().unwrap_or_default() }
+    }
+
+    /// A variable.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str)
+    }
+
+    /// A file name as the configuration writes it: `~` is the home directory, relative ones start in the working directory.
+    #[must_use]
+    pub fn path(&self, written: &str) -> PathBuf {
+        let home = self.variable("HOME").unwrap_or("~");
+        match written.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => PathBuf::from(format!("{home}{rest}")),
+            _ => self.directory.join(written),
+        }
+    }
+
+    /// A file in `$STATE_DIRECTORY` (the first, when systemd names several) or in `/var/lib/<program>`.
+    #[must_use]
+    pub fn state_file(&self, program: &str, name: &str) -> PathBuf {
+        let directory = self.variable("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next()).filter(|d| !d.is_empty());
+        directory.map_or_else(|| Path::new("/var/lib").join(program), PathBuf::from).join(name)
+    }
+}
+
+/// Which program's section and keys.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// `nerve` or `synapse`: its section in a host file.
+    pub name: &'static str,
+    /// Its table of keys.
+    pub keys: &'static [Key],
+}
+
+/// The names of all sections of a host file.
+const SECTIONS: [&str; 2] = ["nerve", "synapse"];
+
+/// Which file of `service_conf_dir` wins when `web.json` and `web.yaml` both exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Winner {
+    /// nerve.
+    Json,
+    /// synapse.
+    Yaml,
+}
+
+/// One file as read.
+#[derive(Debug)]
+pub(super) struct Document {
+    pub(super) shown: String,
+    places: Places,
+    /// Keys in front of what the program sees: its section.
+    above: Vec<String>,
+    /// Steps of the program's key paths that are not in this file: `services.<name>` for a conf dir file.
+    skipped: usize,
+    value: Value,
+}
+
+impl Document {
+    /// The place of a key path of the program, or of what is nearest above it.
+    pub(super) fn place(&self, parts: &[String]) -> Place {
+        let start = Position { line: 1, column: 1 };
+        self.places.nearest(&self.here(parts)).unwrap_or(Place { key: start, value: start, plain: false })
+    }
+
+    pub(super) fn is_plain(&self, parts: &[String]) -> bool {
+        self.places.get(&self.here(parts)).is_some_and(|place| place.plain)
+    }
+
+    fn here(&self, parts: &[String]) -> Vec<String> {
+        self.above.iter().chain(parts.iter().skip(self.skipped)).cloned().collect()
+    }
+
+    fn root(&self) -> Option<&Value> {
+        self.above.iter().try_fold(&self.value, |value, name| value.get(name.as_str()))
+    }
+}
+
+/// The files of one load and what was found in them.
+#[derive(Debug)]
+pub struct Source {
+    program: Program,
+    environment: Environment,
+    main: Document,
+    services: Vec<(String, Document)>,
+    findings: RefCell<Vec<Finding>>,
+}
+
+impl Source {
+    /// Reads the main file and the files of its `service_conf_dir`.
+    #[must_use]
+    pub fn open(path: &Path, program: Program, winner: Winner, environment: &Environment) -> Self {
+        let mut files = Files { environment, findings: Vec::new() };
+        let main = files.main(path, program);
+        let directory = main.root().and_then(|root| root.get("service_conf_dir"));
+        let services = match directory {
+            None => Vec::new(),
+            Some(Value::String(directory)) => files.directory(directory, &main, winner),
+            Some(_) => {
+                files.at_key(&main, "service_conf_dir", "must be the path of a directory".to_owned());
+                Vec::new()
+            }
+        };
+        let findings = RefCell::new(files.findings);
+        Self { program, environment: environment.clone(), main, services, findings }
+    }
+
+    /// The environment the files were read in.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// The program's top level. `None` when the main file could not be read: that is noted already.
+    #[must_use]
+    pub fn root(&self) -> Option<Cursor<'_>> {
+        self.main.root().filter(|root| root.is_mapping()).map(|root| Cursor::root(&self.main, &self.findings, self.program.keys, Some(root)))
+    }
+
+    /// The services in the order of the main file, each from the file that has the last word, then those that have a file
+    /// only. `top` is the program's top level: its `services` and `service_conf_dir` are read here.
+    #[must_use]
+    pub fn services<'a>(&'a self, top: &Map<'a>) -> Vec<(String, Cursor<'a>)> {
+        top.key("service_conf_dir");
+        let services = top.key("services");
+        let mut from_files: HashMap<&str, Cursor<'a>> = HashMap::new();
+        let mut order: Vec<(String, Option<Cursor<'a>>)> =
+            services.entries().into_iter().map(|(name, cursor)| (name, Some(cursor))).collect();
+        for (name, document) in &self.services {
+            let cursor = Cursor::root(document, &self.findings, self.program.keys, Some(&document.value));
+            from_files.insert(name, cursor.service(name));
+            if !order.iter().any(|(known, _)| known == name) {
+                order.push((name.clone(), None));
+            }
+        }
+        order
+            .into_iter()
+            .filter_map(|(name, own)| from_files.remove(name.as_str()).or(own).map(|cursor| (name, cursor)))
+            .collect()
+    }
+
+    /// The outcome: the configuration with the warnings, or everything that was found.
+    ///
+    /// # Errors
+    /// When any finding is an error.
+    pub fn finish<T>(self, config: Option<T>) -> Result<Loaded<T>, Report> {
+        let mut findings = self.findings.into_inner();
+        let files: Vec<&str> = std::iter::once(&self.main).chain(self.services.iter().map(|(_, d)| d)).map(|d| d.shown.as_str()).collect();
+        findings.sort_by_key(|finding| {
+            (files.iter().position(|file| *file == finding.file).unwrap_or(usize::MAX), finding.line, finding.column)
+        });
+        let report = Report { findings };
+        match config {
+            Some(config) if !report.has_errors() => Ok(Loaded { config, warnings: report }),
+            _ => Err(report),
+        }
+    }
+}
+
+/// Reading of files.
+struct Files<'e> {
+    environment: &'e Environment,
+    findings: Vec<Finding>,
+}
+
+impl Files<'_> {
+    fn note(&mut self, severity: Severity, file: &str, at: Option<Position>, key_path: &str, message: String, hint: Option<&str>) {
+        let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
+        let (file, key_path, hint) = (file.to_owned(), key_path.to_owned(), hint.map(str::to_owned));
+        self.findings.push(Finding { severity, file, line, column, key_path, value: None, message, hint });
+    }
+
+    fn at_key(&mut self, document: &Document, key: &str, message: String) {
+        let at = document.place(&[key.to_owned()]).value;
+        self.note(Severity::Error, &document.shown, Some(at), key, message, None);
+    }
+
+    fn main(&mut self, path: &Path, program: Program) -> Document {
+        let mut document = self.read(&path.display().to_string(), &self.environment.directory.join(path));
+        if let Value::Mapping(top) = &document.value
+            && SECTIONS.iter().any(|section| top.contains_key(section))
+        {
+            if top.contains_key(program.name) {
+                document.above = vec![program.name.to_owned()];
+                self.strangers(&document, top);
+                if !document.root().is_some_and(Value::is_mapping) {
+                    self.at_key_of_file(&document, program.name, "the section must be a map");
+                }
+            } else {
+                let found: Vec<_> = SECTIONS.iter().filter(|s| top.contains_key(*s)).map(|s| format!("`{s}:`")).collect();
+                let message = format!("no `{}:` section beside {}", program.name, found.join(" and "));
+                let hint = "a host file has one section for each program; a file without sections is one program's alone";
+                self.note(Severity::Error, &document.shown, None, "", message, Some(hint));
+                document.value = Value::Null;
+            }
+        }
+        document
+    }
+
+    fn at_key_of_file(&mut self, document: &Document, key: &str, message: &str) {
+        let at = document.places.nearest(&[key.to_owned()]).map(|place| place.key);
+        self.note(Severity::Error, &document.shown, at, key, message.to_owned(), None);
+    }
+
+    /// Keys beside the sections, other than holders of anchors (`x-…`, `.…`).
+    fn strangers(&mut self, document: &Document, top: &Mapping) {
+        for name in top.keys().filter_map(Value::as_str) {
+            if !SECTIONS.contains(&name) && !name.starts_with("x-") && !name.starts_with('.') {
+                let at = document.places.nearest(&[name.to_owned()]).map(|place| place.key);
+                let hint = "in a host file everything stands in `nerve:` or `synapse:`; `x-…` may hold anchors";
+                let message = "beside the sections, ignored".to_owned();
+                self.note(Severity::Warning, &document.shown, at, name, message, Some(hint));
+            }
+        }
+    }
+
+    /// Reads one file; its value is null when that failed, which is noted.
+    fn read(&mut self, shown: &str, path: &Path) -> Document {
+        let mut document = Document {
+            shown: shown.to_owned(),
+            places: Places::default(),
+            above: Vec::new(),
+            skipped: 0,
+            value: Value::Null,
+        };
+        let text = match std::fs::read(path).map(String::from_utf8) {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => {
+                let valid = error.utf8_error().valid_up_to();
+                self.note(Severity::Error, shown, None, "", format!("not UTF-8 text: byte {valid} is not"), None);
+                return document;
+            }
+            Err(error) => {
+                self.note(Severity::Error, shown, None, "", format!("cannot be read: {error}"), None);
+                return document;
+            }
+        };
+        let Some(text) = self.expanded(shown, text.trim_start_matches('\u{feff}')) else { return document };
+        let value = match tree::parse(&text) {
+            Ok(value) => value,
+            Err(invalid) => {
+                let hint = invalid.message.contains("tab character").then_some("indent with blanks");
+                self.note(Severity::Error, shown, invalid.at, "", format!("not valid YAML: {}", invalid.message), hint);
+                return document;
+            }
+        };
+        document.places = Places::of(&text);
+        for duplicate in std::mem::take(&mut document.places.duplicates) {
+            let message = format!("duplicate key, first at {}:{}", duplicate.first.line, duplicate.first.column);
+            self.note(Severity::Error, shown, Some(duplicate.second), &duplicate.key_path, message, Some("keep one of the two"));
+        }
+        match value {
+            Value::Mapping(_) => document.value = value,
+            Value::Null => self.note(Severity::Error, shown, None, "", "the file is empty".to_owned(), None),
+            _ => {
+                let at = document.places.nearest(&[]).map(|place| place.value);
+                self.note(Severity::Error, shown, at, "", "the file must hold a map of keys".to_owned(), None);
+            }
+        }
+        document
+    }
+
+    /// The text with its variables; `None` when it holds what cannot be replaced.
+    fn expanded(&mut self, shown: &str, text: &str) -> Option<String> {
+        let environment = self.environment;
+        let (text, remarks) = expand(text, |name| environment.variable(name).map(str::to_owned));
+        let mut usable = true;
+        for (at, remark) in remarks {
+            let hint = Some("only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced");
+            let (severity, message, hint) = match remark {
+                Remark::Refused { tag } => (Severity::Error, format!("ERB that is not supported: `{tag}`"), hint),
+                Remark::Missing { name } => (Severity::Error, format!("the environment variable `{name}` is not set"), None),
+                Remark::Unset { name } => {
+                    let message = format!("the environment variable `{name}` is not set: read as empty");
+                    (Severity::Warning, message, None)
+                }
+            };
+            usable &= severity == Severity::Warning;
+            self.note(severity, shown, Some(at), "", message, hint);
+        }
+        usable.then_some(text)
+    }
+
+    /// The files of `service_conf_dir`: `*.yaml` and `*.json` not beginning with a dot, each a service of the file's name
+    /// without its last extension; the winner's kind replaces the other.
+    fn directory(&mut self, written: &str, main: &Document, winner: Winner) -> Vec<(String, Document)> {
+        let directory = self.environment.path(written);
+        let mut names: Vec<String> = match std::fs::read_dir(&directory) {
+            Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect(),
+            Err(error) => {
+                self.at_key(main, "service_conf_dir", format!("the directory `{written}` cannot be read: {error}"));
+                return Vec::new();
+            }
+        };
+        names.retain(|name| !name.starts_with('.'));
+        let winning = if winner == Winner::Json { "json" } else { "yaml" };
+        let mut files: Vec<(bool, String, String)> = names
+            .into_iter()
+            .filter_map(|file| {
+                let (service, extension) = file.rsplit_once('.')?;
+                let wanted = matches!(extension, "json" | "yaml");
+                wanted.then(|| (extension == winning, service.to_owned(), file.clone()))
+            })
+            .collect();
+        files.sort();
+        let mut services: Vec<(String, Document)> = Vec::new();
+        for (_, service, file) in files {
+            let shown = format!("{}/{file}", written.trim_end_matches('/'));
+            let document = Document { skipped: 2, ..self.read(&shown, &directory.join(&file)) };
+            if document.value.is_null() {
+                continue;
+            }
+            match services.iter_mut().find(|(known, _)| *known == service) {
+                Some((_, loser)) => *loser = document,
+                None => services.push((service, document)),
+            }
+        }
+        services
+    }
+}

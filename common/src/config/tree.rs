@@ -1,0 +1,107 @@
+//! Text to values: `serde_yaml` for YAML and JSON, `serde_json` where JSON is not YAML (surrogate pairs).
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_yaml::{Mapping, Value};
+
+use super::places::Position;
+
+/// Why a text has no value.
+#[derive(Debug)]
+pub(super) struct Invalid {
+    pub(super) at: Option<Position>,
+    pub(super) message: String,
+}
+
+/// The first document of the text with its merges applied; null for an empty text.
+pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
+    let mut value = match read_yaml(text) {
+        Ok(value) => value,
+        Err(invalid) if text.trim_start().starts_with('{') => {
+            serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0
+        }
+        Err(invalid) => return Err(invalid),
+    };
+    value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
+    Ok(value)
+}
+
+fn read_yaml(text: &str) -> Result<Value, Invalid> {
+    let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
+    Any::deserialize(document).map(|any| any.0).map_err(|error| {
+        let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
+        let message = error.to_string();
+        // The place is printed in front, not again behind.
+        let end = message.rfind(" at line ").filter(|_| at.is_some()).unwrap_or(message.len());
+        Invalid { at, message: message[..end].to_owned() }
+    })
+}
+
+/// Any value. Unlike `Value` itself it takes integers of 128 bits (as text: the shuffle's seed of some
+/// installations), and the last of two equal keys (which the report refuses with both places).
+struct Any(Value);
+
+impl<'de> Deserialize<'de> for Any {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyVisitor).map(Any)
+    }
+}
+
+struct AnyVisitor;
+
+impl<'de> Visitor<'de> for AnyVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("plain data without type tags")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::String(value.to_string()))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(Value::String(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Any(value)) = seq.next_element()? {
+            list.push(value);
+        }
+        Ok(Value::Sequence(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut mapping = Mapping::new();
+        while let Some((Any(key), Any(value))) = map.next_entry()? {
+            mapping.insert(key, value);
+        }
+        Ok(Value::Mapping(mapping))
+    }
+}

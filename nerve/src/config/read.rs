@@ -1,0 +1,289 @@
+//! From the files to [`Config`]: every key read, every default and cross check. Notes problems, never stops at the first.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use smartstack_common::config::{Cursor, Map, Program, Report, Source, Winner};
+use smartstack_common::config::{Loaded, admin_bind, ensemble, session, zk_path};
+
+use super::keys::KEYS;
+use super::{Admin, Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Service, TcpCheck};
+
+const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
+const MILLISECOND: Duration = Duration::from_millis(1);
+const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
+
+/// Reads and checks everything.
+///
+/// # Errors
+/// All that is wrong, when anything is.
+pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
+    let program = Program { name: "nerve", keys: KEYS };
+    let source = Source::open(&options.path, program, Winner::Json, &options.environment);
+    let config = source.root().and_then(|root| root.object(|top| read(top, &source, options)).flatten());
+    source.finish(config)
+}
+
+fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<Config> {
+    let environment = &options.environment;
+    let instance_id = instance_id(top, options);
+    let services = services(top, source);
+    let heartbeat_path = top.key("heartbeat_path").text().map(|path| environment.path(&path));
+    let (session, write_rate) =
+        top.key("zookeeper").object(|map| (session(map), map.key("write_rate").integer(COUNT).unwrap_or(50)))?;
+    let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
+    let state_path = top.key("state_path").text().map(|path| environment.path(&path));
+    let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
+    Some(Config {
+        instance_id: instance_id?,
+        services,
+        heartbeat_path,
+        session_timeout: session.timeout,
+        jitter: session.jitter,
+        write_rate,
+        admin: admin.map(|(bind, configured)| Admin { bind, configured }),
+        state_path: state_path.unwrap_or_else(|| environment.state_file("nerve", "state.json")),
+        linger,
+        stop_deadline,
+    })
+}
+
+fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
+    let key = top.key("instance_id");
+    let id = match &options.instance_id {
+        Some(id) => Some(id.clone()),
+        None => key.clone().required().text(),
+    }?;
+    if id.is_empty() || id.contains(|c: char| c == '/' || c.is_control()) {
+        key.error(format!("`{}` cannot name a node: empty, or with `/` or control characters", id.escape_debug()));
+        return None;
+    }
+    Some(id)
+}
+
+fn shutdown(map: &Map<'_>) -> (Duration, Duration) {
+    let linger = map.key("linger").duration().unwrap_or_default();
+    let deadline = map.key("deadline").duration_at_least(MILLISECOND).unwrap_or(Duration::from_secs(10));
+    if linger >= deadline {
+        map.key("linger").error_hint("`linger` must be shorter than `deadline`", "raise `shutdown.deadline` (default 10s)");
+    }
+    (linger, deadline)
+}
+
+/// The services that can be read; those that cannot have left an error.
+fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> {
+    let mut services = BTreeMap::new();
+    let mut places: HashMap<(String, String, String), String> = HashMap::new();
+    for (name, cursor) in source.services(top) {
+        if !cursor.has_value() {
+            cursor.error("required, but null");
+            continue;
+        }
+        let Some(service) = cursor.object(|map| service(map, &name)).flatten() else { continue };
+        let place = (service.ensemble.to_string(), service.path.to_string(), format!("{} {}", service.host, service.port));
+        if let Some(other) = places.insert(place, name.clone()) {
+            cursor.warn_hint(
+                format!("registers the same host and port below the same `zk_path` as `{other}`"),
+                "synapse keeps one server of the two: give each its own port or path",
+            );
+        }
+        services.insert(name, service);
+    }
+    services
+}
+
+fn service(map: &Map<'_>, name: &str) -> Option<Service> {
+    let host = host(&map.key("host").required());
+    let port = port(&map.key("port").required());
+    reporter_type(&map.key("reporter_type"));
+    let check_interval = map.key("check_interval").duration_at_least(MILLISECOND);
+    let inherited = Inherited { service: name, host: host.as_deref(), port: port.as_ref(), port_needed: Cell::new(false) };
+    let checks: Vec<Option<Check>> =
+        map.key("checks").list().iter().map(|cursor| cursor.object(|map| check(map, &inherited)).flatten()).collect();
+    if port.as_ref().is_some_and(|port| port_number(port).is_none()) {
+        match inherited.port_needed.get() {
+            true => map.key("port").error("must be a port: 1..65535"),
+            false => map.key("port").warn("is not a port of 1..65535: published, but synapse will not use it"),
+        }
+    }
+    let weight = map.key("weight");
+    if weight.is_present() && !weight.has_value() {
+        weight.error("must be a whole number of at least 0, not null");
+    }
+    let labels = map.key("labels").json();
+    if labels.as_ref().is_some_and(|labels| !labels.is_object() && !labels.is_null()) {
+        map.key("labels").warn("is not a map: synapse cannot filter by it");
+    }
+    let ensemble = ensemble(&map.key("zk_hosts").required());
+    let path = zk_path(&map.key("zk_path").required());
+    Some(Service {
+        name: name.to_owned(),
+        check_interval: check_interval.unwrap_or(Duration::from_millis(500)),
+        check_mocked: map.key("check_mocked").boolean().unwrap_or(false),
+        weight: weight.integer(0..=i128::from(u64::MAX)),
+        haproxy_server_options: map.key("haproxy_server_options").json(),
+        labels,
+        node_type: node_type(&map.key("node_type")),
+        use_path_encoding: map.key("use_path_encoding").boolean().unwrap_or(false),
+        host: host?,
+        port: port?,
+        checks: checks.into_iter().collect::<Option<_>>()?,
+        ensemble: ensemble?,
+        path: path?,
+    })
+}
+
+/// A host as it can be connected to and published: no blanks, no brackets.
+fn host(cursor: &Cursor<'_>) -> Option<String> {
+    cursor.parsed(|text| match text {
+        "" => Err("must be an address or a name".to_owned()),
+        _ if text.starts_with('[') => Err("an IPv6 address is written without brackets here".to_owned()),
+        _ if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') => {
+            Err("must be an address or a name, without port or path".to_owned())
+        }
+        _ => Ok(text.to_owned()),
+    })
+}
+
+/// The advertised port keeps its type.
+fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
+    let port = cursor.json().filter(|port| !port.is_null())?;
+    if !port.is_number() && !port.is_string() {
+        cursor.error("must be a port: 1..65535");
+        return None;
+    }
+    Some(port)
+}
+
+/// The advertised port as checks can use it.
+fn port_number(port: &serde_json::Value) -> Option<u16> {
+    let number = match port {
+        serde_json::Value::String(text) => text.trim().parse().ok(),
+        port => port.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number)).map(|n| n as u16),
+    };
+    number.filter(|port| *port > 0)
+}
+
+fn reporter_type(cursor: &Cursor<'_>) {
+    let Some(text) = cursor.text() else { return };
+    match text.to_lowercase().as_str() {
+        "zookeeper" => {}
+        "etcd" => cursor.error_hint("the registry `etcd` is not built", "supported: `zookeeper`"),
+        _ => cursor.error_hint("unknown registry", "supported: `zookeeper`"),
+    }
+}
+
+fn node_type(cursor: &Cursor<'_>) -> NodeType {
+    let kinds = [
+        ("ephemeral_sequential", (NodeType::EphemeralSequential, true)),
+        ("ephemeral", (NodeType::Ephemeral, true)),
+        ("persistent_sequential", (NodeType::EphemeralSequential, false)),
+        ("persistent", (NodeType::Ephemeral, false)),
+    ];
+    let Some((kind, honoured)) = cursor.one_of(&kinds) else { return NodeType::default() };
+    if !honoured {
+        cursor.warn("persistent nodes are not built yet: registered as the ephemeral kind, it goes with the session");
+    }
+    kind
+}
+
+/// What a check takes from its service.
+struct Inherited<'a> {
+    service: &'a str,
+    host: Option<&'a str>,
+    port: Option<&'a serde_json::Value>,
+    /// Set when a check connects to the service's port.
+    port_needed: Cell<bool>,
+}
+
+/// Where a check connects: its own host and port, else the service's.
+fn target(map: &Map<'_>, service: &Inherited<'_>, connects: bool) -> Option<(String, u16)> {
+    let (own_host, own_port) = (map.key("host"), map.key("port"));
+    let host = if own_host.has_value() { host(&own_host) } else { service.host.map(str::to_owned) };
+    if own_port.has_value() {
+        return Some((host?, own_port.integer(1..=65535)?));
+    }
+    if connects {
+        service.port_needed.set(true);
+    }
+    Some((host?, port_number(service.port?)?))
+}
+
+fn check(map: &Map<'_>, service: &Inherited<'_>) -> Option<Check> {
+    let words = ["http", "tcp", "noop", "redis", "rabbitmq"].map(|word| (word, word));
+    let kind_key = map.key("type").required();
+    let kind = kind_key.one_of(&words)?;
+    let name = map.key("name").text();
+    let timeout = map.key("timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_millis(100));
+    let rise = map.key("rise").integer(COUNT).unwrap_or(1);
+    let fall = map.key("fall").integer(COUNT).unwrap_or(1);
+    let target = target(map, service, kind != "noop");
+    let http = (kind == "http").then(|| http(map, timeout));
+    if matches!(kind, "redis" | "rabbitmq") {
+        kind_key.warn("not built yet: the port is checked by a tcp connect instead");
+    }
+    if kind == "noop" {
+        let at = target.map(|(host, port)| format!("-{host}:{port}")).unwrap_or_default();
+        let name = name.unwrap_or_else(|| format!("{} noop{at}", service.service));
+        return Some(Check { name, rise, fall, kind: CheckKind::Noop });
+    }
+    let (host, port) = target?;
+    if let Some(http) = http {
+        let Http { ssl, settings } = http?;
+        let name = format!("http-{host}:{port}{}", settings.uri);
+        let kind = match ssl {
+            true => CheckKind::Tcp(TcpCheck { host, port, timeout: settings.open_timeout }),
+            false => CheckKind::Http(HttpCheck { host, port, ..settings }),
+        };
+        return Some(Check { name, rise, fall, kind });
+    }
+    let name = name.unwrap_or_else(|| format!("{} {kind}-{host}:{port}", service.service));
+    Some(Check { name, rise, fall, kind: CheckKind::Tcp(TcpCheck { host, port, timeout }) })
+}
+
+/// What an http check has beyond the others. Host and port of the settings are filled in by the caller.
+struct Http {
+    ssl: bool,
+    settings: HttpCheck,
+}
+
+fn http(map: &Map<'_>, timeout: Duration) -> Option<Http> {
+    let uri = map.key("uri").required();
+    let target = uri.parsed(|text| {
+        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err("must be a request target without blanks, like `/health`".to_owned());
+        }
+        Ok(text.to_owned())
+    });
+    if target.as_ref().is_some_and(|uri| !uri.starts_with('/') && !uri.contains("://")) {
+        uri.warn("does not begin with `/`: sent as it is, most servers refuse it");
+    }
+    let ssl = map.key("ssl").boolean().unwrap_or(false);
+    if ssl {
+        map.key("ssl").warn("not built yet: the port is checked by a tcp connect instead");
+    }
+    let open_timeout = map.key("open_timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_millis(200));
+    let read_timeout = map.key("read_timeout").duration_at_least(MILLISECOND).unwrap_or(timeout);
+    let expect = map.key("expect").text();
+    let headers = map.key("headers").entries().iter().filter_map(|(name, value)| header(name, value)).collect();
+    let uri = target?;
+    Some(Http {
+        ssl,
+        settings: HttpCheck { host: String::new(), port: 0, uri, open_timeout, read_timeout, expect, headers },
+    })
+}
+
+fn header(name: &str, value: &Cursor<'_>) -> Option<(String, String)> {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.is_empty() || !name.chars().all(token) {
+        value.error("not a header name");
+        return None;
+    }
+    let text = value.clone().required().text()?;
+    if text.contains(|c: char| c.is_control() && c != '\t') {
+        value.error("a header's value must be without control characters");
+        return None;
+    }
+    Some((name.to_owned(), text))
+}

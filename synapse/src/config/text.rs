@@ -1,0 +1,70 @@
+//! Text that goes into haproxy.cfg: checked here, once. Used by `read` and `service`.
+
+use std::path::PathBuf;
+
+use smartstack_common::config::{Cursor, Environment};
+
+use crate::lines;
+
+/// A file name.
+pub(super) fn path(cursor: &Cursor<'_>, environment: &Environment) -> Option<PathBuf> {
+    cursor.text().filter(|text| !text.is_empty()).map(|text| environment.path(&text))
+}
+
+/// Whether the text may be (part of) a line: no control characters but tabs.
+pub(super) fn config_line(cursor: &Cursor<'_>, text: &str) -> bool {
+    let clean = !text.contains(|c: char| c.is_control() && c != '\t');
+    if !clean {
+        cursor.error("control characters cannot stand in haproxy.cfg");
+    }
+    clean
+}
+
+/// Lines with their places; those haproxy cannot have are errors, those it refuses by now warnings.
+fn checked_lines<'a>(cursor: &Cursor<'a>) -> impl Iterator<Item = (Cursor<'a>, String)> {
+    cursor.lines().into_iter().filter(|(at, line)| config_line(at, line)).inspect(|(at, line)| {
+        if let Some(now) = lines::replacement(line) {
+            at.warn_hint("haproxy 2.6 and later refuse this line", &format!("write {now}"));
+        }
+    })
+}
+
+/// Lines written as they are.
+pub(super) fn section_lines(cursor: &Cursor<'_>) -> Vec<String> {
+    checked_lines(cursor).map(|(_, line)| line).collect()
+}
+
+/// Lines of a service's section: none may begin another section.
+pub(super) fn service_lines<'a>(cursor: &Cursor<'a>) -> Vec<(Cursor<'a>, String)> {
+    checked_lines(cursor)
+        .filter(|(at, line)| {
+            let stays = !lines::begins_section(line);
+            if !stays {
+                at.warn_hint("left out: it would begin another section", "sections of their own go to `haproxy.extra_sections`");
+            }
+            stays
+        })
+        .collect()
+}
+
+/// One word: no blanks, no control characters.
+pub(super) fn word(cursor: &Cursor<'_>) -> Option<String> {
+    cursor.parsed(|text| {
+        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+            return Err("must be one word".to_owned());
+        }
+        Ok(text.to_owned())
+    })
+}
+
+/// Part of a line.
+pub(super) fn line(cursor: &Cursor<'_>) -> Option<String> {
+    cursor.text().filter(|text| config_line(cursor, text))
+}
+
+/// Whether a service or backend may have that name in haproxy.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('-')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '-'))
+}
