@@ -5,14 +5,27 @@
 //! whatever was started is ended by its own process group id; waiting is [`eventually`], never a sleep. A failure of
 //! the harness is a panic that says what to do: its callers are tests.
 
-#![expect(clippy::print_stderr, reason = "a test's stderr is where its failure is read")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a test's stderr is where its failure is read"
+)]
 
+mod app;
+mod haproxy;
+mod http;
+mod program;
 mod proxy;
 mod server;
+mod steady;
 mod wait;
 mod zookeeper;
 
+pub use self::app::{App, AppState, Behaviour, serve_app};
+pub use self::haproxy::Haproxy;
+pub use self::http::{Reply, get};
+pub use self::program::Program;
 pub use self::proxy::{Cut, Mode, TcpProxy};
-pub use self::server::{Dir, Process, free_port};
+pub use self::server::{Dir, Process, find_program, free_port};
+pub use self::steady::{Load, SteadyClient, Tally};
 pub use self::wait::eventually;
 pub use self::zookeeper::{Options, ZooKeeper};

@@ -11,35 +11,34 @@
 //!   [`call`]'s time limit, and take a time-out for what it is, an unknown outcome ([`Trouble::Lost`]).
 //! * A clone of the client that outlives its link value keeps the session open when the supervisor closes it.
 
+mod hosts;
+mod link;
 mod machine;
 mod trouble;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Error, SessionInfo, StateWatcher};
 
+pub use self::link::{Link, LinkStatus, Live};
 use self::machine::{Action, Event, Machine, Phase, Refusal};
 pub use self::trouble::{CallError, Trouble, call};
 use crate::backoff::Backoff;
 use crate::report::Chain;
 use crate::units::Ensemble;
 
-/// Pauses between attempts to connect, or to `sync`: full jitter from the first to the second.
+/// Pauses between attempts to connect, or to `sync`: full jitter, growing from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// Pause after a refusal that trying again at once cannot cure.
 const FATAL_RETRY: Duration = Duration::from_secs(30);
 /// How long a clean close may take. Measured: 1 ms while connected, for ever while not.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
-/// How often names that did not resolve are tried again, for the log only.
-const NAME_RETRY: Duration = Duration::from_secs(60);
 
 /// How a session is to be kept.
 #[derive(Debug, Clone)]
@@ -48,114 +47,6 @@ pub struct Settings {
     pub ensemble: Ensemble,
     /// Session time-out asked for (default of the configuration: 10 s; the servers clamp it).
     pub session_timeout: Duration,
-}
-
-/// The session as its users see it.
-#[derive(Debug, Clone)]
-pub enum Link {
-    /// No session yet.
-    Connecting,
-    /// Connected: calls are allowed.
-    Live(Live),
-    /// Connection lost; the session may live on. No calls (they would queue, trap T7).
-    Suspended {
-        /// When the connection was lost.
-        since: Instant,
-    },
-    /// The client gave the session up (perhaps wrongly, trap T3); a resume, then a new session is tried.
-    Lost {
-        /// When the connection was lost.
-        since: Instant,
-    },
-    /// Refused for good (authentication, arguments): retried slowly; nobody waits for it.
-    Fatal(String),
-    /// Closed by us.
-    Closed,
-}
-
-/// A connected session.
-#[derive(Clone)]
-pub struct Live {
-    /// Rises with every (re)connection, same session or not. Starts at 1.
-    pub epoch: u64,
-    /// The session's id, as in `Stat::ephemeral_owner`.
-    pub session: i64,
-    /// When this epoch began.
-    pub since: Instant,
-    /// The client. Do not keep a clone beyond this link value.
-    pub client: Client,
-}
-
-impl std::fmt::Debug for Live {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Live")
-            .field("epoch", &self.epoch)
-            .field("session", &self.session)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Link {
-    /// The state in one lower-case word, for status and metrics.
-    #[must_use]
-    pub fn state(&self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Live(_) => "live",
-            Self::Suspended { .. } => "suspended",
-            Self::Lost { .. } => "lost",
-            Self::Fatal(_) => "fatal",
-            Self::Closed => "closed",
-        }
-    }
-}
-
-/// One entry of `zookeeper` in `/status`, schema 1.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct LinkStatus {
-    /// The ensemble's hosts and chroot.
-    pub hosts: String,
-    /// [`Link::state`].
-    pub state: &'static str,
-    /// The live session's id, as the servers print it.
-    pub session: Option<String>,
-    /// The live epoch.
-    pub epoch: Option<u64>,
-    /// Since when, in seconds since 1970: live for this epoch, or without a connection. Unknown before the first one.
-    pub since: Option<f64>,
-    /// Why, when the state is `fatal`.
-    pub error: Option<String>,
-}
-
-impl LinkStatus {
-    /// The view of a link as it is now.
-    #[must_use]
-    pub fn of(ensemble: &Ensemble, link: &Link) -> Self {
-        let (live, since) = match link {
-            Link::Live(live) => (Some(live), Some(live.since)),
-            Link::Suspended { since } | Link::Lost { since } => (None, Some(*since)),
-            Link::Connecting | Link::Fatal(_) | Link::Closed => (None, None),
-        };
-        Self {
-            hosts: ensemble.to_string(),
-            state: link.state(),
-            session: live.map(|live| format!("{:#x}", live.session)),
-            epoch: live.map(|live| live.epoch),
-            since: since.and_then(|since| {
-                let began = SystemTime::now().checked_sub(since.elapsed())?;
-                Some(
-                    began
-                        .duration_since(SystemTime::UNIX_EPOCH)
-                        .ok()?
-                        .as_secs_f64(),
-                )
-            }),
-            error: match link {
-                Link::Fatal(reason) => Some(reason.clone()),
-                _ => None,
-            },
-        }
-    }
 }
 
 /// Keeps a session to the ensemble until `shutdown` fires, then closes it (2 s cap) and returns.
@@ -174,7 +65,7 @@ pub async fn supervise(
     tokio::select! {
         () = shutdown => {}
         never = supervisor.run() => match never {},
-        never = report_bad_names(&hosts) => match never {},
+        never = hosts::report_bad(&hosts) => match never {},
     }
     supervisor.close().await;
 }
@@ -195,7 +86,8 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(settings: Settings, link: watch::Sender<Link>) -> Self {
-        let backoff = Backoff::new(RETRY.0, RETRY.1);
+        // A restarted ensemble holds the session for one more time-out: at least two attempts must fall into it.
+        let backoff = Backoff::new(RETRY.0, RETRY.1.min(settings.session_timeout / 2));
         let machine = Machine::new();
         Self {
             settings,
@@ -213,12 +105,18 @@ impl Supervisor {
         let mut action = Action::Connect;
         loop {
             let event = match action {
-                Action::Attend | Action::Sync | Action::SyncLater => self.attend(action).await,
-                Action::Connect | Action::ConnectLater | Action::ConnectMuchLater => {
-                    self.open = None;
-                    self.pause(action).await;
-                    self.connect().await
+                Action::Attend => next_state(self.open().1).await,
+                Action::Sync => self.sync(Duration::ZERO).await,
+                Action::SyncLater => {
+                    let pause = self.backoff.next(&mut self.rng);
+                    self.sync(pause).await
                 }
+                Action::Connect => self.connect(Duration::ZERO).await,
+                Action::ConnectLater => {
+                    let pause = self.backoff.next(&mut self.rng);
+                    self.connect(pause).await
+                }
+                Action::ConnectMuchLater => self.connect(FATAL_RETRY).await,
             };
             let (phase, epoch) = (self.machine.phase.clone(), self.machine.epoch);
             action = self.machine.step(event, Instant::now());
@@ -228,30 +126,31 @@ impl Supervisor {
         }
     }
 
-    async fn pause(&mut self, action: Action) {
-        match action {
-            Action::ConnectLater | Action::SyncLater => {
-                tokio::time::sleep(self.backoff.next(&mut self.rng)).await
-            }
-            Action::ConnectMuchLater => tokio::time::sleep(FATAL_RETRY).await,
-            Action::Attend | Action::Sync | Action::Connect => {}
-        }
+    fn open(&mut self) -> (&Client, &mut StateWatcher) {
+        let (client, states) = self
+            .open
+            .as_mut()
+            .expect("the machine attends only to an open client");
+        (client, states)
     }
 
-    async fn connect(&mut self) -> Event {
-        let hosts = usable_hosts(self.settings.ensemble.hosts());
+    /// Gives up the present client, if any (in a terminal state, says the machine), and opens the next.
+    async fn connect(&mut self, pause: Duration) -> Event {
+        self.open = None;
+        tokio::time::sleep(pause).await;
         // One pass over the hosts at a time: the pauses between passes are ours, and capped.
-        let mut connector = Client::connector()
+        let connector = Client::connector()
             .with_session_timeout(self.settings.session_timeout)
             .with_fail_eagerly();
-        let resumed =
-            self.session.take_if(|_| !self.machine.resumable).is_none() && self.session.is_some();
-        if let Some(session) = &self.session {
-            connector = connector.with_session(session.clone());
-        }
-        match connector.connect(&hosts).await {
+        let connector = match &self.session {
+            Some(session) if self.machine.resumable => connector.with_session(session.clone()),
+            _ => connector,
+        };
+        match connector
+            .connect(&hosts::usable(self.settings.ensemble.hosts()))
+            .await
+        {
             Ok(client) => {
-                tracing::debug!(hosts, session = %client.session_id(), resumed, "zookeeper client");
                 self.session = Some(client.session().clone());
                 let states = client.state_watcher();
                 self.open = Some((client, states));
@@ -278,23 +177,10 @@ impl Supervisor {
         }
     }
 
-    /// The client's next event, or the outcome of a `sync`.
-    async fn attend(&mut self, action: Action) -> Event {
-        if action == Action::SyncLater {
-            let pause = self.backoff.next(&mut self.rng);
-            tracing::debug!(?pause, "zookeeper sync again");
-            return self.sync(pause).await;
-        }
-        if action == Action::Sync {
-            return self.sync(Duration::ZERO).await;
-        }
-        let (_, states) = self.open.as_mut().expect(ATTENDED);
-        next_state(states).await
-    }
-
+    /// Calls `sync` after a pause; an event of the client comes first.
     async fn sync(&mut self, pause: Duration) -> Event {
-        let (client, states) = self.open.as_mut().expect(ATTENDED);
         let limit = self.settings.session_timeout;
+        let (client, states) = self.open();
         let sync = async {
             tokio::time::sleep(pause).await;
             call(limit, client.sync("/")).await
@@ -375,8 +261,6 @@ impl Supervisor {
     }
 }
 
-const ATTENDED: &str = "the machine attends only to an open client";
-
 /// The next state. A terminal one is reported even if it was consumed before: nothing would come after it.
 async fn next_state(states: &mut StateWatcher) -> Event {
     let state = states.peek_state();
@@ -385,56 +269,4 @@ async fn next_state(states: &mut StateWatcher) -> Event {
     } else {
         states.changed().await
     })
-}
-
-/// The connect string without entries that the client would refuse as a whole. All of them when none is left, so that
-/// the client says what is wrong.
-fn usable_hosts(hosts: &str) -> String {
-    let usable: Vec<&str> = hosts
-        .split(',')
-        .filter(|host| is_well_formed(host))
-        .collect();
-    if usable.is_empty() {
-        hosts.to_owned()
-    } else {
-        usable.join(",")
-    }
-}
-
-/// What the client parses: `name:port`, `v4:port` or `[v6]:port`. (That there is a port is `Ensemble`'s promise.)
-fn is_well_formed(host: &str) -> bool {
-    match host.strip_prefix('[') {
-        None => !host.starts_with(':') && !host.contains([']', '/']),
-        Some(rest) => rest
-            .split_once("]:")
-            .is_some_and(|(v6, _)| v6.parse::<std::net::Ipv6Addr>().is_ok()),
-    }
-}
-
-/// Names the hosts that are skipped, once each time that changes. The client itself passes over them in silence.
-async fn report_bad_names(hosts: &str) -> Infallible {
-    let (good, malformed): (Vec<&str>, Vec<&str>) =
-        hosts.split(',').partition(|host| is_well_formed(host));
-    for host in malformed {
-        tracing::warn!(
-            host,
-            "zookeeper host skipped: not `name:port` or `[v6]:port`"
-        );
-    }
-    let mut bad = BTreeSet::new();
-    loop {
-        for host in &good {
-            match tokio::net::lookup_host(host).await {
-                Ok(_) if bad.remove(host) => tracing::info!(host, "zookeeper host resolves again"),
-                Err(error) if bad.insert(host) => {
-                    tracing::warn!(host, %error, "zookeeper host does not resolve: skipped")
-                }
-                _ => {}
-            }
-        }
-        if bad.is_empty() {
-            std::future::pending::<()>().await;
-        }
-        tokio::time::sleep(NAME_RETRY).await;
-    }
 }

@@ -1,13 +1,15 @@
 //! The session supervisor against a real ZooKeeper, through a proxy that does what networks do. Each test fails when
 //! the work-around it names is taken out of `smartstack_common::zk`.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use smartstack_common::testing::{Cut, Mode, TcpProxy, ZooKeeper};
+use smartstack_common::testing::{Cut, Mode, TcpProxy, ZooKeeper, eventually};
 use smartstack_common::units::Ensemble;
-use smartstack_common::zk::{Link, Live, Settings, supervise};
+use smartstack_common::zk::{Link, LinkStatus, Live, Settings, Trouble, call, supervise};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
+use zookeeper_client::{AddWatchMode, Client, EventType, PersistentWatcher, SessionState};
 
 const SESSION: Duration = Duration::from_secs(2);
 /// For everything that takes milliseconds on a quiet machine.
@@ -60,7 +62,7 @@ impl Supervised {
     async fn until(&mut self, what: &str, wanted: impl FnMut(&Link) -> bool) -> Link {
         let waited = tokio::time::timeout(SOON, self.link.wait_for(wanted))
             .await
-            .map(|link| link.unwrap().clone());
+            .map(|link| link.expect("the supervisor keeps its sender").clone());
         waited.unwrap_or_else(|_| panic!("link is not {what}, but {:?}", *self.link.borrow()))
     }
 
@@ -81,30 +83,71 @@ impl Supervised {
     }
 }
 
+/// The children as another client sees them, as a set.
+async fn names(client: &Client, path: &str) -> BTreeSet<String> {
+    ZooKeeper::list(client, path).await.into_iter().collect()
+}
+
+/// Waits for the watcher's session event, past the node events before it.
+async fn session_event(watcher: &mut PersistentWatcher, state: SessionState) {
+    eventually(&format!("the watcher receives {state}"), SOON, async || {
+        let event = watcher.changed().await;
+        let found = event.event_type == EventType::Session && event.session_state == state;
+        if found {
+            Ok(())
+        } else {
+            Err(format!("{event:?}"))
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_close_removes_the_ephemeral_nodes_within_a_second() {
     let zookeeper = ZooKeeper::start().await;
     let other = zookeeper.connect().await;
     let mut supervised = Supervised::start(&zookeeper.hosts(), Duration::from_secs(30));
     let live = supervised.live(1).await;
-    assert_eq!(live.epoch, 1);
-    ZooKeeper::make_ephemeral(&live.client, "/t12/node", b"x").await;
+    ZooKeeper::make_ephemeral(&live.client, "/a/node", b"x").await;
     let owner = other
-        .check_stat("/t12/node")
+        .check_stat("/a/node")
         .await
-        .unwrap()
-        .unwrap()
+        .expect("read")
+        .expect("there")
         .ephemeral_owner;
-    assert_eq!(owner, live.session);
+    assert_eq!((owner, live.epoch), (live.session, 1));
+    let status = LinkStatus::of(&zookeeper.ensemble(), &supervised.link.borrow());
+    assert!(
+        zookeeper
+            .four_letters(0, "dump")
+            .await
+            .contains(&status.session.expect("live"))
+    );
     drop(live);
     let took = supervised.close().await;
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert!(matches!(*supervised.link.borrow(), Link::Closed));
-    assert_eq!(ZooKeeper::list(&other, "/t12").await, Vec::<String>::new());
+    assert_eq!(ZooKeeper::list(&other, "/a").await, Vec::<String>::new());
+}
+
+/// Why nobody may keep a clone beyond the link value it came with.
+#[tokio::test]
+async fn a_leaked_client_keeps_its_nodes_and_costs_the_whole_close_limit() {
+    let zookeeper = ZooKeeper::start().await;
+    let other = zookeeper.connect().await;
+    let mut supervised = Supervised::start(&zookeeper.hosts(), Duration::from_secs(30));
+    let leaked = supervised.live(1).await;
+    ZooKeeper::make_ephemeral(&leaked.client, "/a/node", b"").await;
+    let took = supervised.close().await;
+    assert!(
+        took >= Duration::from_secs(2) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+    assert_eq!(ZooKeeper::list(&other, "/a").await, ["node"]);
 }
 
 #[tokio::test]
-async fn a_cut_suspends_and_a_new_epoch_follows_in_the_same_session() {
+async fn a_link_is_live_only_while_connected_and_each_return_is_an_epoch() {
     let zookeeper = ZooKeeper::start().await;
     let proxy = TcpProxy::start(&zookeeper.hosts()).await;
     let mut supervised = Supervised::start(&proxy.host(), SESSION);
@@ -116,6 +159,199 @@ async fn a_cut_suspends_and_a_new_epoch_follows_in_the_same_session() {
     proxy.set(Mode::Pass).await;
     let second = supervised.live(2).await;
     assert_eq!((second.epoch, second.session), (2, first.session));
-    proxy.cut(Cut::Close).await;
-    assert_eq!(supervised.live(3).await.session, first.session);
+    for (epoch, cut) in [(3, Cut::Close), (4, Cut::After(3))] {
+        proxy.cut(cut).await;
+        let live = supervised.live(epoch).await;
+        assert_eq!((live.epoch, live.session), (epoch, first.session));
+    }
+}
+
+/// Persistent watches are dead after a reconnect; a new epoch is the order to arm them again and to read everything.
+#[tokio::test]
+async fn thirty_eight_cuts_under_writes_lose_nothing_and_leave_one_watch() {
+    const CUTS: u64 = 38;
+    let zookeeper = ZooKeeper::start().await;
+    let other = zookeeper.connect().await;
+    ZooKeeper::make_path(&other, "/m").await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let mut supervised = Supervised::start(&proxy.host(), SESSION);
+    let first = supervised.live(1).await;
+    let mut watcher = first
+        .client
+        .watch("/m", AddWatchMode::PersistentRecursive)
+        .await
+        .expect("armed");
+    for epoch in 2..=CUTS + 1 {
+        proxy.cut(Cut::Reset).await;
+        ZooKeeper::make_path(&other, &format!("/m/n{epoch}")).await;
+        session_event(&mut watcher, SessionState::Disconnected).await;
+        session_event(&mut watcher, SessionState::SyncConnected).await;
+        let live = supervised.live(epoch).await;
+        assert_eq!(
+            (live.epoch, live.session),
+            (epoch, first.session),
+            "one epoch per cut, one session"
+        );
+        watcher = live
+            .client
+            .watch("/m", AddWatchMode::PersistentRecursive)
+            .await
+            .expect("armed again");
+        assert_eq!(names(&live.client, "/m").await, names(&other, "/m").await);
+    }
+    ZooKeeper::make_path(&other, "/m/last").await;
+    eventually("the watch still delivers", SOON, async || {
+        let event = watcher.changed().await;
+        if event.path == "/m/last" {
+            Ok(())
+        } else {
+            Err(event.path)
+        }
+    })
+    .await;
+    assert_eq!(zookeeper.mntr(0, "zk_watch_count").await, 1.0);
+}
+
+/// The client's state channel keeps the latest value: a supervisor that was not run in between sees only that the state
+/// is `SyncConnected`, as before.
+#[tokio::test]
+async fn a_loss_and_a_return_that_merged_are_an_epoch() {
+    let zookeeper = ZooKeeper::start().await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let (link_tx, mut link) = watch::channel(Link::Connecting);
+    let settings = Settings {
+        ensemble: Ensemble::new(&[proxy.host()]).expect("a host"),
+        session_timeout: SESSION,
+    };
+    let mut supervisor = Box::pin(supervise(settings, link_tx, std::future::pending()));
+    let mut run_until_epoch = async |epoch: u64| {
+        let reached = link.wait_for(|link| matches!(link, Link::Live(live) if live.epoch >= epoch));
+        tokio::select! {
+            () = &mut supervisor => unreachable!("nobody asked it to stop"),
+            link = tokio::time::timeout(SOON, reached) => match link.expect("in time").expect("open").clone() {
+                Link::Live(live) => live,
+                other => unreachable!("{other:?}"),
+            },
+        }
+    };
+    let first = run_until_epoch(1).await;
+    let mut watcher = first
+        .client
+        .watch("/", AddWatchMode::Persistent)
+        .await
+        .expect("armed");
+    // From here on nobody runs the supervisor.
+    for _ in 0..2 {
+        proxy.cut(Cut::Reset).await;
+        session_event(&mut watcher, SessionState::Disconnected).await;
+        session_event(&mut watcher, SessionState::SyncConnected).await;
+    }
+    let second = run_until_epoch(2).await;
+    assert_eq!((second.epoch, second.session), (2, first.session));
+}
+
+/// The client takes its session for expired; the restarted servers still hold it. There is never a second client on it.
+#[tokio::test]
+async fn a_restart_longer_than_the_clients_patience_keeps_session_and_nodes() {
+    let mut zookeeper = ZooKeeper::start().await;
+    let mut supervised = Supervised::start(&zookeeper.hosts(), SESSION);
+    let first = supervised.live(1).await;
+    ZooKeeper::make_ephemeral(&first.client, "/a/node", b"").await;
+    let session = first.session;
+    drop(first);
+    zookeeper.stop_all();
+    supervised
+        .until("lost", |link| matches!(link, Link::Lost { .. }))
+        .await;
+    zookeeper.start_all().await;
+    let second = supervised.live(2).await;
+    assert_eq!((second.epoch, second.session), (2, session));
+    let owner = second
+        .client
+        .check_stat("/a/node")
+        .await
+        .expect("read")
+        .expect("there")
+        .ephemeral_owner;
+    assert_eq!(owner, session);
+    let connections = zookeeper.four_letters(0, "cons").await;
+    assert_eq!(
+        connections.matches(&format!("sid={session:#x}")).count(),
+        1,
+        "{connections}"
+    );
+}
+
+#[tokio::test]
+async fn expiry_on_the_servers_gives_a_new_session() {
+    let zookeeper = ZooKeeper::start().await;
+    let other = zookeeper.connect().await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let mut supervised = Supervised::start(&proxy.host(), Duration::from_secs(1));
+    let first = supervised.live(1).await;
+    ZooKeeper::make_ephemeral(&first.client, "/a/node", b"").await;
+    proxy.set(Mode::Blackhole).await;
+    eventually("the servers expire the session", SOON, async || {
+        let left = ZooKeeper::list(&other, "/a").await;
+        if left.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{left:?}"))
+        }
+    })
+    .await;
+    proxy.set(Mode::Pass).await;
+    let second = supervised.live(2).await;
+    assert_eq!(second.epoch, 2);
+    assert_ne!(second.session, first.session);
+}
+
+#[tokio::test]
+async fn silence_is_noticed_within_two_fifths_of_the_session() {
+    const LONG: Duration = Duration::from_secs(5);
+    let zookeeper = ZooKeeper::start().await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let mut supervised = Supervised::start(&proxy.host(), LONG);
+    let live = supervised.live(1).await;
+    proxy.set(Mode::Blackhole).await;
+    let began = tokio::time::Instant::now();
+    // A call in flight: its outcome is unknown, and it may well be carried out later.
+    let write = call(
+        Duration::from_millis(100),
+        ZooKeeper::create_ephemeral(&live.client, "/late"),
+    )
+    .await;
+    assert_eq!(write.map_err(|e| e.trouble()), Err(Trouble::Lost));
+    supervised
+        .until("suspended", |link| matches!(link, Link::Suspended { .. }))
+        .await;
+    let took = began.elapsed();
+    assert!(took < LONG * 4 / 5, "{took:?}");
+    let other = zookeeper.connect().await;
+    proxy.set(Mode::Pass).await;
+    eventually("the call that timed out is carried out", SOON, async || {
+        let stat = other.check_stat("/late").await.map_err(|e| e.to_string())?;
+        stat.map(drop).ok_or_else(|| "absent".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn bad_hosts_are_passed_over_and_an_absent_server_is_waited_for() {
+    let zookeeper = ZooKeeper::start().await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    proxy.set(Mode::Refuse).await;
+    let hosts = format!(
+        "127.0.0.1:1,[::1:2181,no-such-name.invalid:2181,{}",
+        proxy.host()
+    );
+    let mut supervised = Supervised::start(&hosts, SESSION);
+    let live = tokio::time::timeout(Duration::from_millis(300), supervised.live(1)).await;
+    assert!(live.is_err() && matches!(*supervised.link.borrow(), Link::Connecting));
+    proxy.set(Mode::Pass).await;
+    assert_eq!(supervised.live(1).await.epoch, 1);
+
+    let mut never = Supervised::start("127.0.0.1:1", SESSION);
+    let took = never.close().await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }

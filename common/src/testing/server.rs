@@ -94,6 +94,22 @@ pub fn free_port() -> u16 {
     panic!("no free TCP port in 10000..32000 after 1000 tries");
 }
 
+/// Where a program is: in `PATH`, or where Debian puts servers, which is not in every user's.
+///
+/// # Panics
+/// When it is nowhere, with `hint`.
+#[must_use]
+pub fn find_program(name: &str, hint: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/usr/local/sbin")])
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| {
+            panic!("no program `{name}` in PATH, /usr/sbin or /usr/local/sbin\nhint: {hint}")
+        })
+}
+
 /// A child process in a process group of its own; the whole group is killed when this is dropped.
 #[derive(Debug)]
 pub struct Process {

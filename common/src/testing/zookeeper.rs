@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::server::write;
+use super::server::{find_program, write};
 use super::{Dir, Process, eventually, free_port};
 use crate::units::Ensemble;
 
@@ -140,7 +140,7 @@ impl ZooKeeper {
     pub fn launch(&mut self, index: usize) {
         let log = self.dir.join(&format!("server{index}.log"));
         let server = &mut self.servers[index];
-        let mut command = Command::new("java");
+        let mut command = Command::new(find_program("java", HINT));
         command
             .args([
                 "-Xmx128m",
@@ -283,6 +283,15 @@ impl ZooKeeper {
             .create(path, data, &EPHEMERAL)
             .await
             .unwrap_or_else(|e| panic!("create {path}: {e}"));
+    }
+
+    /// The bare call that creates an empty ephemeral node: it was sent when this returns.
+    pub fn create_ephemeral<'a>(
+        client: &'a Client,
+        path: &'a str,
+    ) -> impl Future<Output = Result<(), Error>> + 'a {
+        let created = client.create(path, b"", &EPHEMERAL);
+        async { created.await.map(drop) }
     }
 
     /// Sets the data of a persistent node, creating it and its parents if need be.

@@ -1,1 +1,196 @@
+//! The pure parts: every decision of the machine, the classes of errors, the host list.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+use zookeeper_client::{Error, SessionState};
+
+use super::hosts;
+use super::machine::{Action, Event, Machine, Phase, Refusal};
+use super::{CallError, Link, LinkStatus, Trouble, call};
+use crate::units::Ensemble;
+
+fn state(state: SessionState) -> Event {
+    Event::State(state)
+}
+
+/// A machine that saw `events`, and the last action.
+fn after(events: &[Event], now: Instant) -> (Machine, Action) {
+    let mut machine = Machine::new();
+    let mut action = Action::Connect;
+    for event in events {
+        action = machine.step(event.clone(), now);
+    }
+    (machine, action)
+}
+
+fn live() -> Vec<Event> {
+    vec![Event::Opened, Event::Synced]
+}
+
+fn with(mut events: Vec<Event>, more: &[Event]) -> Vec<Event> {
+    events.extend_from_slice(more);
+    events
+}
+
+#[test]
+fn every_event_in_every_phase() {
+    use SessionState::{
+        AuthFailed, Closed, ConnectedReadOnly, Disconnected, Expired, SyncConnected,
+    };
+    let now = Instant::now();
+    let suspended = with(live(), &[state(Disconnected)]);
+    let lost = with(suspended.clone(), &[state(Expired)]);
+    let fatal = vec![Event::OpenFailed(Refusal::Fatal("why".to_owned()))];
+    let is = |phase: &Phase| match phase {
+        Phase::Connecting => "connecting",
+        Phase::Live => "live",
+        Phase::Suspended { .. } => "suspended",
+        Phase::Lost { .. } => "lost",
+        Phase::Fatal(_) => "fatal",
+    };
+    let unreachable = || Event::OpenFailed(Refusal::Unreachable);
+    let expired = || Event::OpenFailed(Refusal::Expired);
+    #[rustfmt::skip]
+    let table: Vec<(Vec<Event>, Event, &str, u64, Action)> = vec![
+        // No session yet.
+        (vec![], Event::Opened, "connecting", 0, Action::Sync),
+        (vec![], unreachable(), "connecting", 0, Action::ConnectLater),
+        (vec![], expired(), "connecting", 0, Action::ConnectLater),
+        (vec![], Event::OpenFailed(Refusal::Fatal("why".to_owned())), "fatal", 0, Action::ConnectMuchLater),
+        // Open, not synced: never shown.
+        (vec![Event::Opened], Event::Synced, "live", 1, Action::Attend),
+        (vec![Event::Opened], Event::SyncFailed, "connecting", 0, Action::SyncLater),
+        (vec![Event::Opened], state(Disconnected), "connecting", 0, Action::Attend),
+        (vec![Event::Opened], state(SyncConnected), "connecting", 0, Action::Sync),
+        (vec![Event::Opened], state(Expired), "connecting", 0, Action::ConnectLater),
+        (vec![Event::Opened, state(Expired)], expired(), "connecting", 0, Action::Connect),
+        // Live. A change that ends where it began is a loss and a recovery that merged.
+        (live(), state(SyncConnected), "live", 2, Action::Attend),
+        (live(), state(Disconnected), "suspended", 1, Action::Attend),
+        (live(), state(ConnectedReadOnly), "suspended", 1, Action::Attend),
+        (live(), state(Expired), "lost", 1, Action::Connect),
+        (live(), state(Closed), "lost", 1, Action::Connect),
+        (live(), state(AuthFailed), "fatal", 1, Action::ConnectMuchLater),
+        // Suspended.
+        (suspended.clone(), state(SyncConnected), "live", 2, Action::Attend),
+        (suspended.clone(), state(Disconnected), "suspended", 1, Action::Attend),
+        (suspended.clone(), state(Expired), "lost", 1, Action::Connect),
+        (suspended, state(Closed), "lost", 1, Action::Connect),
+        // Lost: the new client, resumed or not, is synced before it is shown.
+        (lost.clone(), Event::Opened, "lost", 1, Action::Sync),
+        (with(lost.clone(), &[Event::Opened]), state(SyncConnected), "lost", 1, Action::Sync),
+        (with(lost.clone(), &[Event::Opened]), Event::Synced, "live", 2, Action::Attend),
+        (with(lost.clone(), &[Event::Opened]), state(Expired), "lost", 1, Action::ConnectLater),
+        (lost.clone(), unreachable(), "lost", 1, Action::ConnectLater),
+        (lost.clone(), expired(), "lost", 1, Action::Connect),
+        (with(lost, &[expired()]), expired(), "lost", 1, Action::ConnectLater),
+        // Fatal stays until a client is live.
+        (fatal.clone(), unreachable(), "fatal", 0, Action::ConnectLater),
+        (with(fatal.clone(), &[Event::Opened]), state(Expired), "fatal", 0, Action::ConnectLater),
+        (with(fatal, &[Event::Opened]), Event::Synced, "live", 1, Action::Attend),
+    ];
+    for (before, event, phase, epoch, action) in table {
+        let (machine, did) = after(&with(before.clone(), std::slice::from_ref(&event)), now);
+        let found = (is(&machine.phase), machine.epoch, did);
+        assert_eq!(found, (phase, epoch, action), "{before:?}, then {event:?}");
+    }
+}
+
+#[test]
+fn a_session_is_resumed_until_a_server_refuses_it() {
+    let now = Instant::now();
+    let lost = with(
+        live(),
+        &[
+            state(SessionState::Expired),
+            Event::OpenFailed(Refusal::Unreachable),
+        ],
+    );
+    assert!(after(&lost, now).0.resumable);
+    let refused = with(lost, &[Event::OpenFailed(Refusal::Expired)]);
+    assert!(!after(&refused, now).0.resumable);
+    assert!(after(&with(refused, &[Event::Opened]), now).0.resumable);
+}
+
+#[test]
+fn the_clock_of_a_gap_starts_when_the_connection_was_lost() {
+    let start = Instant::now();
+    let (mut machine, _) = after(&live(), start);
+    machine.step(state(SessionState::Disconnected), start);
+    let later = start + Duration::from_secs(5);
+    machine.step(state(SessionState::Expired), later);
+    machine.step(Event::Opened, later);
+    machine.step(state(SessionState::Disconnected), later);
+    assert_eq!(machine.phase, Phase::Lost { since: start });
+}
+
+#[test]
+fn only_errors_that_surely_did_nothing_are_definite() {
+    let table = [
+        (Error::SessionExpired, Trouble::Terminal),
+        (Error::ClientClosed, Trouble::Terminal),
+        (Error::AuthFailed, Trouble::Terminal),
+        (Error::NoNode, Trouble::NoNode),
+        (Error::NodeExists, Trouble::NodeExists),
+        (Error::NotEmpty, Trouble::NotEmpty),
+        (Error::BadVersion, Trouble::BadVersion),
+        (Error::NoAuth, Trouble::NoAuth),
+        (Error::QuotaExceeded, Trouble::Refused),
+        (Error::Unimplemented, Trouble::Refused),
+        (Error::ConnectionLoss, Trouble::Lost),
+        (Error::Timeout, Trouble::Lost),
+        (Error::SessionMoved, Trouble::Lost),
+        (
+            Error::UnexpectedError("recv response with xid 7".to_owned()),
+            Trouble::Lost,
+        ),
+    ];
+    for (error, trouble) in table {
+        assert_eq!(Trouble::from(&error), trouble, "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_without_a_reply_has_an_unknown_outcome() {
+    let limit = Duration::from_millis(1);
+    let error = call(limit, std::future::pending::<Result<(), Error>>())
+        .await
+        .expect_err("no reply");
+    assert_eq!(
+        (error.trouble(), error.to_string().as_str()),
+        (Trouble::Lost, "no reply within 1ms, the outcome is unknown")
+    );
+    let refused = call(limit, async { Err::<(), _>(Error::NoNode) }).await;
+    assert_eq!(refused, Err(CallError::Failed(Error::NoNode)));
+}
+
+#[test]
+fn a_malformed_host_is_left_out_and_never_all_of_them() {
+    let table = [
+        ("a:1,b:2", "a:1,b:2"),
+        ("a:1,[::1:2,[::1]:3", "a:1,[::1]:3"),
+        ("a]:1,b:2", "b:2"),
+        ("[::1:2", "[::1:2"),
+    ];
+    for (given, used) in table {
+        assert_eq!(hosts::usable(given), used);
+    }
+}
+
+#[test]
+fn status_names_the_ensemble_and_the_state() {
+    let ensemble = Ensemble::new(&["a:1", "b:2/root"]).expect("two hosts");
+    let status = LinkStatus::of(&ensemble, &Link::Fatal("why".to_owned()));
+    let json = serde_json::to_string(&status).expect("plain data");
+    let text = r#"{"hosts":"a:1,b:2/root","state":"fatal","session":null,"epoch":null,"since":null,"error":"why"}"#;
+    assert_eq!(json, text);
+    let since = LinkStatus::of(
+        &ensemble,
+        &Link::Suspended {
+            since: Instant::now(),
+        },
+    )
+    .since;
+    assert!(since.is_some_and(|since| since > 1.7e9));
+}

@@ -1,0 +1,156 @@
+//! The real `nerve` and `synapse`, as built beside the running test, and never those of another build.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::http::{Reply, get};
+use super::{Dir, Process, eventually};
+use crate::admin::Bind;
+
+/// A running program; killed when dropped, with the end of its log printed if the test fails.
+#[derive(Debug)]
+pub struct Program {
+    process: Process,
+    admin: Bind,
+}
+
+impl Program {
+    /// Starts `name` (`nerve` or `synapse`) with `args`. Its stderr goes to `NAME.log` in `dir`; `admin` is what its
+    /// configuration gives as `admin.bind`. `RUST_LOG` is `debug` unless `env` says otherwise.
+    ///
+    /// # Panics
+    /// When it was not built, or from other sources than this test, with the command to build it.
+    #[must_use]
+    pub fn start(name: &str, dir: &Dir, args: &[&str], env: &[(&str, &str)], admin: Bind) -> Self {
+        let mut command = Command::new(Self::path(name));
+        command
+            .args(args)
+            .env("RUST_LOG", "debug")
+            .envs(env.iter().copied())
+            .current_dir(dir.path());
+        let process = Process::spawn(
+            name,
+            &mut command,
+            &dir.join(&format!("{name}.log")),
+            "is it executable?",
+        );
+        Self { process, admin }
+    }
+
+    /// Where the program of this build lies, e.g. to run it with `check`.
+    ///
+    /// # Panics
+    /// As [`Program::start`].
+    #[must_use]
+    pub fn path(name: &str) -> PathBuf {
+        let own = std::env::current_exe().expect("the kernel knows the running program");
+        let path = own
+            .ancestors()
+            .skip(1)
+            .take(3)
+            .map(|folder| folder.join(name))
+            .find(|path| path.is_file());
+        let release = if own.components().any(|part| part.as_os_str() == "release") {
+            " --release"
+        } else {
+            ""
+        };
+        let hint = format!("hint: `cargo build --workspace{release}`, or `make test`");
+        let path =
+            path.unwrap_or_else(|| panic!("no program `{name}` above {}\n{hint}", own.display()));
+        match build_of(&path) {
+            Ok(version) if version.contains(crate::BUILD) => path,
+            Ok(version) => panic!(
+                "{} is {version:?}, this test is {}\n{hint}",
+                path.display(),
+                crate::BUILD
+            ),
+            Err(error) => panic!("{} --version: {error}\n{hint}", path.display()),
+        }
+    }
+
+    /// Its process: pid, log, whether it has ended.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// TERM, KILL, HUP, STOP, CONT, ...
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// When it still runs at the deadline, with the end of its log.
+    pub async fn wait(&mut self, deadline: Duration) -> ExitStatus {
+        self.process.wait(deadline).await
+    }
+
+    /// GET from its admin listener.
+    ///
+    /// # Errors
+    /// It does not listen, or does not answer.
+    pub async fn get(&self, path: &str) -> std::io::Result<Reply> {
+        get(&self.admin, path).await
+    }
+
+    /// `/status`.
+    ///
+    /// # Panics
+    /// When it does not answer with JSON.
+    pub async fn status(&self) -> serde_json::Value {
+        let reply = self
+            .get("/status")
+            .await
+            .unwrap_or_else(|e| panic!("/status: {e}\n{}", self.process.log_tail()));
+        serde_json::from_str(&reply.body)
+            .unwrap_or_else(|e| panic!("/status is not JSON: {e}: {reply:?}"))
+    }
+
+    /// The value of one line of `/metrics`, named with its labels, e.g. `nerve_checks_total{service="a"}`.
+    ///
+    /// # Panics
+    /// When it does not answer.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let reply = self
+            .get("/metrics")
+            .await
+            .unwrap_or_else(|e| panic!("/metrics: {e}\n{}", self.process.log_tail()));
+        reply.body.lines().find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(' ')?
+                .trim()
+                .parse()
+                .ok()
+        })
+    }
+
+    /// Waits until `/ready` is 200.
+    ///
+    /// # Panics
+    /// When it is not by the deadline, or the program ended.
+    pub async fn ready(&mut self, deadline: Duration) {
+        let (process, admin) = (&mut self.process, &self.admin);
+        eventually("the program is ready", deadline, async || {
+            if let Some(status) = process.ended() {
+                panic!("ended with {status}\n{}", process.log_tail());
+            }
+            match get(admin, "/ready").await {
+                Ok(Reply { status: 200, .. }) => Ok(()),
+                Ok(reply) => Err(format!("{reply:?}")),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await;
+    }
+}
+
+/// What `--version` prints.
+pub(super) fn build_of(path: &Path) -> std::io::Result<String> {
+    let output = Command::new(path).arg("--version").output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}

@@ -1,0 +1,117 @@
+//! The session as its users see it, and as `/status` shows it. Written by the supervisor only.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tokio::time::Instant;
+use zookeeper_client::Client;
+
+use crate::units::Ensemble;
+
+/// The session as its users see it.
+#[derive(Debug, Clone)]
+pub enum Link {
+    /// No session yet.
+    Connecting,
+    /// Connected: calls are allowed.
+    Live(Live),
+    /// Connection lost; the session may live on. No calls (they would queue, trap T7).
+    Suspended {
+        /// When the connection was lost.
+        since: Instant,
+    },
+    /// The client gave the session up (perhaps wrongly, trap T3); a resume, then a new session is tried.
+    Lost {
+        /// When the connection was lost.
+        since: Instant,
+    },
+    /// Refused for good (authentication, arguments): retried slowly; nobody waits for it.
+    Fatal(String),
+    /// Closed by us.
+    Closed,
+}
+
+/// A connected session.
+#[derive(Clone)]
+pub struct Live {
+    /// Rises with every (re)connection, same session or not. Starts at 1.
+    pub epoch: u64,
+    /// The session's id, as in `Stat::ephemeral_owner`.
+    pub session: i64,
+    /// When this epoch began.
+    pub since: Instant,
+    /// The client. Do not keep a clone beyond this link value.
+    pub client: Client,
+}
+
+impl std::fmt::Debug for Live {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Live")
+            .field("epoch", &self.epoch)
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// The state in one lower-case word, for status and metrics.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Live(_) => "live",
+            Self::Suspended { .. } => "suspended",
+            Self::Lost { .. } => "lost",
+            Self::Fatal(_) => "fatal",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// One entry of `zookeeper` in `/status`, schema 1.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LinkStatus {
+    /// The ensemble's hosts and chroot.
+    pub hosts: String,
+    /// [`Link::state`].
+    pub state: &'static str,
+    /// The live session's id, as the servers print it.
+    pub session: Option<String>,
+    /// The live epoch.
+    pub epoch: Option<u64>,
+    /// Since when, in seconds since 1970: live for this epoch, or without a connection. Unknown before the first one.
+    pub since: Option<f64>,
+    /// Why, when the state is `fatal`.
+    pub error: Option<String>,
+}
+
+impl LinkStatus {
+    /// The view of a link as it is now.
+    #[must_use]
+    pub fn of(ensemble: &Ensemble, link: &Link) -> Self {
+        let (live, since) = match link {
+            Link::Live(live) => (Some(live), Some(live.since)),
+            Link::Suspended { since } | Link::Lost { since } => (None, Some(*since)),
+            Link::Connecting | Link::Fatal(_) | Link::Closed => (None, None),
+        };
+        Self {
+            hosts: ensemble.to_string(),
+            state: link.state(),
+            session: live.map(|live| format!("{:#x}", live.session)),
+            epoch: live.map(|live| live.epoch),
+            since: since.and_then(|since| {
+                let began = SystemTime::now().checked_sub(since.elapsed())?;
+                Some(
+                    began
+                        .duration_since(SystemTime::UNIX_EPOCH)
+                        .ok()?
+                        .as_secs_f64(),
+                )
+            }),
+            error: match link {
+                Link::Fatal(reason) => Some(reason.clone()),
+                _ => None,
+            },
+        }
+    }
+}
