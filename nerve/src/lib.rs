@@ -12,6 +12,7 @@
 
 mod app;
 pub mod check;
+pub mod cli;
 
 pub mod config;
 pub mod hysteresis;
