@@ -1,0 +1,450 @@
+//! Owns all tasks: starts them, starts a service's task again when it ends, applies a re-read configuration by its
+//! differences, and leaves in order. It decides nothing about health or registrations.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use smartstack_common::admin::{BindError, Listener};
+use smartstack_common::backoff::Backoff;
+use smartstack_common::shutdown::{Request, Shutdown, Signals};
+use smartstack_common::telemetry::{Notice, notify};
+use smartstack_common::zk::{self, Link};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::{Config, Service};
+use crate::metrics::{Metrics, of_service};
+use crate::node::Registration;
+use crate::reconcile::Wants;
+use crate::registrar::{self, without_chroot};
+use crate::service::{Verdict, Wanted, freshness};
+use crate::status::{Board, Boards, ServiceReport, former_key, routes};
+use crate::watch::{Outputs, run as watch_service};
+
+/// How often `heartbeat_path` is touched; its readers expect 10 s at most.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
+const HANDOVER: Duration = Duration::from_secs(30);
+/// What of the stop's deadline is kept for closing the sessions.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Why nerve ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configured admin listener could not be had.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// A task that must run for ever ended; its panic, if any, is in the log.
+    #[error("the task `{0}` ended, a defect of nerve")]
+    Ended(String),
+}
+
+/// What a task is for.
+#[derive(Debug, Clone)]
+enum Task {
+    Service(String),
+    /// Must not end.
+    Core(String),
+    /// Ends by itself; gives the key of the wish that it lets go.
+    Handover(String),
+}
+
+/// Runs until TERM or INT. `reload` reads the configuration again, for HUP; its error is one printable text.
+///
+/// # Errors
+/// When the configured admin listener cannot be had, or a core task ends.
+pub async fn run(
+    config: Config,
+    reload: impl Fn() -> Result<Config, String>,
+    mut signals: Signals,
+) -> Result<(), RunError> {
+    let mut app = App::start(config).await?;
+    loop {
+        // Signals and joins are cancel-safe receives; readiness is a watch receive.
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Reload => app.reload(reload()),
+                Request::Stop => break,
+            },
+            Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
+            Some(ended) = app.tasks.join_next_with_id() => match ended {
+                Ok((id, ())) => app.ended(id)?,
+                Err(error) if error.is_cancelled() => {}
+                Err(error) => app.ended(error.id())?,
+            },
+            () = ready(&app.boards, app.ready) => {
+                app.ready = true;
+                tracing::info!("every check has run once");
+                notify(&Notice::Ready);
+            }
+        }
+    }
+    notify(&Notice::Stopping);
+    // A second signal ends the process at once; what is left of the stop is dropped.
+    tokio::select! {
+        () = app.stop() => {}
+        () = second_stop(&mut signals) => tracing::warn!("second signal: leaving at once, nodes may stay until their session expires"),
+    }
+    Ok(())
+}
+
+async fn ready(boards: &Boards, already: bool) {
+    let mut services = boards.services.subscribe();
+    if already {
+        std::future::pending::<()>().await;
+    }
+    while boards.missing().is_some() {
+        if services.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn second_stop(signals: &mut Signals) {
+    while signals.next().await != Request::Stop {}
+}
+
+struct App {
+    config: Config,
+    wants: Board<Wanted>,
+    boards: Boards,
+    metrics: Metrics,
+    tasks: JoinSet<()>,
+    roles: HashMap<Id, Task>,
+    /// The sessions' supervisors, which end last, by `closing`.
+    sessions: JoinSet<()>,
+    closing: (watch::Sender<bool>, Shutdown),
+    services: BTreeMap<String, Running>,
+    /// Connect strings of the ensembles that have a session.
+    ensembles: BTreeSet<String>,
+    ready: bool,
+    rng: fastrand::Rng,
+}
+
+struct Running {
+    service: Arc<Service>,
+    task: AbortHandle,
+    backoff: Backoff,
+}
+
+impl App {
+    async fn start(config: Config) -> Result<Self, RunError> {
+        let (metrics, registry) = Metrics::new();
+        let mut app = Self {
+            wants: Arc::new(watch::Sender::new(Wants::new())),
+            boards: Boards::new(),
+            metrics,
+            tasks: JoinSet::new(),
+            roles: HashMap::new(),
+            services: BTreeMap::new(),
+            sessions: JoinSet::new(),
+            closing: Shutdown::channel(),
+            ensembles: BTreeSet::new(),
+            ready: false,
+            rng: fastrand::Rng::new(),
+            config: Config { services: BTreeMap::new(), ..config.clone() },
+        };
+        app.listen(registry).await?;
+        if let Some(path) = config.heartbeat_path.clone() {
+            let task = heartbeat(path, app.boards.clone(), app.metrics.clone());
+            app.spawn(Task::Core("heartbeat".to_owned()), task);
+        }
+        app.apply(config);
+        Ok(app)
+    }
+
+    async fn listen(&mut self, registry: prometheus_client::registry::Registry) -> Result<(), RunError> {
+        let Some(admin) = self.config.admin.clone() else { return Ok(()) };
+        match Listener::bind(&admin.bind).await {
+            Ok(listener) => {
+                tracing::info!(address = %listener.address, "admin listener");
+                let pages = routes(self.boards.clone(), registry);
+                let closing = self.closing.1.clone();
+                self.spawn(Task::Core("admin listener".to_owned()), listener.serve(pages, closing));
+                Ok(())
+            }
+            Err(error) if admin.configured => Err(error.into()),
+            Err(error) => {
+                let error = smartstack_common::report::Chain(&error).to_string();
+                tracing::warn!(error, "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`");
+                Ok(())
+            }
+        }
+    }
+
+    fn spawn(&mut self, role: Task, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let handle = self.tasks.spawn(task);
+        self.roles.insert(handle.id(), role);
+        handle
+    }
+
+    /// A bad file changes nothing and says so.
+    fn reload(&mut self, read: Result<Config, String>) {
+        let result = match read {
+            Ok(config) => {
+                self.apply(config);
+                "ok"
+            }
+            Err(error) => {
+                tracing::error!(error, "configuration not taken, the running one stays");
+                "failed"
+            }
+        };
+        self.metrics.reloads.get_or_create(&vec![("result", result.to_owned())]).inc();
+    }
+
+    /// Makes the services as `config` says, touching only those that differ.
+    fn apply(&mut self, config: Config) {
+        warn_of_restart_keys(&self.config, &config);
+        let renamed = config.instance_id != self.config.instance_id;
+        let gone: Vec<String> = self.services.keys().filter(|n| !config.services.contains_key(*n)).cloned().collect();
+        for name in &gone {
+            self.remove(name);
+        }
+        let (mut added, mut changed) = (0u32, 0u32);
+        let count = u32::try_from(config.services.len()).unwrap_or(u32::MAX).max(1);
+        for (index, service) in (0u32..).zip(config.services.values()) {
+            let running = self.services.get(&service.name).map(|running| Arc::clone(&running.service));
+            if !renamed && running.as_deref() == Some(service) {
+                continue;
+            }
+            match &running {
+                Some(_) => changed += 1,
+                None => added += 1,
+            }
+            // Spread over the interval, so that the checks of a host do not all fall together.
+            let delay = service.check_interval * index / count;
+            self.take_in(service, running.as_deref(), &config.instance_id, delay);
+        }
+        self.config = Config { services: BTreeMap::new(), ..config };
+        tracing::info!(services = self.services.len(), added, changed, removed = gone.len(), "configuration applied");
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(running) = self.services.remove(name) {
+            running.task.abort();
+            self.metrics.forget(name, &running.service.checks);
+        }
+        self.boards.services.send_modify(|services| drop(services.remove(name)));
+        self.wants.send_modify(|wants| drop(wants.remove(name)));
+    }
+
+    /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
+    fn take_in(&mut self, service: &Service, before: Option<&Service>, instance_id: &str, delay: Duration) {
+        let name = service.name.clone();
+        let registration = Registration::new(service, instance_id);
+        self.connect(service);
+        let same_checks = before.is_some_and(|before| {
+            (&before.checks, before.check_mocked, before.check_interval)
+                == (&service.checks, service.check_mocked, service.check_interval)
+        });
+        let fresh = Wanted {
+            registration: registration.clone(),
+            verdict: Verdict::Unknown,
+            as_of: Instant::now(),
+            window: freshness(service),
+        };
+        let mut handover = None;
+        self.wants.send_modify(|wants| {
+            let old = wants.get(&name).cloned();
+            let place = |r: &Registration| (r.hosts.clone(), r.path.clone());
+            if let Some(old) = old.clone().filter(|old| place(&old.registration) != place(&registration)) {
+                let key = former_key(&name, &old.registration.hosts, &old.registration.path);
+                wants.insert(key.clone(), Wanted { verdict: Verdict::Held, ..old });
+                handover = Some(key);
+            }
+            let wanted = match old.filter(|_| same_checks) {
+                Some(old) => Wanted { registration: registration.clone(), ..old },
+                None => fresh,
+            };
+            wants.insert(name.clone(), wanted);
+        });
+        if let Some(key) = handover {
+            let task = confirmed(name.clone(), registration, self.wants.clone(), self.boards.clone());
+            self.spawn(Task::Handover(key), task);
+        }
+        let service = Arc::new(service.clone());
+        if let Some(running) = self.services.get_mut(&name).filter(|_| same_checks) {
+            running.service = service;
+            return;
+        }
+        if let Some(running) = self.services.remove(&name) {
+            running.task.abort();
+            self.metrics.forget(&name, &running.service.checks);
+        }
+        let report = ServiceReport {
+            health: None,
+            since: SystemTime::now(),
+            checks: Vec::new(),
+            progress: Instant::now(),
+            window: freshness(&service),
+        };
+        self.boards.services.send_modify(|services| drop(services.insert(name.clone(), report)));
+        let task = self.watch(&service, delay);
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        self.services.insert(name, Running { service, task, backoff });
+    }
+
+    fn watch(&mut self, service: &Arc<Service>, delay: Duration) -> AbortHandle {
+        let outputs = Outputs {
+            wants: Arc::clone(&self.wants),
+            reports: Arc::clone(&self.boards.services),
+            metrics: self.metrics.clone(),
+        };
+        self.spawn(Task::Service(service.name.clone()), watch_service(Arc::clone(service), delay, outputs))
+    }
+
+    /// One session and one registrar per ensemble; they stay when their last service goes.
+    fn connect(&mut self, service: &Service) {
+        let hosts = service.ensemble.hosts().to_owned();
+        if !self.ensembles.insert(hosts.clone()) {
+            return;
+        }
+        let ensemble = without_chroot(&service.ensemble);
+        let link = watch::Sender::new(Link::Connecting);
+        let setup = registrar::Setup {
+            ensemble: (*ensemble).clone(),
+            jitter: self.config.jitter,
+            write_rate: self.config.write_rate,
+            call_limit: self.config.session_timeout,
+            state_path: self.config.state_path.clone(),
+            wants: self.wants.subscribe(),
+            link: link.subscribe(),
+            board: Arc::clone(&self.boards.ensembles),
+            metrics: self.metrics.clone(),
+        };
+        let settings = zk::Settings { ensemble: (*ensemble).clone(), session_timeout: self.config.session_timeout };
+        let mut closing = self.closing.1.clone();
+        self.sessions.spawn(zk::supervise(settings, link, async move { closing.wait().await }));
+        self.spawn(Task::Core(format!("registrar of {hosts}")), registrar::run(setup));
+    }
+
+    fn ended(&mut self, id: Id) -> Result<(), RunError> {
+        match self.roles.remove(&id) {
+            None => Ok(()),
+            Some(Task::Core(name)) => Err(RunError::Ended(name)),
+            Some(Task::Handover(key)) => {
+                self.wants.send_modify(|wants| drop(wants.remove(&key)));
+                Ok(())
+            }
+            Some(Task::Service(name)) => {
+                let Some(running) = self.services.get_mut(&name).filter(|running| running.task.id() == id) else {
+                    return Ok(());
+                };
+                let delay = running.backoff.next(&mut self.rng);
+                let service = Arc::clone(&running.service);
+                tracing::error!(service = name, ?delay, "the service's task ended, a defect of nerve: started again");
+                self.metrics.restarts.get_or_create(&of_service(&name)).inc();
+                let task = self.watch(&service, delay);
+                if let Some(running) = self.services.get_mut(&name) {
+                    running.task = task;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Withdraws everything and confirms it, lingers, closes the sessions; all within the deadline.
+    async fn stop(&mut self) {
+        let deadline = Instant::now() + self.config.stop_deadline;
+        let withdrawn_by = deadline - CLOSING.min(self.config.stop_deadline / 2);
+        for running in self.services.values() {
+            running.task.abort();
+        }
+        self.wants.send_modify(|wants| wants.values_mut().for_each(|wanted| wanted.verdict = Verdict::Leaving));
+        let mut reports = self.boards.ensembles.subscribe();
+        let all_gone = reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
+        match timeout_at(withdrawn_by, all_gone).await {
+            Ok(_) => tracing::info!("everything is withdrawn"),
+            Err(_) => self.tell_left(),
+        }
+        if !self.config.linger.is_zero() {
+            tokio::time::sleep_until((Instant::now() + self.config.linger).min(withdrawn_by)).await;
+        }
+        // The registrars first: whoever holds a client keeps its session open.
+        self.tasks.shutdown().await;
+        self.closing.0.send_replace(true);
+        let closed = async { while self.sessions.join_next().await.is_some() {} };
+        if timeout_at(deadline, closed).await.is_err() {
+            tracing::warn!("not all sessions could be closed");
+        }
+    }
+
+    fn tell_left(&self) {
+        for report in self.boards.ensembles.borrow().values().filter(|report| !report.withdrawn) {
+            for (service, left) in &report.registrations {
+                let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
+                let state = report.link.state;
+                tracing::warn!(service, hosts, state, path = left.path, node, "not withdrawn: stays until its session expires");
+            }
+        }
+    }
+}
+
+/// Returns when the successor of a moved registration stands, or is not to stand, or has had its time.
+async fn confirmed(name: String, registration: Registration, wants: Board<Wanted>, boards: Boards) {
+    let mut wants = wants.subscribe();
+    let mut ensembles = boards.ensembles.subscribe();
+    let stands = ensembles.wait_for(|ensembles| {
+        let there = ensembles.get(&registration.hosts).and_then(|report| report.registrations.get(&name));
+        there.is_some_and(|there| there.path == registration.path && there.node.is_some())
+    });
+    let not_to_stand = wants.wait_for(|wants| wants.get(&name).is_none_or(|wanted| wanted.verdict == Verdict::Down));
+    // Both are watch receives, and the function ends with the first.
+    tokio::select! {
+        _ = stands => {}
+        _ = not_to_stand => {}
+        () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
+    }
+}
+
+/// Touches the file while every service's checks make progress.
+async fn heartbeat(path: PathBuf, boards: Boards, metrics: Metrics) {
+    let mut failing = false;
+    loop {
+        let now = Instant::now();
+        let stuck = boards.services.borrow().iter().find_map(|(name, report)| {
+            let limit = report.window.max(HEARTBEAT * 2);
+            (now.saturating_duration_since(report.progress) > limit).then(|| name.clone())
+        });
+        let touched = match stuck {
+            Some(service) => Err(format!("the checks of `{service}` make no progress")),
+            None => {
+                let path = path.clone();
+                let done = tokio::task::spawn_blocking(move || touch(&path)).await;
+                done.map_err(|e| e.to_string()).and_then(|touched| touched.map_err(|e| e.to_string()))
+            }
+        };
+        if let Err(reason) = &touched {
+            metrics.heartbeat_failures.inc();
+            if !failing {
+                tracing::warn!(path = %path.display(), reason, "heartbeat_path not touched");
+            }
+        }
+        failing = touched.is_err();
+        tokio::time::sleep(HEARTBEAT).await;
+    }
+}
+
+fn touch(path: &Path) -> std::io::Result<()> {
+    let file = std::fs::File::options().create(true).truncate(false).write(true).open(path)?;
+    file.set_modified(SystemTime::now())
+}
+
+fn warn_of_restart_keys(old: &Config, new: &Config) {
+    let keys = [
+        ("heartbeat_path", old.heartbeat_path != new.heartbeat_path),
+        ("zookeeper.session_timeout", old.session_timeout != new.session_timeout),
+        ("zookeeper.jitter", old.jitter != new.jitter),
+        ("zookeeper.write_rate", old.write_rate != new.write_rate),
+        ("admin", old.admin != new.admin),
+        ("state_path", old.state_path != new.state_path),
+    ];
+    let changed: Vec<&str> = keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
+    if !changed.is_empty() {
+        tracing::warn!(keys = changed.join(", "), "takes effect when nerve is started again");
+    }
+}

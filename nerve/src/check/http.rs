@@ -1,0 +1,141 @@
+//! The http check: one GET on a raw connection, answered by 200..399, the body holding `expect`.
+//!
+//! As Ruby (`lib/nerve/service_watcher/http.rb`): 3xx passes and is not followed, interim answers are skipped, the
+//! headers are Net::HTTP's and `headers` replaces them. Unlike it: one deadline from the connect to the last byte of
+//! the body, no repeated GET, no proxy from the environment, no compression asked for (nothing needs unpacking), at
+//! most 64 KiB of body.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::{Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::{Outcome, Step, connect};
+use crate::config::HttpCheck;
+
+/// `expect` is searched within this much of the body, and no more is read.
+const MAX_BODY: usize = 64 << 10;
+
+pub(super) async fn run(settings: &HttpCheck) -> Outcome {
+    let limit = settings.open_timeout.saturating_add(settings.read_timeout);
+    let until = Instant::now() + limit;
+    let request = match request(settings) {
+        Ok(request) => request,
+        Err(reason) => return Outcome::Fail(reason),
+    };
+    let stream = match connect(&settings.host, settings.port, settings.open_timeout).await {
+        Ok(stream) => stream,
+        Err(outcome) => return outcome,
+    };
+    let mut step = Step::Head;
+    match timeout_at(until, exchange(stream, request, settings.expect.as_deref(), &mut step)).await {
+        Ok(Ok(())) => Outcome::Pass,
+        Ok(Err(reason)) => Outcome::Fail(reason),
+        Err(_elapsed) => Outcome::Timeout { step, after: limit },
+    }
+}
+
+fn request(settings: &HttpCheck) -> Result<Request<Empty<Bytes>>, String> {
+    let uri: Uri = settings.uri.parse().map_err(|error| format!("uri `{}`: {error}", settings.uri))?;
+    let host = match settings.host.as_str() {
+        literal if literal.contains(':') && !literal.starts_with('[') => format!("[{literal}]:{}", settings.port),
+        host => format!("{host}:{}", settings.port),
+    };
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = uri;
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    headers.insert(USER_AGENT, HeaderValue::from_static("Ruby"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| format!("host `{}`", settings.host))?);
+    for (name, value) in &settings.headers {
+        let key = HeaderName::try_from(name).map_err(|_| format!("header name `{name}`"))?;
+        // The value may be a credential: name the header only.
+        headers.insert(key, HeaderValue::try_from(value).map_err(|_| format!("value of header `{name}`"))?);
+    }
+    Ok(request)
+}
+
+/// Sends the request and judges the answer, driving the connection itself.
+async fn exchange(
+    stream: TcpStream,
+    request: Request<Empty<Bytes>>,
+    expect: Option<&str>,
+    step: &mut Step,
+) -> Result<(), String> {
+    let (mut sender, connection) =
+        http1::Builder::new().max_headers(100).handshake(TokioIo::new(stream)).await.map_err(|e| explain(&e))?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(|e| explain(&e))?;
+        *step = Step::Body;
+        judge(response, expect).await
+    };
+    let (mut connection, mut answer) = (pin!(connection), pin!(answer));
+    let mut connection_over = false;
+    // With `Connection: close` the connection often ends in the same poll in which the answer becomes complete, and
+    // its failure reaches the answer as well: so the answer alone decides, and is polled after the connection.
+    poll_fn(|context| {
+        if !connection_over {
+            connection_over = connection.as_mut().poll(context).is_ready();
+        }
+        match answer.as_mut().poll(context) {
+            Poll::Pending if connection_over => {
+                // One more look: the end of the connection may have woken the answer within this very poll.
+                match answer.as_mut().poll(context) {
+                    Poll::Pending => Poll::Ready(Err("connection closed before the answer was complete".to_owned())),
+                    ready @ Poll::Ready(_) => ready,
+                }
+            }
+            other => other,
+        }
+    })
+    .await
+}
+
+async fn judge(response: Response<hyper::body::Incoming>, expect: Option<&str>) -> Result<(), String> {
+    let status = response.status();
+    if !(200..400).contains(&status.as_u16()) {
+        return Err(format!("status {}", status.as_u16()));
+    }
+    let has_length = response.headers().contains_key(CONTENT_LENGTH);
+    let mut body = response.into_body();
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let data = match frame {
+            Ok(frame) => frame.into_data().unwrap_or_default(),
+            // Ruby takes a body shorter than its Content-Length.
+            Err(error) if has_length && is_early_end(&error) => break,
+            Err(error) => return Err(explain(&error)),
+        };
+        if read.len() + data.len() > MAX_BODY {
+            return Err(format!("body longer than {MAX_BODY} bytes"));
+        }
+        read.extend_from_slice(&data);
+    }
+    match expect {
+        Some(text) if !contains(&read, text.as_bytes()) => Err("the body does not hold the `expect` text".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn is_early_end(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+fn contains(body: &[u8], text: &[u8]) -> bool {
+    text.is_empty() || body.windows(text.len()).any(|window| window == text)
+}
+
+fn explain(error: &hyper::Error) -> String {
+    smartstack_common::report::Chain(error).to_string()
+}

@@ -1,0 +1,341 @@
+//! The command line: Ruby's options and the subcommands, down to the exit code.
+//!
+//! Empty environment variables count as unset, and `NERVE_CHECK_CONFIG` is on as `true` or `1` only (in Ruby its mere
+//! presence, as `false` too, keeps nerve from starting).
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use smartstack_common::admin::Bind;
+use smartstack_common::report::{Chain, exit};
+use smartstack_common::shutdown::Signals;
+use smartstack_common::telemetry::{self, LogFormat};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::app::{self, RunError};
+use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
+
+/// Where the admin listener is unless a configuration says otherwise.
+const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
+/// How long a running nerve may take to answer `nerve status`.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
+#[derive(Debug, Parser)]
+#[command(name = "nerve", version = smartstack_common::BUILD, infer_long_args = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+struct Options {
+    /// The configuration, YAML or JSON [env: NERVE_CONFIG]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Wins over the file's instance_id [env: NERVE_INSTANCE_ID]
+    #[arg(
+        short,
+        long = "instance_id",
+        visible_alias = "instance-id",
+        value_name = "ID",
+        global = true,
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    instance_id: Option<String>,
+    /// Check the configuration and exit [env: NERVE_CHECK_CONFIG=true]
+    #[arg(short = 'k', long = "check-config", alias = "check_config")]
+    check_config: bool,
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t, global = true)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check the services and register them (the default)
+    Run,
+    /// Report every problem of the configuration and start nothing
+    Check,
+    /// Show what a running nerve sees
+    Status {
+        /// Print the JSON of /status
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the JSON Schema of the configuration
+    Schema,
+    /// Print the completions of a shell
+    Completions {
+        /// Which one
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command line and returns the exit code.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // Nobody to tell when even this cannot be printed.
+            let _printed = error.print().is_ok();
+            return if usage { exit::USAGE } else { exit::OK };
+        }
+    };
+    let environment = Environment::current();
+    let on = |name| environment.variable(name).filter(|value| !value.is_empty());
+    let checking = cli.options.check_config || matches!(on("NERVE_CHECK_CONFIG"), Some("true" | "1"));
+    let command = match cli.command.unwrap_or(Command::Run) {
+        Command::Run if checking => Command::Check,
+        command => command,
+    };
+    let source = cli.options.config.or_else(|| on("NERVE_CONFIG").map(PathBuf::from)).map(|path| LoadOptions {
+        path,
+        instance_id: cli.options.instance_id.or_else(|| on("NERVE_INSTANCE_ID").map(str::to_owned)),
+        environment: environment.clone(),
+    });
+    match (command, source) {
+        (Command::Schema, _) => print(&format!("{:#}", config::schema())),
+        (Command::Completions { shell }, _) => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "nerve", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
+        (Command::Status { json }, source) => blocking(status(source, json)),
+        (Command::Run | Command::Check, None) => {
+            complain("no configuration\nhint: `nerve -c FILE`, or set NERVE_CONFIG");
+            exit::USAGE
+        }
+        (Command::Check, Some(source)) => check(&source),
+        (Command::Run, Some(source)) => {
+            telemetry::start(cli.options.log_format);
+            blocking(run(source))
+        }
+    }
+}
+
+/// On one thread: a sidecar should cost one core at most.
+fn blocking(work: impl Future<Output = u8>) -> u8 {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(work);
+            // A name server or disk that hangs must not hold up the exit.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"));
+            exit::START
+        }
+    }
+}
+
+async fn run(source: LoadOptions) -> u8 {
+    // First of all: an early HUP must not kill the process.
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(&format!("cannot install signal handlers: {error}"));
+            return exit::START;
+        }
+    };
+    let Loaded { config, warnings } = match config::load(&source) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "nerve starts");
+    tell(&warnings);
+    let reload = || -> Result<Config, String> {
+        let Loaded { config, warnings } = config::load(&source).map_err(|report| report.to_string())?;
+        tell(&warnings);
+        Ok(config)
+    };
+    match app::run(config, reload, signals).await {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            tracing::error!(error = %Chain(&error), "nerve ends");
+            match error {
+                RunError::Admin(_) => exit::START,
+                RunError::Ended(_) => exit::INTERNAL,
+            }
+        }
+    }
+}
+
+fn tell(warnings: &Report) {
+    for finding in &warnings.findings {
+        tracing::warn!("{finding}");
+    }
+}
+
+fn check(source: &LoadOptions) -> u8 {
+    match config::load(source) {
+        Ok(Loaded { config, warnings }) => {
+            if !warnings.findings.is_empty() {
+                complain(&warnings.to_string());
+            }
+            print(&format!("{}: good, {} services", source.path.display(), config.services.len()))
+        }
+        Err(report) => {
+            complain(&report.to_string());
+            exit::CONFIG
+        }
+    }
+}
+
+async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
+    let bind = match source.as_ref().map(config::load) {
+        None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
+        Some(Ok(Loaded { config: Config { admin: Some(admin), .. }, .. })) => admin.bind,
+        Some(Ok(_)) => {
+            complain("the configuration turns the admin listener off");
+            return exit::START;
+        }
+        Some(Err(report)) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(&bind, "/status")).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
+    match answer.and_then(|text| serde_json::from_slice::<Value>(&text).map_err(|e| format!("not JSON: {e}"))) {
+        Ok(value) if json => print(&format!("{value:#}")),
+        Ok(value) => print(&summary(&value)),
+        Err(reason) => {
+            complain(&format!("no status from `{bind}`: {reason}\nhint: does nerve run? the address is `admin.bind` of -c FILE"));
+            exit::START
+        }
+    }
+}
+
+async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
+    let fail = |error: std::io::Error| error.to_string();
+    match bind {
+        Bind::Tcp(address) => get(tokio::net::TcpStream::connect(address).await.map_err(fail)?, path).await,
+        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await.map_err(fail)?, path).await,
+    }
+}
+
+async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> Result<Bytes, String> {
+    let fail = |error: hyper::Error| Chain(&error).to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
+    let request = Request::get(path).header("host", "nerve").header("connection", "close").body(Empty::<Bytes>::new());
+    let request = request.map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(fail)?;
+        let body = Limited::new(response.into_body(), 64 << 20).collect().await.map_err(|e| e.to_string())?;
+        Ok(body.to_bytes())
+    };
+    // The connection's own end says nothing that the answer does not say as well.
+    let (answer, _ended) = tokio::join!(answer, connection);
+    answer
+}
+
+/// `/status` for a terminal.
+fn summary(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let ready = if status["ready"] == true { "ready" } else { "not ready" };
+    let mut lines = vec![format!("nerve {} pid {} {ready}", text(&status["version"]), status["pid"])];
+    for link in list(&status["zookeeper"]) {
+        lines.push(format!("zookeeper {} {}", text(&link["hosts"]), text(&link["state"])));
+    }
+    for (name, service) in status["services"].as_object().into_iter().flatten() {
+        lines.push(format!("{name} {}", service["health"].as_str().unwrap_or("not checked yet")));
+        for check in list(&service["checks"]) {
+            let error = check["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
+            lines.push(format!("  {} {}{error}", text(&check["name"]), text(&check["health"])));
+        }
+        for place in list(&service["registrations"]) {
+            let error = place["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
+            let (path, node) = (text(&place["path"]), text(&place["node"]));
+            lines.push(format!("  {path}/{node} wanted {}, {}{error}", text(&place["wanted"]), text(&place["observed"])));
+        }
+    }
+    lines.extend(list(&status["warnings"]).iter().map(|warning| format!("warning: {}", text(warning))));
+    lines.join("\n")
+}
+
+fn print(text: &str) -> u8 {
+    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
+        Ok(()) => exit::OK,
+        // Whoever read has had enough (`nerve schema | head`).
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
+        Err(_) => exit::START,
+    }
+}
+
+fn complain(text: &str) {
+    let _told = writeln!(std::io::stderr().lock(), "{}", text.trim_end()).is_ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn rubys_spellings_work() {
+        Cli::command().debug_assert();
+        for line in [
+            "nerve -c f -i x",
+            "nerve --config f --instance_id x",
+            "nerve --config=f --instance-id=x",
+            "nerve --conf f --inst x",
+            "nerve run -c f -i x",
+            "nerve -c f -i x run",
+        ] {
+            let options = parse(line).unwrap().options;
+            assert_eq!((options.config, options.instance_id.as_deref()), (Some(PathBuf::from("f")), Some("x")), "{line}");
+        }
+        for line in ["nerve -c f -k", "nerve -c f --check-config", "nerve -c f --check", "nerve -c f --check_config"] {
+            assert!(parse(line).unwrap().options.check_config, "{line}");
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in ["nerve -c", "nerve --nonsense", "nerve stray", "nerve -c f stray", "nerve drain web"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(Cli::try_parse_from(["nerve", "-c", "f", "-i", ""]).is_err());
+    }
+
+    #[test]
+    fn summary_reads_the_schema() {
+        let status = serde_json::json!({
+            "version": "1", "pid": 7, "ready": true, "zookeeper": [{"hosts": "z:1", "state": "live"}],
+            "services": {"web": {
+                "health": "down",
+                "checks": [{"name": "http-x:1/", "health": "down", "error": "status 503"}],
+                "registrations": [{"path": "/s", "node": null, "wanted": "absent: unhealthy", "observed": "absent", "error": null}],
+            }},
+            "warnings": ["two nerves claim `/s/i_1`"],
+        });
+        assert_eq!(
+            summary(&status),
+            "nerve 1 pid 7 ready\nzookeeper z:1 live\nweb down\n  http-x:1/ down: status 503\n  \
+             /s/- wanted absent: unhealthy, absent\nwarning: two nerves claim `/s/i_1`"
+        );
+    }
+}

@@ -1,0 +1,417 @@
+//! What the registrar of one ensemble does next: links, wants, looks and failures in, jobs out. Pure.
+//!
+//! Level-triggered: every cause (a new connection, another want, a touched node, a doubt, 60 s gone by) only makes a
+//! group of registrations *due*; a due group is looked at, planned for ([`crate::registration::plan`]) and written, and
+//! looked at again until the plan is empty. One job per group at a time; between two connections nothing is asked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use smartstack_common::backoff::Backoff;
+use tokio::time::Instant;
+
+use crate::registration::{Change, Node, Owner, Plan, Want, plan};
+use crate::registry::{Failure, Found, Registry};
+use crate::service::{Stance, Wanted};
+use crate::throttle::Throttle;
+
+/// How often a settled group is looked at all the same, against changes that no watch told.
+const VERIFY: Duration = Duration::from_secs(60);
+/// Pauses after failed writes and looks.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+
+/// All services' wishes, by name.
+pub(crate) type Wants = BTreeMap<String, Wanted>;
+
+/// Work on one group: write, then look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Job {
+    pub(crate) path: String,
+    ids: BTreeSet<String>,
+    sync: bool,
+    parents: bool,
+    changes: Vec<Change>,
+}
+
+/// A job's end.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) path: String,
+    /// Changes that were confirmed.
+    pub(crate) written: Vec<Change>,
+    /// A write that was refused for sure; the look is good all the same.
+    pub(crate) refused: Option<Failure>,
+    /// What stands below the parent, or why that is not known.
+    pub(crate) look: Result<Option<Vec<Found>>, Failure>,
+}
+
+/// Carries a job out. Dropping it leaves an unknown outcome.
+pub(crate) async fn perform(registry: impl Registry, job: Job) -> Done {
+    let mut done = Done { path: job.path.clone(), written: Vec::new(), refused: None, look: Ok(None) };
+    done.look = write_and_look(&registry, job, &mut done.written, &mut done.refused).await;
+    done
+}
+
+async fn write_and_look(
+    registry: &impl Registry,
+    job: Job,
+    written: &mut Vec<Change>,
+    refused: &mut Option<Failure>,
+) -> Result<Option<Vec<Found>>, Failure> {
+    if job.sync {
+        registry.sync().await?;
+    }
+    if job.parents {
+        registry.make_parents(&job.path).await?;
+    }
+    for change in job.changes {
+        match registry.apply(&job.path, &change).await {
+            Ok(()) => written.push(change),
+            Err(failure) if failure.is_unknown() => return Err(failure),
+            Err(failure) => *refused = Some(failure),
+        }
+    }
+    registry.look(&job.path, &job.ids).await
+}
+
+/// The registrations below one parent.
+#[derive(Debug)]
+struct Group {
+    /// Ids whose nodes are looked for: all that this process ever registered here.
+    ids: BTreeSet<String>,
+    /// When to look, if at all.
+    due: Option<Instant>,
+    running: bool,
+    /// Look at least as new as the present: after a new connection or an unknown outcome.
+    sync: bool,
+    /// What to write in the next job.
+    changes: Vec<Change>,
+    parents: bool,
+    /// The wishes the last plan was made for.
+    planned: Vec<(String, Wanted, Stance)>,
+    /// The last look, planned.
+    plan: Option<Plan>,
+    /// Whether something was ever created here, or may have been.
+    wrote: bool,
+    error: Option<String>,
+    retry: Backoff,
+    /// When the standing of a service last changed, with its nodes then.
+    since: BTreeMap<String, (Vec<String>, Instant)>,
+}
+
+impl Group {
+    fn new() -> Self {
+        Self {
+            ids: BTreeSet::new(),
+            due: None,
+            running: false,
+            sync: true,
+            changes: Vec::new(),
+            parents: false,
+            planned: Vec::new(),
+            plan: None,
+            wrote: false,
+            error: None,
+            retry: Backoff::new(RETRY.0, RETRY.1),
+            since: BTreeMap::new(),
+        }
+    }
+
+    fn is_bare(&self) -> bool {
+        match &self.plan {
+            Some(plan) => plan.changes.is_empty() && plan.standings.iter().all(|s| s.nodes.is_empty()),
+            None => !self.wrote,
+        }
+    }
+
+    fn hurry(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+}
+
+/// One registration in `/status`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Registered {
+    pub(crate) path: String,
+    /// `present`, `keep`, `leave` or `absent: <reason>`.
+    pub(crate) wanted: String,
+    /// `present`, `absent`, or `unknown` before the first look.
+    pub(crate) observed: &'static str,
+    pub(crate) node: Option<String>,
+    /// Since when it is so observed.
+    pub(crate) since: Option<Instant>,
+    pub(crate) error: Option<String>,
+    /// `path/node` and session of others under our name.
+    pub(crate) twins: Vec<String>,
+}
+
+/// The registrar's memory.
+#[derive(Debug)]
+pub(crate) struct Reconciler {
+    hosts: String,
+    groups: BTreeMap<String, Group>,
+    session: Option<i64>,
+    connected: bool,
+    former: BTreeSet<i64>,
+    displaced: BTreeSet<i64>,
+    throttle: Throttle,
+    stale_since: BTreeMap<String, Instant>,
+    jitter: Duration,
+    rng: fastrand::Rng,
+}
+
+impl Reconciler {
+    pub(crate) fn new(hosts: &str, jitter: Duration, write_rate: u32, rng: fastrand::Rng, now: Instant) -> Self {
+        Self {
+            hosts: hosts.to_owned(),
+            groups: BTreeMap::new(),
+            session: None,
+            connected: false,
+            former: BTreeSet::new(),
+            displaced: BTreeSet::new(),
+            throttle: Throttle::new(write_rate, now),
+            stale_since: BTreeMap::new(),
+            jitter,
+            rng,
+        }
+    }
+
+    /// A connection is there: every group is due, spread over the jitter unless it is the first connection or the group
+    /// has something to withdraw. `former` are the earlier sessions of this installation.
+    pub(crate) fn connected(&mut self, session: i64, former: &BTreeSet<i64>, now: Instant) {
+        let first = self.session.is_none();
+        self.former.extend(former);
+        if let Some(before) = self.session.replace(session).filter(|before| *before != session) {
+            self.former.insert(before);
+            self.displaced.clear();
+        }
+        // A session number that comes back is ours again.
+        self.former.remove(&session);
+        self.connected = true;
+        for group in self.groups.values_mut() {
+            let withdrawing = group.planned.iter().any(|(_, _, stance)| matches!(stance, Stance::Absent(_)));
+            let spread = if first || withdrawing { Duration::ZERO } else { self.jitter.mul_f64(self.rng.f64()) };
+            group.running = false;
+            group.sync = true;
+            group.changes.clear();
+            group.due = Some(now + spread);
+        }
+    }
+
+    /// The connection is gone and with it all jobs, whose outcome is unknown.
+    pub(crate) fn disconnected(&mut self) {
+        self.connected = false;
+        for group in self.groups.values_mut() {
+            group.running = false;
+            group.sync = true;
+            group.changes.clear();
+        }
+    }
+
+    /// A node below `path` was changed or deleted.
+    pub(crate) fn touched(&mut self, path: &str, now: Instant) {
+        if let Some(group) = self.groups.get_mut(path) {
+            group.hurry(now);
+        }
+    }
+
+    /// Takes the wishes as they are now, and returns the jobs that are to be started.
+    pub(crate) fn jobs(&mut self, wants: &Wants, now: Instant) -> Vec<Job> {
+        self.note_staleness(wants, now);
+        for wanted in wants.values().filter(|wanted| wanted.registration.hosts == self.hosts) {
+            let group = self.groups.entry(wanted.registration.path.clone()).or_insert_with(Group::new);
+            group.ids.insert(wanted.registration.instance_id.clone());
+        }
+        let mut jobs = Vec::new();
+        for (path, group) in &mut self.groups {
+            let wishes = wishes(wants, &self.hosts, path, &self.stale_since, now);
+            if is_other(&group.planned, &wishes) {
+                // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
+                if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave) || group.plan.is_some() {
+                    group.hurry(now);
+                }
+                group.planned = wishes;
+            }
+            if self.connected && !group.running && group.due.is_some_and(|due| due <= now) {
+                group.running = true;
+                group.due = None;
+                group.wrote |= group.changes.iter().any(|change| change.create.is_some());
+                jobs.push(Job {
+                    path: path.clone(),
+                    ids: group.ids.clone(),
+                    sync: std::mem::take(&mut group.sync),
+                    parents: std::mem::take(&mut group.parents),
+                    changes: std::mem::take(&mut group.changes),
+                });
+            }
+        }
+        jobs
+    }
+
+    fn note_staleness(&mut self, wants: &Wants, now: Instant) {
+        self.stale_since.retain(|service, _| wants.contains_key(service));
+        for (service, wanted) in wants {
+            if wanted.is_fresh(now) {
+                self.stale_since.remove(service);
+            } else {
+                self.stale_since.entry(service.clone()).or_insert(now);
+            }
+        }
+    }
+
+    /// Takes a job's end and plans what comes next.
+    pub(crate) fn finished(&mut self, done: Done, wants: &Wants, now: Instant) {
+        let wishes = wishes(wants, &self.hosts, &done.path, &self.stale_since, now);
+        let Some(group) = self.groups.get_mut(&done.path) else { return };
+        group.running = false;
+        let found = match done.look {
+            Ok(found) => found,
+            Err(failure) => {
+                group.error = Some(failure.to_string());
+                group.sync = true;
+                let pause = group.retry.next(&mut self.rng);
+                group.hurry(now + pause);
+                return;
+            }
+        };
+        let observed: Vec<Node> =
+            found.iter().flatten().map(|node| classify(node, self.session, &self.former)).collect();
+        group.planned = wishes;
+        let wants: Vec<Want<'_>> = group
+            .planned
+            .iter()
+            .map(|(service, wanted, stance)| Want { service, registration: &wanted.registration, stance: *stance })
+            .collect();
+        let mut plan = plan(&wants, &observed, &self.displaced);
+        for standing in &plan.standings {
+            let entry = group.since.get(&standing.service);
+            if entry.is_none_or(|(nodes, _)| *nodes != standing.nodes) {
+                group.since.insert(standing.service.clone(), (standing.nodes.clone(), now));
+            }
+        }
+        let mut throttled = None;
+        let mut changes = std::mem::take(&mut plan.changes);
+        changes.retain(|change| match change.create.as_ref().map(|_| self.throttle.take(now)) {
+            Some(Err(at)) => {
+                throttled = Some(at);
+                false
+            }
+            None | Some(Ok(())) => true,
+        });
+        self.displaced.extend(changes.iter().filter_map(|change| change.displaces));
+        group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
+        group.error = done.refused.as_ref().map(ToString::to_string);
+        plan.changes.clone_from(&changes);
+        group.plan = Some(plan);
+        if changes.is_empty() {
+            group.retry.reset();
+            if wants.is_empty() && throttled.is_none() {
+                self.groups.remove(&done.path);
+                return;
+            }
+            let again = VERIFY.mul_f64(0.5 + self.rng.f64());
+            group.hurry(throttled.unwrap_or(now + again));
+            return;
+        }
+        group.changes = changes;
+        // A write that was refused once is tried again at once, on the new look; then with pauses.
+        let pause = done.refused.map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
+        group.due = Some(now + pause);
+    }
+
+    /// When to ask for jobs again, if nothing happens before.
+    pub(crate) fn wake_at(&self, wants: &Wants, now: Instant) -> Option<Instant> {
+        let due = self.groups.values().filter(|g| self.connected && !g.running).filter_map(|g| g.due);
+        let aging = wants
+            .iter()
+            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts)
+            .map(|(service, wanted)| {
+                let begin = self.stale_since.get(service).copied().unwrap_or(wanted.as_of);
+                begin + wanted.window + Duration::from_millis(1)
+            })
+            .filter(|at| *at > now);
+        due.chain(aging).min()
+    }
+
+    /// Nodes to be watched: all that carry our name, with their group.
+    pub(crate) fn nodes(&self, path: &str) -> Vec<String> {
+        let Some(plan) = self.groups.get(path).and_then(|group| group.plan.as_ref()) else { return Vec::new() };
+        let own = plan.standings.iter().flat_map(|standing| standing.nodes.iter().cloned());
+        own.chain(plan.twins.iter().map(|twin| twin.node.clone())).collect()
+    }
+
+    /// Whether every wish is to be absent, and nothing of ours is left (or ever was).
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.groups.values().all(|group| {
+            !group.running
+                && group.is_bare()
+                && group.planned.iter().all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
+        })
+    }
+
+    /// How every service stands.
+    pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
+        let mut report = BTreeMap::new();
+        for (path, group) in &self.groups {
+            for (service, _, stance) in &group.planned {
+                let standing = group.plan.iter().flat_map(|p| &p.standings).find(|s| s.service == *service);
+                let node = standing.and_then(|s| s.nodes.last().cloned());
+                let twins = group.plan.iter().flat_map(|p| &p.twins);
+                report.insert(service.clone(), Registered {
+                    path: path.clone(),
+                    wanted: match stance {
+                        Stance::Present => "present".to_owned(),
+                        Stance::Keep => "keep".to_owned(),
+                        Stance::Leave => "leave".to_owned(),
+                        Stance::Absent(reason) => format!("absent: {reason}"),
+                    },
+                    observed: match (standing, &node) {
+                        (None, _) => "unknown",
+                        (Some(_), Some(_)) => "present",
+                        (Some(_), None) => "absent",
+                    },
+                    node,
+                    since: group.since.get(service).map(|(_, since)| *since),
+                    error: standing.and_then(|s| s.conflict.clone()).or_else(|| group.error.clone()),
+                    twins: twins.map(|twin| format!("{} (session {:#x})", twin.node, twin.owner)).collect(),
+                });
+            }
+        }
+        report
+    }
+}
+
+fn wishes(
+    wants: &Wants,
+    hosts: &str,
+    path: &str,
+    stale_since: &BTreeMap<String, Instant>,
+    now: Instant,
+) -> Vec<(String, Wanted, Stance)> {
+    wants
+        .iter()
+        .filter(|(_, wanted)| wanted.registration.hosts == hosts && wanted.registration.path == path)
+        .map(|(service, wanted)| {
+            let stance = wanted.stance(now, stale_since.get(service).copied());
+            (service.clone(), wanted.clone(), stance)
+        })
+        .collect()
+}
+
+/// Whether the wishes need another plan: the age of a result alone does not.
+fn is_other(planned: &[(String, Wanted, Stance)], wishes: &[(String, Wanted, Stance)]) -> bool {
+    let same = |(a, b): (&(String, Wanted, Stance), &(String, Wanted, Stance))| {
+        (&a.0, &a.1.registration, a.2) == (&b.0, &b.1.registration, b.2)
+    };
+    planned.len() != wishes.len() || !planned.iter().zip(wishes).all(same)
+}
+
+fn classify(found: &Found, session: Option<i64>, former: &BTreeSet<i64>) -> Node {
+    let owner = match found.owner {
+        owner if Some(owner) == session => Owner::Own,
+        owner if former.contains(&owner) => Owner::Former,
+        owner => Owner::Foreign(owner),
+    };
+    Node { name: found.name.clone(), owner, czxid: found.czxid, data: found.data.clone() }
+}
+

@@ -1,0 +1,248 @@
+//! The registrar of one ensemble: the only user of its ZooKeeper client. A shell around [`crate::reconcile`].
+//!
+//! It hands the latest link, wishes and results to the reconciler, starts the jobs it asks for, and publishes how things
+//! stand. While the link is not live it holds no client and asks nothing.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use smartstack_common::process::ProcessId;
+use smartstack_common::report::Chain;
+use smartstack_common::units::Ensemble;
+use smartstack_common::zk::{Link, LinkStatus, Live};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use crate::metrics::{Metrics, of_hosts, of_service, of_write};
+use crate::reconcile::{Done, Reconciler, Wants, perform};
+use crate::registry::{Registry, ZooKeeper};
+use crate::state;
+use crate::status::{Board, EnsembleReport};
+
+/// How long the state file may hold up a registration.
+const STATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// What a registrar works with.
+pub(crate) struct Setup {
+    /// Without chroot: wishes hold absolute paths.
+    pub(crate) ensemble: Ensemble,
+    pub(crate) jitter: Duration,
+    pub(crate) write_rate: u32,
+    /// Limit of each call: longer than this nobody is connected.
+    pub(crate) call_limit: Duration,
+    pub(crate) state_path: PathBuf,
+    pub(crate) wants: watch::Receiver<Wants>,
+    pub(crate) link: watch::Receiver<Link>,
+    pub(crate) board: Board<EnsembleReport>,
+    pub(crate) metrics: Metrics,
+}
+
+/// Registers and withdraws for ever. Dropping it lets go of the client.
+pub(crate) async fn run(setup: Setup) {
+    let mut registrar = Registrar::new(setup);
+    loop {
+        registrar.follow_link().await;
+        registrar.start_jobs();
+        registrar.publish();
+        let wake = registrar.wake_at();
+        let Registrar { setup, jobs, watches, .. } = &mut registrar;
+        let sleep = async {
+            match wake {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        // Watch receives, joins of a JoinSet and a sleep that is made anew: all may be dropped anywhere.
+        tokio::select! {
+            Ok(()) = setup.link.changed() => {}
+            Ok(()) = setup.wants.changed() => {}
+            Some(done) = jobs.join_next() => registrar.finished(unwrap(done)),
+            Some(touched) = watches.join_next() => registrar.touched(unwrap(touched)),
+            () = sleep => {}
+        }
+    }
+}
+
+/// A job is only ever aborted together with its set, so what is left is a panic: let it end this task, too.
+fn unwrap<T>(joined: Result<T, JoinError>) -> T {
+    match joined {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+struct Registrar {
+    setup: Setup,
+    hosts: String,
+    reconciler: Reconciler,
+    /// While live: the client and its epoch.
+    registry: Option<(u64, ZooKeeper)>,
+    jobs: JoinSet<Done>,
+    /// One for each node of our name: ends when it is touched.
+    watches: JoinSet<(String, String)>,
+    watched: BTreeSet<(String, String)>,
+    link: LinkStatus,
+    process: ProcessId,
+}
+
+impl Registrar {
+    fn new(setup: Setup) -> Self {
+        let hosts = setup.ensemble.hosts().to_owned();
+        let reconciler =
+            Reconciler::new(&hosts, setup.jitter, setup.write_rate, fastrand::Rng::new(), Instant::now());
+        let link = LinkStatus::of(&setup.ensemble, &setup.link.borrow());
+        Self {
+            setup,
+            hosts,
+            reconciler,
+            registry: None,
+            jobs: JoinSet::new(),
+            watches: JoinSet::new(),
+            watched: BTreeSet::new(),
+            link,
+            process: ProcessId::own(),
+        }
+    }
+
+    /// Takes up a new connection, or lets go of a lost one with everything that hung on it.
+    async fn follow_link(&mut self) {
+        let link = self.setup.link.borrow_and_update().clone();
+        let live = match &link {
+            Link::Live(live) => Some(live),
+            _ => None,
+        };
+        if live.map(|live| live.epoch) == self.registry.as_ref().map(|(epoch, _)| *epoch) && live.is_some() {
+            return;
+        }
+        let status = LinkStatus::of(&self.setup.ensemble, &link);
+        if self.registry.take().is_some() {
+            self.jobs = JoinSet::new();
+            self.watches = JoinSet::new();
+            self.watched.clear();
+            self.reconciler.disconnected();
+        }
+        if let Some(live) = live {
+            self.take_up(live).await;
+        }
+        let connected = self.setup.metrics.connected.get_or_create_owned(&of_hosts(&self.hosts));
+        connected.set(i64::from(live.is_some()));
+        self.link = status;
+    }
+
+    async fn take_up(&mut self, live: &Live) {
+        let (path, hosts, session) = (self.setup.state_path.clone(), self.hosts.clone(), live.session);
+        let process = self.process.clone();
+        let remember = tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
+        let former = match tokio::time::timeout(STATE_LIMIT, remember).await {
+            Ok(Ok(Ok(former))) => former,
+            Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
+            Ok(Err(error)) => self.without_state(&error),
+            Err(_) => self.without_state(&"the disk or the lock is slow"),
+        };
+        self.reconciler.connected(session, &former, Instant::now());
+        self.registry = Some((live.epoch, ZooKeeper { client: live.client.clone(), limit: self.setup.call_limit }));
+    }
+
+    fn without_state(&self, reason: &dyn std::fmt::Display) -> BTreeSet<i64> {
+        let path = self.setup.state_path.display();
+        tracing::warn!(%path, %reason, "state not kept: after a crash the old nodes would stay until their session expires");
+        self.setup.metrics.state_failures.inc();
+        BTreeSet::new()
+    }
+
+    fn start_jobs(&mut self) {
+        let jobs = self.reconciler.jobs(&self.setup.wants.borrow_and_update(), Instant::now());
+        let Some((_, registry)) = &self.registry else { return };
+        for job in jobs {
+            self.jobs.spawn(perform(registry.clone(), job));
+        }
+    }
+
+    fn wake_at(&self) -> Option<Instant> {
+        self.reconciler.wake_at(&self.setup.wants.borrow(), Instant::now())
+    }
+
+    fn finished(&mut self, done: Done) {
+        let count = |result| self.setup.metrics.writes.get_or_create_owned(&of_write(&self.hosts, result)).inc();
+        for change in &done.written {
+            count(if change.create.is_some() { "registered" } else { "withdrawn" });
+            if change.service.is_none() {
+                tracing::info!(path = done.path, nodes = change.delete.join(", "), "own nodes of no service deleted");
+            }
+        }
+        for failure in done.look.as_ref().err().into_iter().chain(&done.refused) {
+            count("failed");
+            tracing::warn!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
+        }
+        let path = done.path.clone();
+        self.reconciler.finished(done, &self.setup.wants.borrow(), Instant::now());
+        let Some((_, registry)) = &self.registry else { return };
+        for node in self.reconciler.nodes(&path) {
+            if self.watched.insert((path.clone(), node.clone())) {
+                let (registry, path) = (registry.clone(), path.clone());
+                self.watches.spawn(async move {
+                    registry.touched(format!("{path}/{node}")).await;
+                    (path, node)
+                });
+            }
+        }
+    }
+
+    fn touched(&mut self, (path, node): (String, String)) {
+        self.reconciler.touched(&path, Instant::now());
+        self.watched.remove(&(path, node));
+    }
+
+    fn publish(&self) {
+        let report = EnsembleReport {
+            link: self.link.clone(),
+            registrations: self.reconciler.report(),
+            withdrawn: self.reconciler.is_withdrawn(),
+        };
+        self.setup.board.send_if_modified(|board| {
+            let before = board.get(&self.hosts);
+            if before == Some(&report) {
+                return false;
+            }
+            self.tell(before, &report);
+            board.insert(self.hosts.clone(), report);
+            true
+        });
+    }
+
+    /// One log line per transition.
+    fn tell(&self, before: Option<&EnsembleReport>, after: &EnsembleReport) {
+        let metrics = &self.setup.metrics;
+        let mut twins: BTreeSet<&String> = BTreeSet::new();
+        for (service, now) in &after.registrations {
+            let old = before.and_then(|report| report.registrations.get(service));
+            let old_node = old.and_then(|old| old.node.as_ref());
+            if now.node.as_ref() != old_node {
+                match &now.node {
+                    Some(node) => tracing::info!(service, path = now.path, node, wanted = now.wanted, "node present"),
+                    None => tracing::info!(service, path = now.path, node = old_node, wanted = now.wanted, "node gone"),
+                }
+                let registered = i64::from(now.node.is_some());
+                metrics.registered.get_or_create(&of_service(service)).set(registered);
+            }
+            for twin in now.twins.iter().filter(|twin| !old.is_some_and(|old| old.twins.contains(twin))) {
+                tracing::warn!(service, path = now.path, twin, "two nerves claim one instance_id, left alone");
+            }
+            if let Some(error) = now.error.as_ref().filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error)) {
+                tracing::warn!(service, path = now.path, error, "registration is not as wanted");
+            }
+            twins.extend(&now.twins);
+        }
+        let count = i64::try_from(twins.len()).unwrap_or(i64::MAX);
+        metrics.twins.get_or_create_owned(&of_hosts(&self.hosts)).set(count);
+    }
+}
+
+/// The ensemble of `hosts` alone, as one session serves all chroots of it.
+pub(crate) fn without_chroot(ensemble: &Ensemble) -> Arc<Ensemble> {
+    let hosts: Vec<&str> = ensemble.hosts().split(',').collect();
+    Arc::new(Ensemble::new(&hosts).unwrap_or_else(|_| ensemble.clone()))
+}

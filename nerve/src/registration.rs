@@ -1,0 +1,220 @@
+//! Plans what to write below one parent znode: wanted registrations and observed nodes in, changes out. Pure.
+//!
+//! Whose node is it? Ours = made by our session, or by a former one of this installation. Only those are swapped or
+//! deleted; whatever else carries our name is left alone and reported. One exception: a node with a *fixed* name that
+//! advertises our own address is swapped once per foreign session, because nothing else could take the name back.
+//! Laws, tested: an applied plan leaves exactly one own node per present want and none per absent one; it never
+//! deletes a foreign node (but for that swap); a second plan is empty; swaps of sequential nodes never leave a moment
+//! without a node.
+
+use std::collections::BTreeSet;
+
+use crate::config::NodeType;
+use crate::node::Registration;
+use crate::service::Stance;
+
+/// Who made a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Our present session.
+    Own,
+    /// A session this installation had before; the node dies with it, sooner or later.
+    Former,
+    /// Somebody else's session; 0 for a node that is not ephemeral.
+    Foreign(i64),
+}
+
+/// An observed node whose name claims to be ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Name below the parent.
+    pub name: String,
+    /// Who made it.
+    pub owner: Owner,
+    /// Transaction that made it: the order of creation.
+    pub czxid: i64,
+    /// Its bytes.
+    pub data: Vec<u8>,
+}
+
+/// One service's wish.
+#[derive(Debug, Clone, Copy)]
+pub struct Want<'a> {
+    /// Name of the service.
+    pub service: &'a str,
+    /// The node.
+    pub registration: &'a Registration,
+    /// What to do about it.
+    pub stance: Stance,
+}
+
+/// One transaction: all of it happens or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// The service it is for; `None` for the removal of nodes no service claims any more.
+    pub service: Option<String>,
+    /// The node to create. Sequential ones are created before the deletions, fixed ones after.
+    pub create: Option<Create>,
+    /// Names of the nodes to delete.
+    pub delete: Vec<String>,
+    /// The foreign session whose fixed-name node is swapped.
+    pub displaces: Option<i64>,
+}
+
+/// A node to create.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Create {
+    /// Name, or its prefix for a sequential node.
+    pub prefix: String,
+    /// Sequential or fixed.
+    pub node_type: NodeType,
+    /// The bytes.
+    pub payload: Vec<u8>,
+}
+
+/// Where a service stands, as observed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Name of the service.
+    pub service: String,
+    /// Names of its nodes, own and former.
+    pub nodes: Vec<String>,
+    /// Exactly as wanted (for [`Stance::Leave`]: whatever is there).
+    pub settled: bool,
+    /// Why its fixed name cannot be had.
+    pub conflict: Option<String>,
+}
+
+/// A node of somebody else under our name.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Twin {
+    /// Name of the node.
+    pub node: String,
+    /// Session that made it.
+    #[serde(serialize_with = "hex")]
+    pub owner: i64,
+}
+
+fn hex<S: serde::Serializer>(session: &i64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&format!("{session:#x}"))
+}
+
+/// What is to be written, and how things stand.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Removals first.
+    pub changes: Vec<Change>,
+    /// One for each want, in their order.
+    pub standings: Vec<Standing>,
+    /// Left alone, to be reported.
+    pub twins: Vec<Twin>,
+}
+
+/// Plans for one parent. `observed` holds every node below it whose name claims to be ours; `displaced` the foreign
+/// sessions whose fixed-name node this session has swapped already.
+#[must_use]
+pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) -> Plan {
+    let (assigned, surplus) = assign(wants, observed);
+    let mut plan = Plan::default();
+    if !surplus.is_empty() {
+        plan.changes.push(Change { service: None, create: None, delete: surplus, displaces: None });
+    }
+    for (want, nodes) in wants.iter().zip(assigned) {
+        let (change, conflict) = plan_one(want, &nodes, observed, displaced);
+        plan.standings.push(Standing {
+            service: want.service.to_owned(),
+            nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+            settled: change.is_none() && conflict.is_none(),
+            conflict,
+        });
+        plan.changes.extend(change);
+    }
+    plan.changes.sort_by_key(|change| change.create.is_some());
+    plan.twins = observed
+        .iter()
+        .filter_map(|node| match node.owner {
+            Owner::Foreign(owner) => Some(Twin { node: node.name.clone(), owner }),
+            Owner::Own | Owner::Former => None,
+        })
+        .collect();
+    plan
+}
+
+/// Gives each of our nodes to a want: by its exact form and bytes, by address, and what is left to wants without any
+/// (their address changed). Returns the names of those nobody takes.
+fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<String>) {
+    let mut ours: Vec<&Node> = observed.iter().filter(|node| !matches!(node.owner, Owner::Foreign(_))).collect();
+    // Own before former and older before younger, so that what is right already is found first and stays.
+    ours.sort_by_key(|node| (node.owner == Owner::Former, node.czxid));
+    let mut assigned: Vec<Vec<&Node>> = vec![Vec::new(); wants.len()];
+    type Fits = fn(&Want<'_>, &Node) -> bool;
+    let exactly: Fits = |want, node| want.registration.is_met_by(&node.name, &node.data);
+    let by_address: Fits = |want, node| want.registration.has_endpoint_of(&node.data);
+    for (fits, only_empty) in
+        [(exactly, true), (by_address, false), (|want, _| !matches!(want.stance, Stance::Absent(_)), true)]
+    {
+        ours.retain(|node| {
+            let takers = (0..wants.len()).filter(|i| fits(&wants[*i], node));
+            // Two services of one address are told apart by number only: the one with the fewest takes it.
+            match takers.min_by_key(|i| assigned[*i].len()) {
+                Some(taker) if !only_empty || assigned[taker].is_empty() => {
+                    assigned[taker].push(node);
+                    false
+                }
+                _ => true,
+            }
+        });
+    }
+    (assigned, ours.into_iter().map(|node| node.name.clone()).collect())
+}
+
+fn plan_one(
+    want: &Want<'_>,
+    nodes: &[&Node],
+    observed: &[Node],
+    displaced: &BTreeSet<i64>,
+) -> (Option<Change>, Option<String>) {
+    let registration = want.registration;
+    let change = |create: Option<Create>, delete: Vec<String>, displaces| {
+        let empty = create.is_none() && delete.is_empty();
+        (!empty).then(|| Change { service: Some(want.service.to_owned()), create, delete, displaces })
+    };
+    let names = |keep: Option<&Node>| -> Vec<String> {
+        nodes.iter().filter(|n| keep.is_none_or(|k| k.name != n.name)).map(|n| n.name.clone()).collect()
+    };
+    match want.stance {
+        Stance::Leave => return (None, None),
+        Stance::Absent(_) => return (change(None, names(None), None), None),
+        Stance::Keep if nodes.is_empty() => return (None, None),
+        Stance::Keep | Stance::Present => {}
+    }
+    let right = nodes.iter().find(|n| n.owner == Owner::Own && registration.is_met_by(&n.name, &n.data));
+    if let Some(right) = right {
+        return (change(None, names(Some(right)), None), None);
+    }
+    let create = Create {
+        prefix: registration.prefix.clone(),
+        node_type: registration.node_type,
+        payload: registration.payload.clone(),
+    };
+    let mut delete = names(None);
+    let blocking = observed.iter().find_map(|node| match node.owner {
+        Owner::Foreign(owner) if node.name == registration.prefix => Some((node, owner)),
+        _ => None,
+    });
+    let Some((blocking, owner)) = blocking.filter(|_| registration.node_type == NodeType::Ephemeral) else {
+        return (change(Some(create), delete, None), None);
+    };
+    let conflict = |why: &str| (None, Some(format!("`{}` is held by session {owner:#x}, {why}", blocking.name)));
+    if !registration.has_endpoint_of(&blocking.data) {
+        return conflict("which advertises another address: two hosts with one instance_id");
+    }
+    if displaced.contains(&owner) {
+        return conflict("which took it back: two nerves with one configuration");
+    }
+    delete.push(blocking.name.clone());
+    (change(Some(create), delete, Some(owner)), None)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! What the registrar asks of ZooKeeper, and the real thing. Nothing is decided or retried here.
+//!
+//! A trait only so that a test can put a tree in memory in its place that loses replies and expires sessions on cue,
+//! which no real server does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use smartstack_common::report::Chain;
+use smartstack_common::zk::{CallError, Trouble, call};
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions};
+
+use crate::config::NodeType;
+use crate::node::claims;
+use crate::registration::{Change, Create};
+
+/// Open to all, as Ruby nerve makes its nodes and their parents.
+const PARENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+const SEQUENTIAL: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+const FIXED: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+
+/// A node below the parent whose name claims to be ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    /// `ephemeralOwner`.
+    pub(crate) owner: i64,
+    pub(crate) czxid: i64,
+    pub(crate) data: Vec<u8>,
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {step} `{path}`: {reason}")]
+pub(crate) struct Failure {
+    pub(crate) step: &'static str,
+    pub(crate) path: String,
+    pub(crate) reason: String,
+    pub(crate) trouble: Trouble,
+}
+
+impl Failure {
+    /// Whether the tree may or may not have changed, or nothing can be asked any more.
+    pub(crate) fn is_unknown(&self) -> bool {
+        matches!(self.trouble, Trouble::Lost | Trouble::Terminal)
+    }
+}
+
+pub(crate) trait Registry: Clone + Send + Sync + 'static {
+    /// What is read afterwards is at least as new as this call.
+    fn sync(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The children of `path` that claim to be of one of `ids`; `None` when `path` does not exist.
+    fn look(
+        &self,
+        path: &str,
+        ids: &BTreeSet<String>,
+    ) -> impl Future<Output = Result<Option<Vec<Found>>, Failure>> + Send;
+
+    /// Creates `path` and what is missing above it: persistent, empty.
+    fn make_parents(&self, path: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Carries out one transaction below `path`.
+    fn apply(&self, path: &str, change: &Change) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Returns when the node at `path` was changed or deleted, or when that can no longer be told. Keeps no hold on
+    /// the session while it waits.
+    fn touched(self, path: String) -> impl Future<Output = ()> + Send;
+}
+
+/// A connected client.
+#[derive(Clone)]
+pub(crate) struct ZooKeeper {
+    pub(crate) client: Client,
+    /// Limit of each call.
+    pub(crate) limit: Duration,
+}
+
+impl ZooKeeper {
+    async fn call<T, E>(
+        &self,
+        step: &'static str,
+        path: &str,
+        request: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Failure>
+    where
+        E: std::error::Error + 'static,
+        for<'a> Trouble: From<&'a E>,
+    {
+        let fail = |error: CallError<E>| Failure {
+            step,
+            path: path.to_owned(),
+            reason: Chain(&error).to_string(),
+            trouble: error.trouble(),
+        };
+        call(self.limit, request).await.map_err(fail)
+    }
+}
+
+impl Registry for ZooKeeper {
+    async fn sync(&self) -> Result<(), Failure> {
+        self.call("sync", "/", self.client.sync("/")).await
+    }
+
+    async fn look(&self, path: &str, ids: &BTreeSet<String>) -> Result<Option<Vec<Found>>, Failure> {
+        let mut names = match self.call("list", path, self.client.list_children(path)).await {
+            Err(failure) if failure.trouble == Trouble::NoNode => return Ok(None),
+            names => names?,
+        };
+        names.retain(|name| ids.iter().any(|id| claims(name, id)));
+        // Requests are sent when the method is called: all of them go out before the first reply is waited for.
+        let reads: Vec<_> = names
+            .into_iter()
+            .map(|name| {
+                let child = format!("{path}/{name}");
+                let read = self.client.get_data(&child);
+                (name, child, read)
+            })
+            .collect();
+        let mut found = Vec::with_capacity(reads.len());
+        for (name, child, read) in reads {
+            match self.call("read", &child, read).await {
+                Ok((data, stat)) => {
+                    found.push(Found { name, owner: stat.ephemeral_owner, czxid: stat.czxid, data });
+                }
+                Err(failure) if failure.trouble == Trouble::NoNode => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(Some(found))
+    }
+
+    async fn make_parents(&self, path: &str) -> Result<(), Failure> {
+        self.call("create the parents of", path, self.client.mkdir(path, &PARENT)).await
+    }
+
+    async fn apply(&self, path: &str, change: &Change) -> Result<(), Failure> {
+        let mut multi = self.client.new_multi_writer();
+        let create = |multi: &mut zookeeper_client::MultiWriter<'_>, create: &Create| {
+            let options = match create.node_type {
+                NodeType::EphemeralSequential => &SEQUENTIAL,
+                NodeType::Ephemeral => &FIXED,
+            };
+            multi.add_create(&format!("{path}/{}", create.prefix), &create.payload, options)
+        };
+        let (first, last) = match &change.create {
+            Some(create) if create.node_type == NodeType::EphemeralSequential => (Some(create), None),
+            other => (None, other.as_ref()),
+        };
+        let mut fill = || {
+            first.map_or(Ok(()), |new| create(&mut multi, new))?;
+            for name in &change.delete {
+                multi.add_delete(&format!("{path}/{name}"), None)?;
+            }
+            last.map_or(Ok(()), |new| create(&mut multi, new))
+        };
+        fill().map_err(|error| Failure {
+            step: "write below",
+            path: path.to_owned(),
+            reason: error.to_string(),
+            trouble: Trouble::from(&error),
+        })?;
+        self.call("write below", path, multi.commit()).await.map(|_| ())
+    }
+
+    async fn touched(self, path: String) {
+        let watched = self.call("watch", &path, self.client.check_and_watch_stat(&path)).await;
+        drop(self);
+        match watched {
+            Ok((Some(_), watcher)) => drop(watcher.changed().await),
+            Ok((None, _)) => {}
+            // The next connection looks again anyway, and so does the regular verification.
+            Err(failure) => {
+                tracing::debug!(%failure, "node not watched");
+                std::future::pending().await
+            }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! One service's state machine: results of a round of checks in, a verdict on its registration out. Pure.
+//!
+//! It knows nothing of ZooKeeper, and the registrar nothing of checks: between them stands [`Wanted`], the latest
+//! value, never an event. `watch.rs` drives it; the registrar asks [`Wanted::stance`] each time it plans.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::Service;
+use crate::hysteresis::{Health, Hysteresis};
+use crate::node::Registration;
+
+/// What the checks say about a registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// No round has ended yet.
+    Unknown,
+    /// All checks are up.
+    Up,
+    /// Down by first results alone: nothing is registered, but what is registered already is kept until `fall`
+    /// failures (so that a restart of nerve during one lost request takes nobody out).
+    Unproven,
+    /// A check is down.
+    Down,
+    /// Stays as it is while a successor elsewhere is being registered.
+    Held,
+    /// To be withdrawn whatever the checks say: nerve is leaving.
+    Leaving,
+}
+
+/// Why a service is not to be registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// A check is down.
+    Unhealthy,
+    /// No fresh result has come for too long.
+    Stale,
+    /// nerve is stopping.
+    Leaving,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reason::Unhealthy => "unhealthy",
+            Reason::Stale => "no fresh check result",
+            Reason::Leaving => "nerve is stopping",
+        })
+    }
+}
+
+/// What is to be done about a registration now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stance {
+    /// Exactly one node of ours.
+    Present,
+    /// One node of ours if there is one already, made right if it is wrong; otherwise none.
+    Keep,
+    /// Hands off: nothing is created, swapped or deleted.
+    Leave,
+    /// No node of ours.
+    Absent(Reason),
+}
+
+/// What a service wants in ZooKeeper; the registrar's input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The node, should there be one.
+    pub registration: Registration,
+    /// What the checks say.
+    pub verdict: Verdict,
+    /// Begin of the round behind the verdict; before the first one, when the service was set up.
+    pub as_of: Instant,
+    /// How long a result is fresh.
+    pub window: Duration,
+}
+
+impl Wanted {
+    /// Whether the verdict rests on a fresh result.
+    #[must_use]
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        self.verdict != Verdict::Unknown && now.saturating_duration_since(self.as_of) <= self.window
+    }
+
+    /// What to do at `now`. `stale_since` is when its reader first saw it without a fresh result: after a stop of the
+    /// process the clock has jumped for everybody, and a fresh result must get its chance before a withdrawal.
+    #[must_use]
+    pub fn stance(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
+        match self.verdict {
+            Verdict::Leaving => Stance::Absent(Reason::Leaving),
+            Verdict::Down => Stance::Absent(Reason::Unhealthy),
+            Verdict::Held => Stance::Leave,
+            Verdict::Up if self.is_fresh(now) => Stance::Present,
+            Verdict::Unproven if self.is_fresh(now) => Stance::Keep,
+            Verdict::Up | Verdict::Unproven | Verdict::Unknown => match stale_since {
+                Some(since) if now.saturating_duration_since(since) > self.window => Stance::Absent(Reason::Stale),
+                _ => Stance::Leave,
+            },
+        }
+    }
+}
+
+/// The checks' memory and the verdict over them.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    checks: Vec<Hysteresis>,
+}
+
+impl Machine {
+    /// Of a service that has not been checked yet. Without checks, or with mocked ones, it is up from the first round
+    /// (as Ruby).
+    #[must_use]
+    pub fn new(service: &Service) -> Self {
+        let checks = if service.check_mocked { &[][..] } else { &service.checks[..] };
+        Self { checks: checks.iter().map(|c| Hysteresis::new(c.rise, c.fall)).collect() }
+    }
+
+    /// Takes one round: whether each check passed, in the order of the configuration.
+    ///
+    /// Unlike Ruby, which skips the checks after the first one that is down, every check runs and remembers.
+    pub fn round(&mut self, passed: &[bool]) -> Verdict {
+        debug_assert_eq!(passed.len(), self.checks.len());
+        for (check, passed) in self.checks.iter_mut().zip(passed) {
+            check.record(*passed);
+        }
+        let down = |check: &&Hysteresis| check.health() != Some(Health::Up);
+        if self.checks.iter().filter(down).any(|check| !check.is_unproven_down()) {
+            Verdict::Down
+        } else if self.checks.iter().any(|check| down(&check)) {
+            Verdict::Unproven
+        } else {
+            Verdict::Up
+        }
+    }
+
+    /// The health of each check, `None` before its first result.
+    pub fn healths(&self) -> impl Iterator<Item = Option<Health>> {
+        self.checks.iter().map(Hysteresis::health)
+    }
+}
+
+/// How long a result of the service is fresh: three rounds at their longest, at least a second (below that a busy host
+/// would look like a stopped one).
+#[must_use]
+pub fn freshness(service: &Service) -> Duration {
+    let longest = service.checks.iter().map(crate::check::deadline).max().unwrap_or_default();
+    (service.check_interval.saturating_add(longest)).saturating_mul(3).max(Duration::from_secs(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::NodeType;
+
+    fn wanted(verdict: Verdict, as_of: Instant) -> Wanted {
+        let registration = Registration {
+            hosts: String::new(),
+            path: String::new(),
+            instance_id: String::new(),
+            prefix: String::new(),
+            node_type: NodeType::Ephemeral,
+            payload: Vec::new(),
+        };
+        Wanted { registration, verdict, as_of, window: Duration::from_secs(3) }
+    }
+
+    /// Every verdict, fresh, just stale, and stale for longer than another window.
+    #[test]
+    fn stance_of_every_verdict_at_every_age() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let stale = Stance::Absent(Reason::Stale);
+        for (verdict, fresh, just_stale, long_stale) in [
+            (Verdict::Unknown, Stance::Leave, Stance::Leave, stale),
+            (Verdict::Up, Stance::Present, Stance::Leave, stale),
+            (Verdict::Unproven, Stance::Keep, Stance::Leave, stale),
+            (
+                Verdict::Down,
+                Stance::Absent(Reason::Unhealthy),
+                Stance::Absent(Reason::Unhealthy),
+                Stance::Absent(Reason::Unhealthy),
+            ),
+            (Verdict::Held, Stance::Leave, Stance::Leave, Stance::Leave),
+            (
+                Verdict::Leaving,
+                Stance::Absent(Reason::Leaving),
+                Stance::Absent(Reason::Leaving),
+                Stance::Absent(Reason::Leaving),
+            ),
+        ] {
+            let wanted = wanted(verdict, begin);
+            assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");
+            assert_eq!(wanted.stance(at(100), None), just_stale, "{verdict:?} seen stale for the first time");
+            assert_eq!(wanted.stance(at(103), Some(at(100))), just_stale, "{verdict:?} stale");
+            assert_eq!(wanted.stance(at(104), Some(at(100))), long_stale, "{verdict:?} stale for long");
+        }
+    }
+
+    fn machine(rise_fall: &[(u32, u32)]) -> Machine {
+        Machine { checks: rise_fall.iter().map(|(r, f)| Hysteresis::new(*r, *f)).collect() }
+    }
+
+    #[test]
+    fn all_checks_must_pass() {
+        let mut machine = machine(&[(1, 1), (2, 2)]);
+        assert_eq!(machine.round(&[true, true]), Verdict::Up);
+        assert_eq!(machine.round(&[true, false]), Verdict::Up);
+        assert_eq!(machine.round(&[true, false]), Verdict::Down);
+        assert_eq!(machine.round(&[false, true]), Verdict::Down);
+        assert_eq!(machine.round(&[true, true]), Verdict::Up);
+    }
+
+    #[test]
+    fn first_failures_are_unproven_until_fall() {
+        let mut machine = machine(&[(1, 3), (1, 1)]);
+        assert_eq!(machine.round(&[false, true]), Verdict::Unproven);
+        assert_eq!(machine.round(&[false, true]), Verdict::Unproven);
+        assert_eq!(machine.round(&[false, true]), Verdict::Down);
+        assert_eq!(machine.round(&[true, true]), Verdict::Up);
+        assert_eq!(machine.round(&[true, false]), Verdict::Down);
+    }
+
+    #[test]
+    fn no_checks_is_up() {
+        assert_eq!(machine(&[]).round(&[]), Verdict::Up);
+    }
+}

@@ -1,0 +1,209 @@
+//! `/status` (schema 1), `/ready` and `/`: a view over what the tasks last published. Nothing is decided here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use smartstack_common::admin::{Answer, Routes};
+use smartstack_common::zk::LinkStatus;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::hysteresis::Health;
+use crate::metrics;
+use crate::reconcile::Registered;
+
+/// The latest value of each of several publishers, by name. Publishers change their own entry only.
+pub(crate) type Board<T> = Arc<watch::Sender<BTreeMap<String, T>>>;
+
+/// What a service's task knows.
+#[derive(Debug, Clone)]
+pub(crate) struct ServiceReport {
+    /// Over all checks; `None` before the first round.
+    pub(crate) health: Option<Health>,
+    /// Since when.
+    pub(crate) since: SystemTime,
+    /// In the order of the configuration.
+    pub(crate) checks: Vec<CheckReport>,
+    /// End of the last round, or the start of the task.
+    pub(crate) progress: Instant,
+    /// The longest time between two rounds that is not a standstill.
+    pub(crate) window: Duration,
+}
+
+/// The last attempt of a check.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CheckReport {
+    pub(crate) name: String,
+    pub(crate) health: Option<Health>,
+    /// Seconds since 1970.
+    pub(crate) at: Option<f64>,
+    pub(crate) ms: Option<f64>,
+    pub(crate) error: Option<String>,
+}
+
+/// What a registrar knows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EnsembleReport {
+    pub(crate) link: LinkStatus,
+    /// By service.
+    pub(crate) registrations: BTreeMap<String, Registered>,
+    /// Everything is to be absent, and nothing of ours is left.
+    pub(crate) withdrawn: bool,
+}
+
+/// All that a page is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Boards {
+    pub(crate) services: Board<ServiceReport>,
+    pub(crate) ensembles: Board<EnsembleReport>,
+}
+
+impl Boards {
+    pub(crate) fn new() -> Self {
+        let (services, ensembles) = (watch::Sender::new(BTreeMap::new()), watch::Sender::new(BTreeMap::new()));
+        Self { services: Arc::new(services), ensembles: Arc::new(ensembles) }
+    }
+
+    /// What keeps nerve from being ready: services whose checks have not all run once. ZooKeeper is not waited for.
+    pub(crate) fn missing(&self) -> Option<String> {
+        let services = self.services.borrow();
+        let waiting: Vec<&str> = services.iter().filter(|(_, s)| s.health.is_none()).map(|(n, _)| n.as_str()).collect();
+        (!waiting.is_empty()).then(|| format!("not checked yet: {}", waiting.join(", ")))
+    }
+
+    fn status(&self, started: SystemTime) -> Value {
+        let (services, ensembles) = (self.services.borrow(), self.ensembles.borrow());
+        let service = |(name, report): (&String, &ServiceReport)| {
+            let registrations: Vec<Value> = ensembles
+                .iter()
+                .flat_map(|(hosts, e)| e.registrations.iter().map(move |(key, r)| (hosts, key, r)))
+                .filter(|(_, key, _)| belongs(key, name))
+                .map(|(hosts, _, r)| registration(hosts, r))
+                .collect();
+            let body = json!({
+                "health": report.health,
+                "since": unix(report.since),
+                "checks": report.checks,
+                "registrations": registrations,
+            });
+            (name.clone(), body)
+        };
+        json!({
+            "schema": 1,
+            "program": "nerve",
+            "version": smartstack_common::BUILD,
+            "pid": std::process::id(),
+            "started": unix(started),
+            "ready": self.missing().is_none(),
+            "zookeeper": ensembles.values().map(|e| &e.link).collect::<Vec<_>>(),
+            "services": services.iter().map(service).collect::<serde_json::Map<_, _>>(),
+            "warnings": warnings(&ensembles),
+        })
+    }
+}
+
+/// The key of a wish whose successor is being registered elsewhere (a reload moved the service).
+pub(crate) fn former_key(service: &str, hosts: &str, path: &str) -> String {
+    format!("{service}\n{hosts}{path}")
+}
+
+fn belongs(key: &str, service: &str) -> bool {
+    key.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
+}
+
+fn registration(hosts: &str, registered: &Registered) -> Value {
+    json!({
+        "hosts": hosts,
+        "path": registered.path,
+        "wanted": registered.wanted,
+        "observed": registered.observed,
+        "node": registered.node,
+        "since": registered.since.and_then(|since| Some(unix(SystemTime::now().checked_sub(since.elapsed())?))),
+        "error": registered.error,
+        "twins": registered.twins,
+    })
+}
+
+fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
+    let mut warnings: Vec<String> = ensembles
+        .values()
+        .flat_map(|e| e.registrations.values())
+        .flat_map(|r| {
+            let twins = r.twins.iter().map(|twin| format!("two nerves claim `{}/{twin}`", r.path));
+            twins.chain(r.error.clone())
+        })
+        .collect();
+    warnings.sort();
+    warnings.dedup();
+    warnings
+}
+
+/// Seconds since 1970, to the millisecond.
+pub(crate) fn unix(time: SystemTime) -> f64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (since.as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// The pages of the admin listener.
+pub(crate) fn routes(boards: Boards, registry: prometheus_client::registry::Registry) -> Routes {
+    let started = SystemTime::now();
+    Arc::new(move |path| match path {
+        "/ready" => Some(Answer::ready(boards.missing())),
+        "/metrics" => Some(Answer::metrics(metrics::text(&registry))),
+        "/status" => Some(Answer::json(&boards.status(started))),
+        "/" => Some(Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status/page.html")) }),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schema_1() {
+        let boards = Boards::new();
+        let health = Some(Health::Up);
+        let check = CheckReport { name: "noop".to_owned(), health, at: Some(1.5), ms: Some(0.1), error: None };
+        boards.services.send_modify(|services| {
+            let now = SystemTime::now();
+            let (progress, window) = (Instant::now(), Duration::ZERO);
+            let up = ServiceReport { health, since: now, checks: vec![check], progress, window };
+            services.insert("web".to_owned(), up);
+        });
+        let twins = vec!["i_0000000001 (session 0x7)".to_owned()];
+        let registered = Registered {
+            path: "/s".to_owned(),
+            wanted: "present".to_owned(),
+            observed: "present",
+            node: Some("i_0000000002".to_owned()),
+            since: Some(Instant::now()),
+            error: None,
+            twins,
+        };
+        boards.ensembles.send_modify(|ensembles| {
+            let link = LinkStatus {
+                hosts: "z:1".to_owned(),
+                state: "live",
+                session: Some("0x1".to_owned()),
+                epoch: Some(1),
+                since: Some(2.0),
+                error: None,
+            };
+            let registrations = BTreeMap::from([("web".to_owned(), registered)]);
+            ensembles.insert("z:1".to_owned(), EnsembleReport { link, registrations, withdrawn: false });
+        });
+        let status = boards.status(SystemTime::now());
+        assert_eq!(status["schema"], 1);
+        assert_eq!(status["ready"], true);
+        assert_eq!(status["services"]["web"]["health"], "up");
+        assert_eq!(status["services"]["web"]["checks"][0]["ms"], 0.1);
+        assert_eq!(status["services"]["web"]["registrations"][0]["node"], "i_0000000002");
+        assert_eq!(status["zookeeper"][0]["state"], "live");
+        assert_eq!(status["warnings"][0], "two nerves claim `/s/i_0000000001 (session 0x7)`");
+        assert!(belongs(&former_key("web", "z:1", "/s"), "web") && !belongs("webs", "web"));
+    }
+}

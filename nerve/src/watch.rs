@@ -1,0 +1,122 @@
+//! One service's task: runs its checks round by round and publishes what follows. The decisions are the machine's.
+//!
+//! A round begins `check_interval` after the last one ended (as Ruby), so checks never overlap themselves; within a
+//! round they run at the same time. Results never wait for the registry.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::check::{self, Outcome};
+use crate::config::Service;
+use crate::hysteresis::Health;
+use crate::metrics::{Metrics, of_check, of_service};
+use crate::service::{Machine, Verdict, Wanted};
+use crate::status::{Board, CheckReport, ServiceReport, unix};
+
+/// Where a service's task publishes.
+#[derive(Debug, Clone)]
+pub(crate) struct Outputs {
+    pub(crate) wants: Board<Wanted>,
+    pub(crate) reports: Board<ServiceReport>,
+    pub(crate) metrics: Metrics,
+}
+
+/// One check's attempt.
+struct Attempt {
+    outcome: Outcome,
+    took: Duration,
+}
+
+/// Checks for ever, after a first `delay`.
+pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs) {
+    tokio::time::sleep(delay).await;
+    let mut machine = Machine::new(&service);
+    loop {
+        let begin = Instant::now();
+        let attempts = if service.check_mocked { Vec::new() } else { round(&service).await };
+        let passed: Vec<bool> = attempts.iter().map(|attempt| attempt.outcome.passed()).collect();
+        let verdict = machine.round(&passed);
+        publish(&service, &machine, &attempts, &outputs, verdict);
+        outputs.wants.send_if_modified(|wants| {
+            wants.get_mut(&service.name).is_some_and(|wanted| update(wanted, verdict, begin, Instant::now()))
+        });
+        tokio::time::sleep(service.check_interval).await;
+    }
+}
+
+/// Takes a result into the wish, and tells whether its readers have to act: a younger result alone wakes nobody.
+fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -> bool {
+    if matches!(wanted.verdict, Verdict::Held | Verdict::Leaving) {
+        return false;
+    }
+    let news = wanted.verdict != verdict || !wanted.is_fresh(now);
+    wanted.verdict = verdict;
+    wanted.as_of = as_of;
+    news
+}
+
+async fn round(service: &Arc<Service>) -> Vec<Attempt> {
+    let mut running = JoinSet::new();
+    for index in 0..service.checks.len() {
+        let service = Arc::clone(service);
+        running.spawn(async move {
+            let begin = Instant::now();
+            let outcome = check::run(&service.checks[index]).await;
+            (index, Attempt { outcome, took: begin.elapsed() })
+        });
+    }
+    let mut attempts = running.join_all().await;
+    attempts.sort_by_key(|(index, _)| *index);
+    attempts.into_iter().map(|(_, attempt)| attempt).collect()
+}
+
+fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs, verdict: Verdict) {
+    let health = if verdict == Verdict::Up { Health::Up } else { Health::Down };
+    let now = SystemTime::now();
+    let checks: Vec<CheckReport> = service
+        .checks
+        .iter()
+        .zip(attempts)
+        .zip(machine.healths())
+        .map(|((check, attempt), health)| CheckReport {
+            name: check.name.clone(),
+            health,
+            at: Some(unix(now)),
+            ms: Some((attempt.took.as_secs_f64() * 1e5).round() / 100.0),
+            error: attempt.outcome.error(),
+        })
+        .collect();
+    let metrics = &outputs.metrics;
+    for (check, attempt) in service.checks.iter().zip(attempts) {
+        let result = if attempt.outcome.passed() { "pass" } else { "fail" };
+        metrics.checks.get_or_create(&of_check(&service.name, &check.name, result)).inc();
+        metrics.check_seconds.get_or_create(&of_service(&service.name)).observe(attempt.took.as_secs_f64());
+    }
+    metrics.service_up.get_or_create(&of_service(&service.name)).set(i64::from(health == Health::Up));
+    outputs.reports.send_if_modified(|reports| {
+        let Some(report) = reports.get_mut(&service.name) else { return false };
+        let first = report.health.is_none();
+        if report.health != Some(health) {
+            tell(service, health, &checks);
+            report.health = Some(health);
+            report.since = now;
+        }
+        report.checks = checks;
+        report.progress = Instant::now();
+        first
+    });
+}
+
+fn tell(service: &Service, health: Health, checks: &[CheckReport]) {
+    let failing: Vec<String> = checks
+        .iter()
+        .filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?)))
+        .collect();
+    match health {
+        Health::Up => tracing::info!(service = service.name, "service is up"),
+        Health::Down => tracing::warn!(service = service.name, checks = failing.join("; "), "service is down"),
+    }
+}
