@@ -13,7 +13,10 @@ fn child(data: &str, czxid: i64, mzxid: i64) -> Read {
 }
 
 fn named(reads: &[(&str, Read)]) -> Vec<(String, Read)> {
-    reads.iter().map(|(name, read)| ((*name).to_owned(), read.clone())).collect()
+    reads
+        .iter()
+        .map(|(name, read)| ((*name).to_owned(), read.clone()))
+        .collect()
 }
 
 fn at(pzxid: i64) -> Option<Parent> {
@@ -56,7 +59,13 @@ fn a_deletion_needs_no_read() {
 #[test]
 fn created_and_changed_children_are_read() {
     let mut tree = tree();
-    let changed = events(&mut tree, &[(Event::Created, "/services/a/c"), (Event::Changed, "/services/a/a")]);
+    let changed = events(
+        &mut tree,
+        &[
+            (Event::Created, "/services/a/c"),
+            (Event::Changed, "/services/a/a"),
+        ],
+    );
     assert!(!changed && tree.is_dirty() && !tree.is_settled());
     assert_eq!(tree.begin_read(), ["a", "c"]);
     assert!(tree.apply(named(&[("a", child("2", 2, 5)), ("c", child("1", 4, 4))])));
@@ -77,7 +86,10 @@ fn a_child_that_is_gone_when_read_is_removed() {
 #[test]
 fn delete_and_create_in_one_batch_never_shows_the_gap() {
     let mut tree = tree();
-    let swap = [(Event::Deleted, "/services/a/a"), (Event::Created, "/services/a/a")];
+    let swap = [
+        (Event::Deleted, "/services/a/a"),
+        (Event::Created, "/services/a/a"),
+    ];
     assert!(!events(&mut tree, &swap));
     assert_eq!(names(&tree), ["a", "b"]);
     assert_eq!(tree.begin_read(), ["a"]);
@@ -89,8 +101,20 @@ fn delete_and_create_in_one_batch_never_shows_the_gap() {
 fn an_unannounced_deletion_of_a_fixed_name_may_be_half_a_swap() {
     for (noted, half) in [
         (vec![(Event::Deleted, "/services/a/a")], true),
-        (vec![(Event::Changed, "/services/a/a"), (Event::Deleted, "/services/a/a")], false),
-        (vec![(Event::Deleted, "/services/a/a"), (Event::Created, "/services/a/a")], false),
+        (
+            vec![
+                (Event::Changed, "/services/a/a"),
+                (Event::Deleted, "/services/a/a"),
+            ],
+            false,
+        ),
+        (
+            vec![
+                (Event::Deleted, "/services/a/a"),
+                (Event::Created, "/services/a/a"),
+            ],
+            false,
+        ),
         (vec![(Event::Deleted, "/services/a/unknown")], false),
         (vec![(Event::Deleted, "/services/a/s_0000000007")], false),
     ] {
@@ -126,7 +150,14 @@ fn a_deleted_path_is_an_empty_set() {
     assert!(tree.children().is_empty() && tree.is_settled());
     // Made anew, it may begin with any transactions.
     tree.begin_full();
-    tree.replace(Some(Parent { czxid: 50, pzxid: 50 }), named(&[])).unwrap();
+    tree.replace(
+        Some(Parent {
+            czxid: 50,
+            pzxid: 50,
+        }),
+        named(&[]),
+    )
+    .unwrap();
     tree.begin_full();
     tree.replace(None, named(&[])).unwrap();
     assert!(tree.children().is_empty());
@@ -147,7 +178,8 @@ fn an_older_list_is_refused_and_changes_nothing() {
     assert!(error.to_string().contains("pzxid 0x7"), "{error}");
     // The same transactions of a path deleted and made anew are newer.
     tree.begin_full();
-    tree.replace(Some(Parent { czxid: 9, pzxid: 9 }), named(&[])).unwrap();
+    tree.replace(Some(Parent { czxid: 9, pzxid: 9 }), named(&[]))
+        .unwrap();
     assert!(tree.children().is_empty());
 }
 
@@ -171,7 +203,8 @@ fn a_reply_does_not_bring_back_what_was_deleted_meanwhile() {
         if absorb {
             tree.absorb();
         }
-        tree.replace(at(6), named(&[("b", child("1", 3, 3))])).unwrap();
+        tree.replace(at(6), named(&[("b", child("1", 3, 3))]))
+            .unwrap();
         tree.absorb();
         assert!(tree.children().is_empty());
     }
@@ -189,7 +222,10 @@ fn an_invalid_change_in_place_keeps_the_last_valid_value() {
     assert_eq!(data(&tree, "a"), "1");
     assert!(tree.skipped()["a"].contains("last valid value"));
     assert!(read(&mut tree, "2", 2, 6));
-    assert_eq!((data(&tree, "a"), tree.skipped().len()), ("2".to_owned(), 0));
+    assert_eq!(
+        (data(&tree, "a"), tree.skipped().len()),
+        ("2".to_owned(), 0)
+    );
     // Back to the value held: nothing but the note goes.
     read(&mut tree, "!", 2, 7);
     assert!(read(&mut tree, "2", 2, 8));
@@ -202,25 +238,47 @@ fn an_invalid_change_in_place_keeps_the_last_valid_value() {
 #[test]
 fn the_last_valid_value_survives_a_restart() {
     let valid: Validity = Arc::new(|_, data| !data.starts_with(b"!"));
-    let snapshot = [("a".to_owned(), Child { data: b"1"[..].into(), czxid: 0, mzxid: 0 })];
+    let snapshot = [(
+        "a".to_owned(),
+        Child {
+            data: b"1"[..].into(),
+            czxid: 0,
+            mzxid: 0,
+        },
+    )];
     let mut tree = Tree::new(PATH, valid, Arc::new(snapshot.into()));
     tree.begin_full();
-    tree.replace(at(9), named(&[("a", child("!", 2, 5))])).unwrap();
+    tree.replace(at(9), named(&[("a", child("!", 2, 5))]))
+        .unwrap();
     assert_eq!(data(&tree, "a"), "1");
 }
 
 #[test]
 fn data_above_the_limit_is_skipped_until_the_node_changes() {
     let big = || Read::data(vec![b'x'; MAX_DATA + 1], 4, 4);
-    assert_eq!(Read::data(vec![b'x'; MAX_DATA], 4, 4), Read::Data(Child { data: vec![b'x'; MAX_DATA].into(), czxid: 4, mzxid: 4 }));
+    assert_eq!(
+        Read::data(vec![b'x'; MAX_DATA], 4, 4),
+        Read::Data(Child {
+            data: vec![b'x'; MAX_DATA].into(),
+            czxid: 4,
+            mzxid: 4
+        })
+    );
     let mut tree = tree();
     events(&mut tree, &[(Event::Created, "/services/a/c")]);
     tree.begin_read();
     assert!(tree.apply(named(&[("c", big())])));
     assert_eq!(names(&tree), ["a", "b"]);
-    assert_eq!(tree.skipped()["c"], "65537 bytes of data, above the limit of 65536");
+    assert_eq!(
+        tree.skipped()["c"],
+        "65537 bytes of data, above the limit of 65536"
+    );
     assert_eq!(tree.begin_full(), [("c".to_owned(), 4)].into());
-    let read = named(&[("a", child("1", 2, 2)), ("b", child("1", 3, 3)), ("c", Read::StillRefused)]);
+    let read = named(&[
+        ("a", child("1", 2, 2)),
+        ("b", child("1", 3, 3)),
+        ("c", Read::StillRefused),
+    ]);
     assert!(tree.replace(at(4), read).unwrap().is_empty());
     assert_eq!(tree.skipped().len(), 1);
     assert!(events(&mut tree, &[(Event::Deleted, "/services/a/c")]));
@@ -275,7 +333,10 @@ impl Server {
         match step {
             Step::Create(n) if !self.children.contains_key(&name(n)) => {
                 if self.parent.is_none() {
-                    self.parent = Some(Parent { czxid: self.zxid, pzxid: self.zxid });
+                    self.parent = Some(Parent {
+                        czxid: self.zxid,
+                        pzxid: self.zxid,
+                    });
                     events.push((Event::Created, PATH.to_owned()));
                 }
                 self.put(&name(n));
@@ -302,7 +363,11 @@ impl Server {
                 events.extend([(Event::Changed, path(n)), (Event::Deleted, path(n))]);
             }
             Step::DeletePath if self.parent.take().is_some() => {
-                events.extend(std::mem::take(&mut self.children).into_keys().map(|n| (Event::Deleted, format!("{PATH}/{n}"))));
+                events.extend(
+                    std::mem::take(&mut self.children)
+                        .into_keys()
+                        .map(|n| (Event::Deleted, format!("{PATH}/{n}"))),
+                );
                 events.push((Event::Deleted, PATH.to_owned()));
             }
             _ => {}
@@ -312,7 +377,14 @@ impl Server {
 
     fn put(&mut self, name: &str) {
         let data = self.zxid.to_string().into_bytes().into();
-        self.children.insert(name.to_owned(), Child { data, czxid: self.zxid, mzxid: self.zxid });
+        self.children.insert(
+            name.to_owned(),
+            Child {
+                data,
+                czxid: self.zxid,
+                mzxid: self.zxid,
+            },
+        );
         self.touch();
     }
 
@@ -325,9 +397,17 @@ impl Server {
 
     fn answer(&self, request: Request) -> Message {
         match request {
-            Request::List => Message::List(self.parent.map(|p| (p, self.children.keys().cloned().collect()))),
+            Request::List => Message::List(
+                self.parent
+                    .map(|p| (p, self.children.keys().cloned().collect())),
+            ),
             Request::Read(names) => {
-                let read = |name: &String| self.children.get(name).cloned().map_or(Read::Gone, Read::Data);
+                let read = |name: &String| {
+                    self.children
+                        .get(name)
+                        .cloned()
+                        .map_or(Read::Gone, Read::Data)
+                };
                 Message::Reads(names.into_iter().map(|n| (n.clone(), read(&n))).collect())
             }
         }
@@ -354,7 +434,11 @@ impl Client {
             self.full = Some((None, Vec::new(), Vec::new()));
             return Some(Request::List);
         }
-        let names = if self.tree.is_dirty() { self.tree.begin_read() } else { Vec::new() };
+        let names = if self.tree.is_dirty() {
+            self.tree.begin_read()
+        } else {
+            Vec::new()
+        };
         self.busy = !names.is_empty();
         self.busy.then_some(Request::Read(names))
     }
@@ -391,8 +475,14 @@ impl Client {
         let full = self.full.as_mut().expect("a full read is under way");
         if full.1.is_empty() {
             let (parent, _, read) = self.full.take().expect("just seen");
-            let differed = self.tree.replace(parent, read).expect("this server never lags");
-            assert!(!self.complete || differed.is_empty(), "differed without an event: {differed:?}");
+            let differed = self
+                .tree
+                .replace(parent, read)
+                .expect("this server never lags");
+            assert!(
+                !self.complete || differed.is_empty(),
+                "differed without an event: {differed:?}"
+            );
             self.busy = false;
             self.complete = true;
             return None;
