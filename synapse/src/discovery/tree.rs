@@ -386,14 +386,12 @@ impl Tree {
         }
     }
 
-    /// Notes that the present data of a child is not used. An older value of the same znode stays, of another one not.
+    /// Notes that the present data of a child is not used. A valid older value of the same znode stays.
     fn skip(&mut self, name: &str, czxid: i64, mzxid: i64, reason: String) -> bool {
         let mut changed = false;
-        if self
-            .children
-            .get(name)
-            .is_some_and(|old| czxid != 0 && !same_node(old, czxid))
-        {
+        let keep =
+            |old: &Child| (czxid == 0 || same_node(old, czxid)) && (self.valid)(name, &old.data);
+        if self.children.get(name).is_some_and(|old| !keep(old)) {
             Arc::make_mut(&mut self.children).remove(name);
             changed = true;
         }
