@@ -5,6 +5,7 @@ pub mod decode;
 pub mod desired;
 pub mod ids;
 pub mod order;
+pub mod render;
 pub mod server;
 pub mod source;
 pub mod validate;

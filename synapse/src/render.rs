@@ -1,0 +1,287 @@
+//! From servers to haproxy.cfg, by fragments: a frame, one fragment for each service, the shared frontend.
+//!
+//! Pure: the same input gives the same bytes; no clock, no file (template texts come with the configuration). The file is
+//! the concatenation of the fragments, so that a change costs one service. What stands in the file is decided by
+//! `templates/*.tera`; this module only prepares their variables. Called by the reconciler and by `synapse render`.
+//!
+//! Sections, lines and their order are those of Airbnb's generator (`lib/synapse/config_generator/haproxy.rb`); it
+//! differs on purpose in: no time in the header, a newline at the end, no trailing blanks, the generation, the hitless lines.
+
+mod frame;
+mod server_line;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use serde::Serialize;
+use tera::{Context, ErrorKind, Tera};
+
+use crate::config::{Config, FrontendPort, Service, ServiceHaproxy, TemplateText};
+use crate::server::Identified;
+use frame::Frame;
+use server_line::ServerView;
+
+const GLOBAL: (&str, &str) = ("global.cfg.tera", include_str!("../../templates/global.cfg.tera"));
+const SERVICE: (&str, &str) = ("service.cfg.tera", include_str!("../../templates/service.cfg.tera"));
+const SHARED: (&str, &str) = ("shared_frontend.cfg.tera", include_str!("../../templates/shared_frontend.cfg.tera"));
+
+const FRAME_VARIABLES: [&str; 8] =
+    ["defaults", "description", "extra_sections", "generation", "global", "missing", "standby", "stats_socket"];
+
+/// A template that could not be read or rendered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("template `{place}`{for_service}: {message}", for_service = ForService(self.service.as_deref()))]
+pub struct RenderError {
+    /// Which template, and where in it.
+    pub place: Place,
+    /// The service whose fragment was rendered.
+    pub service: Option<String>,
+    /// What is wrong, in one line.
+    pub message: String,
+}
+
+/// A place in a template. Printed as `file:line:column`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Path, or the name of the built-in template.
+    pub file: String,
+    /// Line and column, both from 1.
+    pub at: Option<(usize, usize)>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        self.at.map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
+    }
+}
+
+struct ForService<'a>(Option<&'a str>);
+
+impl fmt::Display for ForService<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |service| write!(f, ", service `{service}`"))
+    }
+}
+
+/// Renders one configuration. Made anew when the configuration changes.
+pub struct Renderer {
+    tera: Tera,
+    templates: Names,
+    frame: Frame,
+    shared_frontend: Option<Vec<String>>,
+    use_nerve_weights: bool,
+}
+
+/// Names under which the templates are known to the engine: the path of a replacement, else the built-in name.
+struct Names {
+    global: String,
+    service: String,
+    shared_frontend: String,
+    whole: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ServiceView<'a> {
+    name: &'a str,
+    backend_name: &'a str,
+    bind: Option<String>,
+    frontend: &'a [String],
+    backend: &'a [String],
+    servers: Vec<ServerView<'a>>,
+}
+
+impl Renderer {
+    /// Reads the templates.
+    ///
+    /// # Errors
+    /// The first template that does not parse, with the place. Names of filters, functions and includes are checked here
+    /// as well; names of variables by [`Renderer::check_variables`].
+    pub fn new(config: &Config) -> Result<Self, RenderError> {
+        let haproxy = &config.haproxy;
+        let mut tera = Tera::new();
+        // haproxy.cfg is not HTML, whatever a template is called.
+        tera.autoescape_on(Vec::<&'static str>::new());
+        for (name, text) in [GLOBAL, SERVICE, SHARED] {
+            add(&mut tera, name, text)?;
+        }
+        let mut replace = |template: &Option<TemplateText>| match template {
+            None => Ok(None),
+            Some(TemplateText { path, text }) => {
+                let name = path.display().to_string();
+                add(&mut tera, &name, text).map(|()| Some(name))
+            }
+        };
+        let templates = Names {
+            global: replace(&haproxy.templates.global)?.unwrap_or_else(|| GLOBAL.0.to_owned()),
+            service: replace(&haproxy.templates.service)?.unwrap_or_else(|| SERVICE.0.to_owned()),
+            shared_frontend: replace(&haproxy.templates.shared_frontend)?.unwrap_or_else(|| SHARED.0.to_owned()),
+            whole: replace(&haproxy.templates.whole)?,
+        };
+        Ok(Self {
+            tera,
+            templates,
+            frame: Frame::new(config),
+            shared_frontend: haproxy.shared_frontend.clone(),
+            use_nerve_weights: haproxy.use_nerve_weights,
+        })
+    }
+
+    /// Whether one template makes the whole file: then [`Renderer::render_whole`] is the only fragment.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.templates.whole.is_some()
+    }
+
+    /// Variables that a template uses and nobody sets: they fail when they are printed. One sentence each.
+    #[must_use]
+    pub fn check_variables(&self) -> Vec<String> {
+        let whole: Vec<&str> = FRAME_VARIABLES.into_iter().chain(["services", "shared_frontend"]).collect();
+        let kinds: [(Option<&String>, &[&str]); 4] = [
+            (Some(&self.templates.global), &FRAME_VARIABLES),
+            (Some(&self.templates.service), &["service"]),
+            (Some(&self.templates.shared_frontend), &["shared_frontend"]),
+            (self.templates.whole.as_ref(), &whole),
+        ];
+        let mut warnings = Vec::new();
+        for (name, known) in kinds.into_iter().filter_map(|(name, known)| Some((name?, known))) {
+            let Ok(used) = self.tera.get_template_variables(name) else { continue };
+            // A whole-file template includes `service.cfg.tera` inside a loop over `service`.
+            let mut unknown: Vec<&str> =
+                used.into_iter().filter(|v| !known.contains(v) && !(known.contains(&"services") && *v == "service")).collect();
+            unknown.sort_unstable();
+            let known = known.join("`, `");
+            warnings.extend(
+                unknown.iter().map(|v| format!("template `{name}` uses `{v}`, which does not exist; there is `{known}`")),
+            );
+        }
+        warnings
+    }
+
+    /// Hitless lines that the configuration neither sets nor refuses and that are not added (`hitless_defaults: false`).
+    #[must_use]
+    pub fn missing_hitless(&self) -> &[&'static str] {
+        &self.frame.not_added
+    }
+
+    /// `global`, `defaults` and the extra sections. `generation` becomes the last line of `global`; `""` = no such line.
+    /// Ends with a newline.
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub fn render_frame(&self, generation: &str) -> Result<String, RenderError> {
+        self.render(&self.templates.global, &self.frame_context(generation), None)
+    }
+
+    /// The fragment of a service: frontend and backend. Ends with a newline; empty for a service that is not rendered.
+    /// `servers` comes in the order of the lines.
+    ///
+    /// # Errors
+    /// When the template fails for this service; it says nothing about the others.
+    pub fn render_service(&self, service: &Service, servers: &[Identified]) -> Result<String, RenderError> {
+        let Some(haproxy) = &service.haproxy else { return Ok(String::new()) };
+        let mut context = Context::new();
+        context.insert("service", &self.view(service, haproxy, servers));
+        self.render(&self.templates.service, &context, Some(&service.name))
+    }
+
+    /// The shared frontend. Ends with a newline; empty when there is none. `services` are those that are rendered.
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub fn render_shared<'a>(&self, services: impl IntoIterator<Item = &'a Service>) -> Result<String, RenderError> {
+        let Some(lines) = self.shared_lines(services) else { return Ok(String::new()) };
+        let mut context = Context::new();
+        context.insert("shared_frontend", &lines);
+        self.render(&self.templates.shared_frontend, &context, None)
+    }
+
+    /// The whole file by the whole-file template, or `None` without one. Ends with a newline.
+    ///
+    /// # Errors
+    /// When the template fails.
+    pub fn render_whole(
+        &self,
+        generation: &str,
+        services: &[(&Service, &[Identified])],
+    ) -> Option<Result<String, RenderError>> {
+        let template = self.templates.whole.as_ref()?;
+        let mut context = self.frame_context(generation);
+        let views: Vec<ServiceView<'_>> = services
+            .iter()
+            .filter_map(|(service, servers)| Some(self.view(service, service.haproxy.as_ref()?, servers)))
+            .collect();
+        context.insert("services", &views);
+        context.insert("shared_frontend", &self.shared_lines(services.iter().map(|(service, _)| *service)));
+        Some(self.render(template, &context, None))
+    }
+
+    fn frame_context(&self, generation: &str) -> Context {
+        let mark = (!generation.is_empty()).then(|| format!("synapse={generation}"));
+        let words: Vec<&str> = self.frame.description.as_deref().into_iter().chain(mark.as_deref()).collect();
+        let Frame { global, defaults, extra_sections, missing, stats_socket, standby, .. } = &self.frame;
+        let mut context = Context::new();
+        context.insert("global", global);
+        context.insert("defaults", defaults);
+        context.insert("extra_sections", extra_sections);
+        context.insert("missing", missing);
+        context.insert("stats_socket", stats_socket);
+        context.insert("standby", standby);
+        context.insert("generation", generation);
+        context.insert("description", &(!words.is_empty()).then(|| words.join(" ")));
+        context
+    }
+
+    fn view<'a>(&self, service: &'a Service, haproxy: &'a ServiceHaproxy, servers: &'a [Identified]) -> ServiceView<'a> {
+        ServiceView {
+            name: &service.name,
+            backend_name: &haproxy.backend_name,
+            bind: haproxy.port.map(|port| bind(haproxy, port)),
+            frontend: &haproxy.frontend,
+            backend: &haproxy.backend,
+            servers: servers.iter().map(|server| ServerView::new(server, haproxy, self.use_nerve_weights)).collect(),
+        }
+    }
+
+    fn shared_lines<'a>(&self, services: impl IntoIterator<Item = &'a Service>) -> Option<Vec<String>> {
+        let own = services.into_iter().filter_map(|service| service.haproxy.as_ref()).flat_map(|h| &h.shared_frontend);
+        self.shared_frontend.as_ref().map(|top| top.iter().chain(own).cloned().collect())
+    }
+
+    fn render(&self, template: &str, context: &Context, service: Option<&str>) -> Result<String, RenderError> {
+        let mut text = self.tera.render(template, context).map_err(|error| failure(template, service, &error))?;
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        Ok(text)
+    }
+}
+
+fn add(tera: &mut Tera, name: &str, text: &str) -> Result<(), RenderError> {
+    tera.add_raw_template(name, text).map_err(|error| failure(name, None, &error))
+}
+
+fn failure(template: &str, service: Option<&str>, error: &tera::Error) -> RenderError {
+    let (file, at, message) = match error.kind() {
+        ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
+            let file = if report.filename().is_empty() { template } else { report.filename() };
+            (file, Some((report.span().start_line, report.span().start_col + 1)), report.message().to_owned())
+        }
+        other => (template, None, other.to_string()),
+    };
+    let message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    RenderError { place: Place { file: file.to_owned(), at }, service: service.map(str::to_owned), message }
+}
+
+fn bind(haproxy: &ServiceHaproxy, port: FrontendPort) -> String {
+    let mut text = haproxy.bind_address.clone();
+    if let FrontendPort::Port(port) = port {
+        text.push_str(&format!(":{port}"));
+    }
+    if let Some(options) = haproxy.bind_options.as_deref().map(str::trim).filter(|options| !options.is_empty()) {
+        text.push(' ');
+        text.push_str(options);
+    }
+    text
+}
