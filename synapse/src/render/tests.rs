@@ -88,7 +88,10 @@ fn one(server: Server) -> [Identified; 1] {
 }
 
 fn last_line(config: &Config, service: &Service, server: Server) -> String {
-    let text = Renderer::new(config).unwrap().render_service(service, &one(server)).unwrap();
+    let text = Renderer::new(config)
+        .unwrap()
+        .render_service(service, &one(server))
+        .unwrap();
     assert!(text.ends_with('\n') && !text.contains(" \n"), "{text:?}");
     text.lines().last().unwrap().trim_start().to_owned()
 }
@@ -111,10 +114,21 @@ fn a_service_begins_with_a_blank_line_and_ends_with_a_newline() {
         h.bind_address = "/run/s.sock".to_owned();
         h.bind_options = None;
     });
-    assert!(renderer.render_service(&socket, &[]).unwrap().contains("\tbind /run/s.sock\n"));
+    assert!(
+        renderer
+            .render_service(&socket, &[])
+            .unwrap()
+            .contains("\tbind /run/s.sock\n")
+    );
     let backend_only = with(socket, |h| h.port = None);
-    assert_eq!(renderer.render_service(&backend_only, &[]).unwrap(), "\nbackend other\n\tbalance leastconn\n");
-    let off = Service { haproxy: None, ..backend_only };
+    assert_eq!(
+        renderer.render_service(&backend_only, &[]).unwrap(),
+        "\nbackend other\n\tbalance leastconn\n"
+    );
+    let off = Service {
+        haproxy: None,
+        ..backend_only
+    };
     assert_eq!(renderer.render_service(&off, &[]).unwrap(), "");
 }
 
@@ -125,7 +139,9 @@ fn server_line_has_its_parts_in_rubys_order() {
         config.haproxy.use_nerve_weights = true;
         config
     });
-    let checked = with(service("s"), |h| h.server_options = "check  weight 3 port %{port}".to_owned());
+    let checked = with(service("s"), |h| {
+        h.server_options = "check  weight 3 port %{port}".to_owned()
+    });
     let full = Server {
         weight: Some(0),
         options: Some("weight 7 backup".to_owned()),
@@ -141,26 +157,53 @@ fn server_line_has_its_parts_in_rubys_order() {
         "server 10.0.0.1:80 10.0.0.1:80 id 7 cookie 10.0.0.1:80 check port 80 backup weight 0 disabled"
     );
     assert_eq!(
-        last_line(&weighted, &checked, Server { weight: None, disabled: false, ..full }),
+        last_line(
+            &weighted,
+            &checked,
+            Server {
+                weight: None,
+                disabled: false,
+                ..full
+            }
+        ),
         "server 10.0.0.1:80 10.0.0.1:80 id 7 cookie 10.0.0.1:80 check  weight 3 port 80 weight 7 backup"
     );
     let tcp = with(service("s"), |h| h.backend = lines(&["mode  tcp"]));
-    assert_eq!(last_line(&plain, &tcp, server("10.0.0.1", 80)), "server 10.0.0.1:80 10.0.0.1:80 id 7");
-    let stray = with(tcp.clone(), |h| h.server_options = "sni %[req.hdr(host)] 100%% %{name} %{host}".to_owned());
+    assert_eq!(
+        last_line(&plain, &tcp, server("10.0.0.1", 80)),
+        "server 10.0.0.1:80 10.0.0.1:80 id 7"
+    );
+    let stray = with(tcp.clone(), |h| {
+        h.server_options = "sni %[req.hdr(host)] 100%% %{name} %{host}".to_owned()
+    });
     assert_eq!(
         last_line(&plain, &stray, server("app.example", 80)),
         "server app.example:80 192.0.2.1:80 id 7 sni %[req.hdr(host)] 100% app.example:80 app.example"
     );
-    assert_eq!(last_line(&plain, &tcp, server("2001:db8::1", 80)), "server 2001:db8::1:80 [2001:db8::1]:80 id 7");
+    assert_eq!(
+        last_line(&plain, &tcp, server("2001:db8::1", 80)),
+        "server 2001:db8::1:80 [2001:db8::1]:80 id 7"
+    );
     let hashed = with(service("s"), |h| h.cookie_hash = true);
-    let named = Server { name: "i-a_127.0.0.1:9001".to_owned(), ..server("127.0.0.1", 9001) };
-    assert!(last_line(&plain, &hashed, named).ends_with(" cookie 4d8952d341670a3f7836bf6ebaf6bb2e84fae46f"));
+    let named = Server {
+        name: "i-a_127.0.0.1:9001".to_owned(),
+        ..server("127.0.0.1", 9001)
+    };
+    assert!(
+        last_line(&plain, &hashed, named)
+            .ends_with(" cookie 4d8952d341670a3f7836bf6ebaf6bb2e84fae46f")
+    );
 }
 
 #[test]
 fn html_is_not_escaped() {
-    let text = with(service("s"), |h| h.backend = lines(&["http-request deny if { path -m beg '/<x>&' }"]));
-    let rendered = Renderer::new(&config()).unwrap().render_service(&text, &[]).unwrap();
+    let text = with(service("s"), |h| {
+        h.backend = lines(&["http-request deny if { path -m beg '/<x>&' }"])
+    });
+    let rendered = Renderer::new(&config())
+        .unwrap()
+        .render_service(&text, &[])
+        .unwrap();
     assert!(rendered.contains("\thttp-request deny if { path -m beg '/<x>&' }\n"));
 }
 
@@ -170,12 +213,30 @@ fn generation_is_the_last_line_of_global_and_keeps_the_users_text() {
     config.haproxy.global = lines(&["description old", "maxconn 9", "description  web 1 # mine"]);
     let renderer = Renderer::new(&config).unwrap();
     let frame = renderer.render_frame("0123456789abcdef").unwrap();
-    assert!(frame.contains("\tmaxconn 9\n\tdescription web 1 synapse=0123456789abcdef\ndefaults\n"), "{frame}");
-    assert!(renderer.render_frame("").unwrap().contains("\tmaxconn 9\n\tdescription web 1\ndefaults\n"));
+    assert!(
+        frame.contains("\tmaxconn 9\n\tdescription web 1 synapse=0123456789abcdef\ndefaults\n"),
+        "{frame}"
+    );
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("\tmaxconn 9\n\tdescription web 1\ndefaults\n")
+    );
     config.haproxy.global = lines(&["maxconn 9"]);
     let renderer = Renderer::new(&config).unwrap();
-    assert!(renderer.render_frame("").unwrap().contains("\tmaxconn 9\ndefaults\n"));
-    assert!(renderer.render_frame("0").unwrap().contains("\tmaxconn 9\n\tdescription synapse=0\ndefaults\n"));
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("\tmaxconn 9\ndefaults\n")
+    );
+    assert!(
+        renderer
+            .render_frame("0")
+            .unwrap()
+            .contains("\tmaxconn 9\n\tdescription synapse=0\ndefaults\n")
+    );
 }
 
 #[test]
@@ -189,34 +250,75 @@ fn hitless_lines_are_added_unless_set_or_refused() {
     ] {
         assert!(all.contains(line), "{all}");
     }
-    config.haproxy.global = lines(&["stats  timeout 5s", "hard-stop-after 5s", "stats socket ipv4@127.0.0.1:9"]);
-    config.haproxy.defaults = lines(&["no option redispatch", "timeout  http-keep-alive 1s", "# option idle-close-on-response"]);
+    config.haproxy.global = lines(&[
+        "stats  timeout 5s",
+        "hard-stop-after 5s",
+        "stats socket ipv4@127.0.0.1:9",
+    ]);
+    config.haproxy.defaults = lines(&[
+        "no option redispatch",
+        "timeout  http-keep-alive 1s",
+        "# option idle-close-on-response",
+    ]);
     let some = frame(&config);
-    assert!(some.contains("global\n\tmax-spread-checks 1000\n\tstats  timeout 5s\n"), "{some}");
+    assert!(
+        some.contains("global\n\tmax-spread-checks 1000\n\tstats  timeout 5s\n"),
+        "{some}"
+    );
     assert!(some.contains("stats socket ipv4@127.0.0.1:9\n"), "{some}");
-    assert!(some.contains("defaults\n\toption idle-close-on-response\n\tno option redispatch\n"), "{some}");
+    assert!(
+        some.contains("defaults\n\toption idle-close-on-response\n\tno option redispatch\n"),
+        "{some}"
+    );
 
+    config.haproxy.global.push("zero-warning".to_owned());
+    assert_eq!(
+        Renderer::new(&config).unwrap().missing_hitless(),
+        ["option idle-close-on-response"]
+    );
     config.haproxy.hitless_defaults = false;
     let renderer = Renderer::new(&config).unwrap();
-    assert_eq!(renderer.missing_hitless(), ["max-spread-checks", "option idle-close-on-response"]);
-    assert!(renderer.render_frame("").unwrap().contains("global\n\tstats  timeout 5s\n"));
+    assert_eq!(
+        renderer.missing_hitless(),
+        ["max-spread-checks", "option idle-close-on-response"]
+    );
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("global\n\tstats  timeout 5s\n")
+    );
 }
 
 #[test]
 fn a_supervised_haproxy_gets_a_stats_socket() {
     let mut config = config();
     config.haproxy.reload = Reload::Supervise;
-    assert!(!Renderer::new(&config).unwrap().render_frame("").unwrap().contains("own.sock"));
+    assert!(
+        !Renderer::new(&config)
+            .unwrap()
+            .render_frame("")
+            .unwrap()
+            .contains("own.sock")
+    );
     config.haproxy.global.clear();
     config.haproxy.hitless_defaults = false;
     let frame = Renderer::new(&config).unwrap().render_frame("").unwrap();
-    assert!(frame.contains("global\n\tstats socket /run/own.sock mode 600 level admin expose-fd listeners\ndefaults\n"));
+    assert!(frame.contains(
+        "global\n\tstats socket /run/own.sock mode 600 level admin expose-fd listeners\ndefaults\n"
+    ));
 }
 
 #[test]
 fn something_always_listens() {
     let mut config = config();
-    let standby = |config: &Config| Renderer::new(config).unwrap().render_frame("").unwrap().contains("\nfrontend synapse-standby\n");
+    let standby = |config: &Config| {
+        Renderer::new(config)
+            .unwrap()
+            .render_frame("")
+            .unwrap()
+            .contains("\nfrontend synapse-standby\n")
+    };
     assert!(!standby(&config), "a stats socket listens");
     config.haproxy.global.clear();
     assert!(standby(&config));
@@ -229,7 +331,10 @@ fn something_always_listens() {
 }
 
 fn template(text: &str) -> Option<TemplateText> {
-    Some(TemplateText { path: "/etc/synapse/my.tera".into(), text: text.to_owned() })
+    Some(TemplateText {
+        path: "/etc/synapse/my.tera".into(),
+        text: text.to_owned(),
+    })
 }
 
 #[test]
@@ -237,47 +342,80 @@ fn a_template_that_does_not_parse_is_refused_with_its_place() {
     let mut config = config();
     config.haproxy.templates.service = template("backend {{ service.name }}\n{% for s in %}");
     let error = Renderer::new(&config).err().unwrap();
-    assert_eq!((error.place.file.as_str(), error.place.at.map(|at| at.0)), ("/etc/synapse/my.tera", Some(2)), "{error}");
+    assert_eq!(
+        (error.place.file.as_str(), error.place.at.map(|at| at.0)),
+        ("/etc/synapse/my.tera", Some(2)),
+        "{error}"
+    );
     assert!(!error.to_string().contains('\n'), "{error}");
     config.haproxy.templates.service = template("{{ service.name | nope }}");
-    assert!(Renderer::new(&config).is_err(), "an unknown filter is found at once");
+    assert!(
+        Renderer::new(&config).is_err(),
+        "an unknown filter is found at once"
+    );
 }
 
 #[test]
 fn a_template_that_fails_for_one_service_fails_for_that_one_only() {
     let mut config = config();
-    config.haproxy.templates.service =
-        template("backend {{ service.name }}\n{% if service.name == 'bad' %}{{ service.nope }}{% endif %}");
+    config.haproxy.templates.service = template(
+        "backend {{ service.name }}\n{% if service.name == 'bad' %}{{ service.nope }}{% endif %}",
+    );
     let renderer = Renderer::new(&config).unwrap();
-    assert_eq!(renderer.render_service(&service("good"), &[]).unwrap(), "backend good\n");
+    assert_eq!(
+        renderer.render_service(&service("good"), &[]).unwrap(),
+        "backend good\n"
+    );
     let error = renderer.render_service(&service("bad"), &[]).unwrap_err();
-    assert_eq!((error.service.as_deref(), error.place.at.map(|at| at.0)), (Some("bad"), Some(2)), "{error}");
-    assert!(error.to_string().starts_with("template `/etc/synapse/my.tera:2:"), "{error}");
+    assert_eq!(
+        (error.service.as_deref(), error.place.at.map(|at| at.0)),
+        (Some("bad"), Some(2)),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .starts_with("template `/etc/synapse/my.tera:2:"),
+        "{error}"
+    );
 }
 
 #[test]
 fn unknown_variables_are_named() {
-    assert_eq!(Renderer::new(&config()).unwrap().check_variables(), Vec::<String>::new());
+    assert_eq!(
+        Renderer::new(&config()).unwrap().check_variables(),
+        Vec::<String>::new()
+    );
     let mut config = config();
     config.haproxy.templates.global = template("global\n{{ globl }}");
     let warnings = Renderer::new(&config).unwrap().check_variables();
     assert_eq!(warnings.len(), 1);
-    assert!(warnings[0].contains("uses `globl`") && warnings[0].contains("`global`"), "{warnings:?}");
+    assert!(
+        warnings[0].contains("uses `globl`") && warnings[0].contains("`global`"),
+        "{warnings:?}"
+    );
 }
 
 #[test]
 fn a_whole_file_template_gets_everything_and_may_include_the_built_in_ones() {
     let mut config = config();
     config.haproxy.shared_frontend = Some(lines(&["bind :1"]));
-    let shared = with(service("a"), |h| h.shared_frontend = lines(&["use_backend a"]));
-    let services = [(&shared, &one(server("10.0.0.1", 80))[..]), (&service("b"), &[][..])];
+    let shared = with(service("a"), |h| {
+        h.shared_frontend = lines(&["use_backend a"])
+    });
+    let services = [
+        (&shared, &one(server("10.0.0.1", 80))[..]),
+        (&service("b"), &[][..]),
+    ];
     let plain = Renderer::new(&config).unwrap();
     assert!(!plain.is_whole() && plain.render_whole("g", &services).is_none());
     let fragments = [
         plain.render_frame("g").unwrap(),
         plain.render_service(services[0].0, services[0].1).unwrap(),
         plain.render_service(services[1].0, services[1].1).unwrap(),
-        plain.render_shared(services.iter().map(|(service, _)| *service)).unwrap(),
+        plain
+            .render_shared(services.iter().map(|(service, _)| *service))
+            .unwrap(),
     ];
     config.haproxy.templates.whole = template(
         "{% include \"global.cfg.tera\" %}{% for service in services %}{% include \"service.cfg.tera\" %}{% endfor %}{% include \"shared_frontend.cfg.tera\" %}",
@@ -285,5 +423,8 @@ fn a_whole_file_template_gets_everything_and_may_include_the_built_in_ones() {
     let whole = Renderer::new(&config).unwrap();
     assert!(whole.is_whole());
     assert_eq!(whole.check_variables(), Vec::<String>::new());
-    assert_eq!(whole.render_whole("g", &services).unwrap().unwrap(), fragments.concat());
+    assert_eq!(
+        whole.render_whole("g", &services).unwrap().unwrap(),
+        fragments.concat()
+    );
 }
