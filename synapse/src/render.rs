@@ -22,12 +22,29 @@ use crate::server::Identified;
 use frame::Frame;
 use server_line::ServerView;
 
-const GLOBAL: (&str, &str) = ("global.cfg.tera", include_str!("../../templates/global.cfg.tera"));
-const SERVICE: (&str, &str) = ("service.cfg.tera", include_str!("../../templates/service.cfg.tera"));
-const SHARED: (&str, &str) = ("shared_frontend.cfg.tera", include_str!("../../templates/shared_frontend.cfg.tera"));
+const GLOBAL: (&str, &str) = (
+    "global.cfg.tera",
+    include_str!("../../templates/global.cfg.tera"),
+);
+const SERVICE: (&str, &str) = (
+    "service.cfg.tera",
+    include_str!("../../templates/service.cfg.tera"),
+);
+const SHARED: (&str, &str) = (
+    "shared_frontend.cfg.tera",
+    include_str!("../../templates/shared_frontend.cfg.tera"),
+);
 
-const FRAME_VARIABLES: [&str; 8] =
-    ["defaults", "description", "extra_sections", "generation", "global", "missing", "standby", "stats_socket"];
+const FRAME_VARIABLES: [&str; 8] = [
+    "defaults",
+    "description",
+    "extra_sections",
+    "generation",
+    "global",
+    "missing",
+    "standby",
+    "stats_socket",
+];
 
 /// A template that could not be read or rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +70,8 @@ pub struct Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.file)?;
-        self.at.map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
+        self.at
+            .map_or(Ok(()), |(line, column)| write!(f, ":{line}:{column}"))
     }
 }
 
@@ -61,7 +79,8 @@ struct ForService<'a>(Option<&'a str>);
 
 impl fmt::Display for ForService<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |service| write!(f, ", service `{service}`"))
+        self.0
+            .map_or(Ok(()), |service| write!(f, ", service `{service}`"))
     }
 }
 
@@ -116,7 +135,8 @@ impl Renderer {
         let templates = Names {
             global: replace(&haproxy.templates.global)?.unwrap_or_else(|| GLOBAL.0.to_owned()),
             service: replace(&haproxy.templates.service)?.unwrap_or_else(|| SERVICE.0.to_owned()),
-            shared_frontend: replace(&haproxy.templates.shared_frontend)?.unwrap_or_else(|| SHARED.0.to_owned()),
+            shared_frontend: replace(&haproxy.templates.shared_frontend)?
+                .unwrap_or_else(|| SHARED.0.to_owned()),
             whole: replace(&haproxy.templates.whole)?,
         };
         Ok(Self {
@@ -137,7 +157,10 @@ impl Renderer {
     /// Variables that a template uses and nobody sets: they fail when they are printed. One sentence each.
     #[must_use]
     pub fn check_variables(&self) -> Vec<String> {
-        let whole: Vec<&str> = FRAME_VARIABLES.into_iter().chain(["services", "shared_frontend"]).collect();
+        let whole: Vec<&str> = FRAME_VARIABLES
+            .into_iter()
+            .chain(["services", "shared_frontend"])
+            .collect();
         let kinds: [(Option<&String>, &[&str]); 4] = [
             (Some(&self.templates.global), &FRAME_VARIABLES),
             (Some(&self.templates.service), &["service"]),
@@ -145,16 +168,23 @@ impl Renderer {
             (self.templates.whole.as_ref(), &whole),
         ];
         let mut warnings = Vec::new();
-        for (name, known) in kinds.into_iter().filter_map(|(name, known)| Some((name?, known))) {
-            let Ok(used) = self.tera.get_template_variables(name) else { continue };
+        for (name, known) in kinds
+            .into_iter()
+            .filter_map(|(name, known)| Some((name?, known)))
+        {
+            let Ok(used) = self.tera.get_template_variables(name) else {
+                continue;
+            };
             // A whole-file template includes `service.cfg.tera` inside a loop over `service`.
-            let mut unknown: Vec<&str> =
-                used.into_iter().filter(|v| !known.contains(v) && !(known.contains(&"services") && *v == "service")).collect();
+            let mut unknown: Vec<&str> = used
+                .into_iter()
+                .filter(|v| !known.contains(v) && !(known.contains(&"services") && *v == "service"))
+                .collect();
             unknown.sort_unstable();
             let known = known.join("`, `");
-            warnings.extend(
-                unknown.iter().map(|v| format!("template `{name}` uses `{v}`, which does not exist; there is `{known}`")),
-            );
+            warnings.extend(unknown.iter().map(|v| {
+                format!("template `{name}` uses `{v}`, which does not exist; there is `{known}`")
+            }));
         }
         warnings
     }
@@ -171,7 +201,11 @@ impl Renderer {
     /// # Errors
     /// When the template fails.
     pub fn render_frame(&self, generation: &str) -> Result<String, RenderError> {
-        self.render(&self.templates.global, &self.frame_context(generation), None)
+        self.render(
+            &self.templates.global,
+            &self.frame_context(generation),
+            None,
+        )
     }
 
     /// The fragment of a service: frontend and backend. Ends with a newline; empty for a service that is not rendered.
@@ -179,8 +213,14 @@ impl Renderer {
     ///
     /// # Errors
     /// When the template fails for this service; it says nothing about the others.
-    pub fn render_service(&self, service: &Service, servers: &[Identified]) -> Result<String, RenderError> {
-        let Some(haproxy) = &service.haproxy else { return Ok(String::new()) };
+    pub fn render_service(
+        &self,
+        service: &Service,
+        servers: &[Identified],
+    ) -> Result<String, RenderError> {
+        let Some(haproxy) = &service.haproxy else {
+            return Ok(String::new());
+        };
         let mut context = Context::new();
         context.insert("service", &self.view(service, haproxy, servers));
         self.render(&self.templates.service, &context, Some(&service.name))
@@ -190,8 +230,13 @@ impl Renderer {
     ///
     /// # Errors
     /// When the template fails.
-    pub fn render_shared<'a>(&self, services: impl IntoIterator<Item = &'a Service>) -> Result<String, RenderError> {
-        let Some(lines) = self.shared_lines(services) else { return Ok(String::new()) };
+    pub fn render_shared<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a Service>,
+    ) -> Result<String, RenderError> {
+        let Some(lines) = self.shared_lines(services) else {
+            return Ok(String::new());
+        };
         let mut context = Context::new();
         context.insert("shared_frontend", &lines);
         self.render(&self.templates.shared_frontend, &context, None)
@@ -210,17 +255,36 @@ impl Renderer {
         let mut context = self.frame_context(generation);
         let views: Vec<ServiceView<'_>> = services
             .iter()
-            .filter_map(|(service, servers)| Some(self.view(service, service.haproxy.as_ref()?, servers)))
+            .filter_map(|(service, servers)| {
+                Some(self.view(service, service.haproxy.as_ref()?, servers))
+            })
             .collect();
         context.insert("services", &views);
-        context.insert("shared_frontend", &self.shared_lines(services.iter().map(|(service, _)| *service)));
+        context.insert(
+            "shared_frontend",
+            &self.shared_lines(services.iter().map(|(service, _)| *service)),
+        );
         Some(self.render(template, &context, None))
     }
 
     fn frame_context(&self, generation: &str) -> Context {
         let mark = (!generation.is_empty()).then(|| format!("synapse={generation}"));
-        let words: Vec<&str> = self.frame.description.as_deref().into_iter().chain(mark.as_deref()).collect();
-        let Frame { global, defaults, extra_sections, missing, stats_socket, standby, .. } = &self.frame;
+        let words: Vec<&str> = self
+            .frame
+            .description
+            .as_deref()
+            .into_iter()
+            .chain(mark.as_deref())
+            .collect();
+        let Frame {
+            global,
+            defaults,
+            extra_sections,
+            missing,
+            stats_socket,
+            standby,
+            ..
+        } = &self.frame;
         let mut context = Context::new();
         context.insert("global", global);
         context.insert("defaults", defaults);
@@ -233,24 +297,48 @@ impl Renderer {
         context
     }
 
-    fn view<'a>(&self, service: &'a Service, haproxy: &'a ServiceHaproxy, servers: &'a [Identified]) -> ServiceView<'a> {
+    fn view<'a>(
+        &self,
+        service: &'a Service,
+        haproxy: &'a ServiceHaproxy,
+        servers: &'a [Identified],
+    ) -> ServiceView<'a> {
         ServiceView {
             name: &service.name,
             backend_name: &haproxy.backend_name,
             bind: haproxy.port.map(|port| bind(haproxy, port)),
             frontend: &haproxy.frontend,
             backend: &haproxy.backend,
-            servers: servers.iter().map(|server| ServerView::new(server, haproxy, self.use_nerve_weights)).collect(),
+            servers: servers
+                .iter()
+                .map(|server| ServerView::new(server, haproxy, self.use_nerve_weights))
+                .collect(),
         }
     }
 
-    fn shared_lines<'a>(&self, services: impl IntoIterator<Item = &'a Service>) -> Option<Vec<String>> {
-        let own = services.into_iter().filter_map(|service| service.haproxy.as_ref()).flat_map(|h| &h.shared_frontend);
-        self.shared_frontend.as_ref().map(|top| top.iter().chain(own).cloned().collect())
+    fn shared_lines<'a>(
+        &self,
+        services: impl IntoIterator<Item = &'a Service>,
+    ) -> Option<Vec<String>> {
+        let own = services
+            .into_iter()
+            .filter_map(|service| service.haproxy.as_ref())
+            .flat_map(|h| &h.shared_frontend);
+        self.shared_frontend
+            .as_ref()
+            .map(|top| top.iter().chain(own).cloned().collect())
     }
 
-    fn render(&self, template: &str, context: &Context, service: Option<&str>) -> Result<String, RenderError> {
-        let mut text = self.tera.render(template, context).map_err(|error| failure(template, service, &error))?;
+    fn render(
+        &self,
+        template: &str,
+        context: &Context,
+        service: Option<&str>,
+    ) -> Result<String, RenderError> {
+        let mut text = self
+            .tera
+            .render(template, context)
+            .map_err(|error| failure(template, service, &error))?;
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -259,19 +347,35 @@ impl Renderer {
 }
 
 fn add(tera: &mut Tera, name: &str, text: &str) -> Result<(), RenderError> {
-    tera.add_raw_template(name, text).map_err(|error| failure(name, None, &error))
+    tera.add_raw_template(name, text)
+        .map_err(|error| failure(name, None, &error))
 }
 
 fn failure(template: &str, service: Option<&str>, error: &tera::Error) -> RenderError {
     let (file, at, message) = match error.kind() {
         ErrorKind::SyntaxError(report) | ErrorKind::RenderingError(report) => {
-            let file = if report.filename().is_empty() { template } else { report.filename() };
-            (file, Some((report.span().start_line, report.span().start_col + 1)), report.message().to_owned())
+            let file = if report.filename().is_empty() {
+                template
+            } else {
+                report.filename()
+            };
+            (
+                file,
+                Some((report.span().start_line, report.span().start_col + 1)),
+                report.message().to_owned(),
+            )
         }
         other => (template, None, other.to_string()),
     };
     let message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    RenderError { place: Place { file: file.to_owned(), at }, service: service.map(str::to_owned), message }
+    RenderError {
+        place: Place {
+            file: file.to_owned(),
+            at,
+        },
+        service: service.map(str::to_owned),
+        message,
+    }
 }
 
 fn bind(haproxy: &ServiceHaproxy, port: FrontendPort) -> String {
@@ -279,7 +383,12 @@ fn bind(haproxy: &ServiceHaproxy, port: FrontendPort) -> String {
     if let FrontendPort::Port(port) = port {
         text.push_str(&format!(":{port}"));
     }
-    if let Some(options) = haproxy.bind_options.as_deref().map(str::trim).filter(|options| !options.is_empty()) {
+    if let Some(options) = haproxy
+        .bind_options
+        .as_deref()
+        .map(str::trim)
+        .filter(|options| !options.is_empty())
+    {
         text.push(' ');
         text.push_str(options);
     }

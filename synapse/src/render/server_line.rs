@@ -27,11 +27,24 @@ pub(super) struct ServerView<'a> {
 }
 
 impl<'a> ServerView<'a> {
-    pub(super) fn new(identified: &'a Identified, haproxy: &'a ServiceHaproxy, use_nerve_weights: bool) -> Self {
+    pub(super) fn new(
+        identified: &'a Identified,
+        haproxy: &'a ServiceHaproxy,
+        use_nerve_weights: bool,
+    ) -> Self {
         let Identified { server, id } = identified;
         let weight = server.weight.filter(|_| use_nerve_weights);
-        let expanded = expand(haproxy.server_options.trim(), &server.host, server.port, &server.name);
-        let server_options = if weight.is_some() { without_weight(&expanded) } else { expanded };
+        let expanded = expand(
+            haproxy.server_options.trim(),
+            &server.host,
+            server.port,
+            &server.name,
+        );
+        let server_options = if weight.is_some() {
+            without_weight(&expanded)
+        } else {
+            expanded
+        };
         let options = server.options.as_deref().map(|text| match weight {
             Some(_) => Cow::Owned(without_weight(text)),
             None => Cow::Borrowed(text),
@@ -57,7 +70,10 @@ impl<'a> ServerView<'a> {
 
 /// Not with a `mode tcp` line in the backend (Ruby's rule: the lines of the service, not the defaults).
 fn has_cookie(haproxy: &ServiceHaproxy) -> bool {
-    !haproxy.backend.iter().any(|line| line.split_ascii_whitespace().eq(["mode", "tcp"]))
+    !haproxy
+        .backend
+        .iter()
+        .any(|line| line.split_ascii_whitespace().eq(["mode", "tcp"]))
 }
 
 /// The server's name, or its SHA-1 as 40 hex digits (`cookie_value_method: hash`).
@@ -65,14 +81,22 @@ fn cookie(name: &str, hash: bool) -> Cow<'_, str> {
     if !hash {
         return Cow::Borrowed(name);
     }
-    Cow::Owned(Sha1::digest(name.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect())
+    Cow::Owned(
+        Sha1::digest(name.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect(),
+    )
 }
 
 /// Cuts the first `weight N` out: the registry's weight stands at the end of the line instead.
 fn without_weight(options: &str) -> String {
     let mut words: Vec<&str> = options.split_ascii_whitespace().collect();
     let is_number = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
-    if let Some(at) = words.windows(2).position(|pair| pair[0] == "weight" && is_number(pair[1])) {
+    if let Some(at) = words
+        .windows(2)
+        .position(|pair| pair[0] == "weight" && is_number(pair[1]))
+    {
         words.drain(at..at + 2);
     }
     words.join(" ")

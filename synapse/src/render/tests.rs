@@ -1,0 +1,430 @@
+use super::*;
+use crate::config::{BackendOrder, Decode, Discovery, Reload, Templates};
+use crate::ids::tests::server;
+use crate::server::Server;
+use smartstack_common::units::{Ensemble, ZkPath};
+use std::time::Duration;
+
+fn lines(text: &[&str]) -> Vec<String> {
+    text.iter().map(|line| (*line).to_owned()).collect()
+}
+
+fn config() -> Config {
+    Config {
+        services: Vec::new(),
+        haproxy: crate::config::Haproxy {
+            global: lines(&["stats socket /run/h.sock level admin"]),
+            defaults: lines(&["mode http"]),
+            extra_sections: Vec::new(),
+            do_writes: true,
+            do_reloads: true,
+            do_socket: true,
+            check_command: None,
+            config_file_path: "/etc/haproxy.cfg".into(),
+            candidate_config_file_path: "/etc/haproxy.cfg.tmp".into(),
+            reload: Reload::Never,
+            reload_timeout: Duration::from_secs(30),
+            socket_file_path: vec!["/run/own.sock".into()],
+            restart_interval: Duration::from_secs(2),
+            restart_jitter: 0.0,
+            state_file_path: None,
+            server_order_seed: None,
+            max_server_id: 65535,
+            bind_address: "localhost".to_owned(),
+            shared_frontend: None,
+            use_nerve_weights: false,
+            binary: "haproxy".to_owned(),
+            hitless_defaults: true,
+            allowed_server_options: Vec::new(),
+            templates: Templates::default(),
+        },
+        session_timeout: Duration::from_secs(10),
+        jitter: Duration::ZERO,
+        admin: None,
+        snapshot_path: "/var/lib/synapse/snapshot.json".into(),
+        coalesce_min: Duration::from_millis(20),
+        coalesce_max: Duration::from_millis(250),
+        audit_interval: Duration::from_secs(30),
+    }
+}
+
+fn service(name: &str) -> Service {
+    Service {
+        name: name.to_owned(),
+        discovery: Discovery::Zookeeper {
+            ensemble: Ensemble::new(&["zk:2181"]).unwrap(),
+            path: ZkPath::new("/ex").unwrap(),
+            decode: Decode::Nerve,
+        },
+        label_filters: Vec::new(),
+        default_servers: Vec::new(),
+        keep_default_servers: false,
+        use_previous_backends: true,
+        backend_port_override: None,
+        leader_election: false,
+        haproxy: Some(ServiceHaproxy {
+            port: Some(FrontendPort::Port(3213)),
+            bind_address: "localhost".to_owned(),
+            bind_options: None,
+            server_options: String::new(),
+            frontend: Vec::new(),
+            backend: Vec::new(),
+            shared_frontend: Vec::new(),
+            backend_name: name.to_owned(),
+            backend_order: BackendOrder::Asc,
+            cookie_hash: false,
+        }),
+    }
+}
+
+fn with(service: Service, edit: impl FnOnce(&mut ServiceHaproxy)) -> Service {
+    let mut service = service;
+    edit(service.haproxy.as_mut().unwrap());
+    service
+}
+
+fn one(server: Server) -> [Identified; 1] {
+    [Identified { server, id: 7 }]
+}
+
+fn last_line(config: &Config, service: &Service, server: Server) -> String {
+    let text = Renderer::new(config)
+        .unwrap()
+        .render_service(service, &one(server))
+        .unwrap();
+    assert!(text.ends_with('\n') && !text.contains(" \n"), "{text:?}");
+    text.lines().last().unwrap().trim_start().to_owned()
+}
+
+#[test]
+fn a_service_begins_with_a_blank_line_and_ends_with_a_newline() {
+    let renderer = Renderer::new(&config()).unwrap();
+    let service = with(service("s"), |h| {
+        h.bind_options = Some("accept-proxy ".to_owned());
+        h.frontend = lines(&["timeout  client 31s"]);
+        h.backend = lines(&["balance leastconn"]);
+        h.backend_name = "other".to_owned();
+    });
+    assert_eq!(
+        renderer.render_service(&service, &[]).unwrap(),
+        "\nfrontend s\n\ttimeout  client 31s\n\tbind localhost:3213 accept-proxy\n\tdefault_backend other\n\nbackend other\n\tbalance leastconn\n"
+    );
+    let socket = with(service, |h| {
+        h.port = Some(FrontendPort::AddressOnly);
+        h.bind_address = "/run/s.sock".to_owned();
+        h.bind_options = None;
+    });
+    assert!(
+        renderer
+            .render_service(&socket, &[])
+            .unwrap()
+            .contains("\tbind /run/s.sock\n")
+    );
+    let backend_only = with(socket, |h| h.port = None);
+    assert_eq!(
+        renderer.render_service(&backend_only, &[]).unwrap(),
+        "\nbackend other\n\tbalance leastconn\n"
+    );
+    let off = Service {
+        haproxy: None,
+        ..backend_only
+    };
+    assert_eq!(renderer.render_service(&off, &[]).unwrap(), "");
+}
+
+#[test]
+fn server_line_has_its_parts_in_rubys_order() {
+    let (plain, weighted) = (config(), {
+        let mut config = config();
+        config.haproxy.use_nerve_weights = true;
+        config
+    });
+    let checked = with(service("s"), |h| {
+        h.server_options = "check  weight 3 port %{port}".to_owned()
+    });
+    let full = Server {
+        weight: Some(0),
+        options: Some("weight 7 backup".to_owned()),
+        disabled: true,
+        ..server("10.0.0.1", 80)
+    };
+    assert_eq!(
+        last_line(&plain, &checked, full.clone()),
+        "server 10.0.0.1:80 10.0.0.1:80 id 7 cookie 10.0.0.1:80 check  weight 3 port 80 weight 7 backup disabled"
+    );
+    assert_eq!(
+        last_line(&weighted, &checked, full.clone()),
+        "server 10.0.0.1:80 10.0.0.1:80 id 7 cookie 10.0.0.1:80 check port 80 backup weight 0 disabled"
+    );
+    assert_eq!(
+        last_line(
+            &weighted,
+            &checked,
+            Server {
+                weight: None,
+                disabled: false,
+                ..full
+            }
+        ),
+        "server 10.0.0.1:80 10.0.0.1:80 id 7 cookie 10.0.0.1:80 check  weight 3 port 80 weight 7 backup"
+    );
+    let tcp = with(service("s"), |h| h.backend = lines(&["mode  tcp"]));
+    assert_eq!(
+        last_line(&plain, &tcp, server("10.0.0.1", 80)),
+        "server 10.0.0.1:80 10.0.0.1:80 id 7"
+    );
+    let stray = with(tcp.clone(), |h| {
+        h.server_options = "sni %[req.hdr(host)] 100%% %{name} %{host}".to_owned()
+    });
+    assert_eq!(
+        last_line(&plain, &stray, server("app.example", 80)),
+        "server app.example:80 192.0.2.1:80 id 7 sni %[req.hdr(host)] 100% app.example:80 app.example"
+    );
+    assert_eq!(
+        last_line(&plain, &tcp, server("2001:db8::1", 80)),
+        "server 2001:db8::1:80 [2001:db8::1]:80 id 7"
+    );
+    let hashed = with(service("s"), |h| h.cookie_hash = true);
+    let named = Server {
+        name: "i-a_127.0.0.1:9001".to_owned(),
+        ..server("127.0.0.1", 9001)
+    };
+    assert!(
+        last_line(&plain, &hashed, named)
+            .ends_with(" cookie 4d8952d341670a3f7836bf6ebaf6bb2e84fae46f")
+    );
+}
+
+#[test]
+fn html_is_not_escaped() {
+    let text = with(service("s"), |h| {
+        h.backend = lines(&["http-request deny if { path -m beg '/<x>&' }"])
+    });
+    let rendered = Renderer::new(&config())
+        .unwrap()
+        .render_service(&text, &[])
+        .unwrap();
+    assert!(rendered.contains("\thttp-request deny if { path -m beg '/<x>&' }\n"));
+}
+
+#[test]
+fn generation_is_the_last_line_of_global_and_keeps_the_users_text() {
+    let mut config = config();
+    config.haproxy.global = lines(&["description old", "maxconn 9", "description  web 1 # mine"]);
+    let renderer = Renderer::new(&config).unwrap();
+    let frame = renderer.render_frame("0123456789abcdef").unwrap();
+    assert!(
+        frame.contains("\tmaxconn 9\n\tdescription web 1 synapse=0123456789abcdef\ndefaults\n"),
+        "{frame}"
+    );
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("\tmaxconn 9\n\tdescription web 1\ndefaults\n")
+    );
+    config.haproxy.global = lines(&["maxconn 9"]);
+    let renderer = Renderer::new(&config).unwrap();
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("\tmaxconn 9\ndefaults\n")
+    );
+    assert!(
+        renderer
+            .render_frame("0")
+            .unwrap()
+            .contains("\tmaxconn 9\n\tdescription synapse=0\ndefaults\n")
+    );
+}
+
+#[test]
+fn hitless_lines_are_added_unless_set_or_refused() {
+    let mut config = config();
+    let frame = |config: &Config| Renderer::new(config).unwrap().render_frame("").unwrap();
+    let all = frame(&config);
+    for line in [
+        "\nglobal\n\thard-stop-after 1h\n\tmax-spread-checks 1000\n\tstats timeout 60s\n\tstats socket /run/h.sock level admin expose-fd listeners\ndefaults\n",
+        "\ndefaults\n\toption idle-close-on-response\n\toption redispatch 1\n\ttimeout http-keep-alive 10s\n\tmode http\n",
+    ] {
+        assert!(all.contains(line), "{all}");
+    }
+    config.haproxy.global = lines(&[
+        "stats  timeout 5s",
+        "hard-stop-after 5s",
+        "stats socket ipv4@127.0.0.1:9",
+    ]);
+    config.haproxy.defaults = lines(&[
+        "no option redispatch",
+        "timeout  http-keep-alive 1s",
+        "# option idle-close-on-response",
+    ]);
+    let some = frame(&config);
+    assert!(
+        some.contains("global\n\tmax-spread-checks 1000\n\tstats  timeout 5s\n"),
+        "{some}"
+    );
+    assert!(some.contains("stats socket ipv4@127.0.0.1:9\n"), "{some}");
+    assert!(
+        some.contains("defaults\n\toption idle-close-on-response\n\tno option redispatch\n"),
+        "{some}"
+    );
+
+    config.haproxy.global.push("zero-warning".to_owned());
+    assert_eq!(
+        Renderer::new(&config).unwrap().missing_hitless(),
+        ["option idle-close-on-response"]
+    );
+    config.haproxy.hitless_defaults = false;
+    let renderer = Renderer::new(&config).unwrap();
+    assert_eq!(
+        renderer.missing_hitless(),
+        ["max-spread-checks", "option idle-close-on-response"]
+    );
+    assert!(
+        renderer
+            .render_frame("")
+            .unwrap()
+            .contains("global\n\tstats  timeout 5s\n")
+    );
+}
+
+#[test]
+fn a_supervised_haproxy_gets_a_stats_socket() {
+    let mut config = config();
+    config.haproxy.reload = Reload::Supervise;
+    assert!(
+        !Renderer::new(&config)
+            .unwrap()
+            .render_frame("")
+            .unwrap()
+            .contains("own.sock")
+    );
+    config.haproxy.global.clear();
+    config.haproxy.hitless_defaults = false;
+    let frame = Renderer::new(&config).unwrap().render_frame("").unwrap();
+    assert!(frame.contains(
+        "global\n\tstats socket /run/own.sock mode 600 level admin expose-fd listeners\ndefaults\n"
+    ));
+}
+
+#[test]
+fn something_always_listens() {
+    let mut config = config();
+    let standby = |config: &Config| {
+        Renderer::new(config)
+            .unwrap()
+            .render_frame("")
+            .unwrap()
+            .contains("\nfrontend synapse-standby\n")
+    };
+    assert!(!standby(&config), "a stats socket listens");
+    config.haproxy.global.clear();
+    assert!(standby(&config));
+    config.services = vec![service("s")];
+    assert!(!standby(&config));
+    config.services = vec![with(service("s"), |h| h.port = None)];
+    assert!(standby(&config));
+    config.haproxy.extra_sections = vec![("listen stats".to_owned(), lines(&["bind 127.0.0.1:1"]))];
+    assert!(!standby(&config));
+}
+
+fn template(text: &str) -> Option<TemplateText> {
+    Some(TemplateText {
+        path: "/etc/synapse/my.tera".into(),
+        text: text.to_owned(),
+    })
+}
+
+#[test]
+fn a_template_that_does_not_parse_is_refused_with_its_place() {
+    let mut config = config();
+    config.haproxy.templates.service = template("backend {{ service.name }}\n{% for s in %}");
+    let error = Renderer::new(&config).err().unwrap();
+    assert_eq!(
+        (error.place.file.as_str(), error.place.at.map(|at| at.0)),
+        ("/etc/synapse/my.tera", Some(2)),
+        "{error}"
+    );
+    assert!(!error.to_string().contains('\n'), "{error}");
+    config.haproxy.templates.service = template("{{ service.name | nope }}");
+    assert!(
+        Renderer::new(&config).is_err(),
+        "an unknown filter is found at once"
+    );
+}
+
+#[test]
+fn a_template_that_fails_for_one_service_fails_for_that_one_only() {
+    let mut config = config();
+    config.haproxy.templates.service = template(
+        "backend {{ service.name }}\n{% if service.name == 'bad' %}{{ service.nope }}{% endif %}",
+    );
+    let renderer = Renderer::new(&config).unwrap();
+    assert_eq!(
+        renderer.render_service(&service("good"), &[]).unwrap(),
+        "backend good\n"
+    );
+    let error = renderer.render_service(&service("bad"), &[]).unwrap_err();
+    assert_eq!(
+        (error.service.as_deref(), error.place.at.map(|at| at.0)),
+        (Some("bad"), Some(2)),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .starts_with("template `/etc/synapse/my.tera:2:"),
+        "{error}"
+    );
+}
+
+#[test]
+fn unknown_variables_are_named() {
+    assert_eq!(
+        Renderer::new(&config()).unwrap().check_variables(),
+        Vec::<String>::new()
+    );
+    let mut config = config();
+    config.haproxy.templates.global = template("global\n{{ globl }}");
+    let warnings = Renderer::new(&config).unwrap().check_variables();
+    assert_eq!(warnings.len(), 1);
+    assert!(
+        warnings[0].contains("uses `globl`") && warnings[0].contains("`global`"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
+fn a_whole_file_template_gets_everything_and_may_include_the_built_in_ones() {
+    let mut config = config();
+    config.haproxy.shared_frontend = Some(lines(&["bind :1"]));
+    let shared = with(service("a"), |h| {
+        h.shared_frontend = lines(&["use_backend a"])
+    });
+    let services = [
+        (&shared, &one(server("10.0.0.1", 80))[..]),
+        (&service("b"), &[][..]),
+    ];
+    let plain = Renderer::new(&config).unwrap();
+    assert!(!plain.is_whole() && plain.render_whole("g", &services).is_none());
+    let fragments = [
+        plain.render_frame("g").unwrap(),
+        plain.render_service(services[0].0, services[0].1).unwrap(),
+        plain.render_service(services[1].0, services[1].1).unwrap(),
+        plain
+            .render_shared(services.iter().map(|(service, _)| *service))
+            .unwrap(),
+    ];
+    config.haproxy.templates.whole = template(
+        "{% include \"global.cfg.tera\" %}{% for service in services %}{% include \"service.cfg.tera\" %}{% endfor %}{% include \"shared_frontend.cfg.tera\" %}",
+    );
+    let whole = Renderer::new(&config).unwrap();
+    assert!(whole.is_whole());
+    assert_eq!(whole.check_variables(), Vec::<String>::new());
+    assert_eq!(
+        whole.render_whole("g", &services).unwrap().unwrap(),
+        fragments.concat()
+    );
+}
