@@ -11,6 +11,7 @@
 //! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
 //! telemetry  logs to stderr, text or JSON; systemd notifications
+//! terminal printing, complaining, one thread, asking a running program
 //! report   how an error is printed: its chain of causes, then a hint
 //! testing  (feature) real ZooKeeper, real haproxy, tiny app, TCP proxy, steady client
 //! ```
@@ -24,6 +25,7 @@ pub mod process;
 pub mod report;
 pub mod shutdown;
 pub mod telemetry;
+pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod units;

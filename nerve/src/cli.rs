@@ -4,31 +4,22 @@
 //! presence, as `false` too, keeps nerve from starting).
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use bytes::Bytes;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use smartstack_common::admin::Bind;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
-use tokio::io::{AsyncRead, AsyncWrite};
+use smartstack_common::terminal::{self, blocking, complain, print};
 
 use crate::app::{self, RunError};
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
 
 /// Where the admin listener is unless a configuration says otherwise.
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
-/// How long a running nerve may take to answer `nerve status`.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
 #[derive(Debug, Parser)]
@@ -128,22 +119,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// On one thread: a sidecar should cost one core at most.
-fn blocking(work: impl Future<Output = u8>) -> u8 {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => {
-            let code = runtime.block_on(work);
-            // A name server or disk that hangs must not hold up the exit.
-            runtime.shutdown_background();
-            code
-        }
-        Err(error) => {
-            complain(&format!("cannot start the runtime: {error}"));
-            exit::START
-        }
-    }
-}
-
 async fn run(source: LoadOptions) -> u8 {
     // First of all: an early HUP must not kill the process.
     let signals = match Signals::install() {
@@ -213,9 +188,7 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
             return exit::CONFIG;
         }
     };
-    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(&bind, "/status")).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
-    match answer.and_then(|text| serde_json::from_slice::<Value>(&text).map_err(|e| format!("not JSON: {e}"))) {
+    match terminal::status(&bind).await {
         Ok(value) if json => print(&format!("{value:#}")),
         Ok(value) => print(&summary(&value)),
         Err(reason) => {
@@ -223,29 +196,6 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
             exit::START
         }
     }
-}
-
-async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
-    let fail = |error: std::io::Error| error.to_string();
-    match bind {
-        Bind::Tcp(address) => get(tokio::net::TcpStream::connect(address).await.map_err(fail)?, path).await,
-        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await.map_err(fail)?, path).await,
-    }
-}
-
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> Result<Bytes, String> {
-    let fail = |error: hyper::Error| Chain(&error).to_string();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path).header("host", "nerve").header("connection", "close").body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| error.to_string())?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(fail)?;
-        let body = Limited::new(response.into_body(), 64 << 20).collect().await.map_err(|e| e.to_string())?;
-        Ok(body.to_bytes())
-    };
-    // The connection's own end says nothing that the answer does not say as well.
-    let (answer, _ended) = tokio::join!(answer, connection);
-    answer
 }
 
 /// `/status` for a terminal.
@@ -271,19 +221,6 @@ fn summary(status: &Value) -> String {
     }
     lines.extend(list(&status["warnings"]).iter().map(|warning| format!("warning: {}", text(warning))));
     lines.join("\n")
-}
-
-fn print(text: &str) -> u8 {
-    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
-        Ok(()) => exit::OK,
-        // Whoever read has had enough (`nerve schema | head`).
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
-        Err(_) => exit::START,
-    }
-}
-
-fn complain(text: &str) {
-    let _told = writeln!(std::io::stderr().lock(), "{}", text.trim_end()).is_ok();
 }
 
 #[cfg(test)]

@@ -1,63 +1,294 @@
-//! The command line.
+//! The command line: Ruby's options and the subcommands, down to the exit code. An empty `SYNAPSE_CONFIG` counts as unset.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
-use smartstack_common::telemetry::LogFormat;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use serde_json::Value;
+use smartstack_common::admin::Bind;
+use smartstack_common::report::{Chain, exit};
+use smartstack_common::shutdown::Signals;
+use smartstack_common::telemetry::{self, LogFormat};
+use smartstack_common::terminal::{self, blocking, complain, print};
+
+use crate::app;
+use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
+use crate::offline;
+
+/// Where the admin listener is unless a configuration says otherwise.
+const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 
 /// Keeps the local haproxy in step with the services registered in ZooKeeper.
 #[derive(Debug, Parser)]
-#[command(name = "synapse", version = smartstack_common::BUILD, infer_long_args = true, args_conflicts_with_subcommands = false)]
-pub struct Cli {
-    /// What to do; `run` when nothing is said.
-    #[command(subcommand)]
-    pub command: Option<Command>,
-    /// Options of every command.
+#[command(name = "synapse", version = smartstack_common::BUILD, infer_long_args = true)]
+struct Cli {
     #[command(flatten)]
-    pub common: Common,
-    /// Check the configuration and exit (as `synapse check`).
-    #[arg(short = 'k', long)]
-    pub check_config: bool,
-    /// End the haproxy that synapse started when synapse itself is stopped (for containers).
-    #[arg(long)]
-    pub stop_haproxy: bool,
+    options: Options,
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-/// Options of every command.
 #[derive(Debug, Args)]
-pub struct Common {
-    /// The configuration file: YAML or JSON.
-    #[arg(short, long, value_name = "FILE", env = "SYNAPSE_CONFIG", global = true)]
-    pub config: Option<PathBuf>,
-    /// How log lines look.
+struct Options {
+    /// The configuration, YAML or JSON [env: SYNAPSE_CONFIG]
+    #[arg(short, long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(short = 'k', long = "check-config", alias = "check_config")]
+    check_config: bool,
+    /// How log lines look
     #[arg(long, value_enum, default_value_t, global = true)]
-    pub log_format: LogFormat,
+    log_format: LogFormat,
+    /// Stop the haproxy that synapse started when synapse itself is stopped (for containers)
+    #[arg(long, global = true)]
+    stop_haproxy: bool,
 }
 
-/// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Run in the foreground (the default).
-    Run {
-        /// End the haproxy that synapse started when synapse itself is stopped (for containers).
-        #[arg(long)]
-        stop_haproxy: bool,
-    },
-    /// Check the configuration, render it and let haproxy check the result; start nothing.
+enum Command {
+    /// Keep haproxy in step (the default)
+    Run,
+    /// Report every problem of the configuration, let haproxy check what it renders, and start nothing
     Check,
-    /// Print the haproxy configuration for the current snapshot (or the default servers).
+    /// Print the haproxy configuration for the snapshot (or the default servers)
     Render,
-    /// Ask the running synapse what it sees.
+    /// Show what a running synapse sees
     Status {
-        /// The whole answer as JSON.
+        /// Print the JSON of /status
         #[arg(long)]
         json: bool,
     },
-    /// Print the configuration's JSON Schema.
+    /// Print the JSON Schema of the configuration
     Schema,
-    /// Print a completion script.
+    /// Print the completions of a shell
     Completions {
-        /// The shell.
+        /// Which one
         shell: clap_complete::Shell,
     },
+}
+
+/// Runs the command line and returns the exit code.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // Nobody to tell when even this cannot be printed.
+            let _printed = error.print().is_ok();
+            return if usage { exit::USAGE } else { exit::OK };
+        }
+    };
+    let environment = Environment::current();
+    let from_environment = || environment.variable("SYNAPSE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let path = cli.options.config.clone().or_else(from_environment);
+    let source = path.map(|path| LoadOptions { path, environment });
+    let command = match cli.command.unwrap_or(Command::Run) {
+        Command::Run if cli.options.check_config => Command::Check,
+        command => command,
+    };
+    match (command, source) {
+        (Command::Schema, _) => print(&format!("{:#}", config::schema())),
+        (Command::Completions { shell }, _) => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "synapse", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
+        (Command::Status { json }, source) => blocking(status(source, json)),
+        (Command::Run | Command::Check | Command::Render, None) => {
+            complain("no configuration\nhint: `synapse -c FILE`, or set SYNAPSE_CONFIG");
+            exit::USAGE
+        }
+        (Command::Check, Some(source)) => blocking(check(source)),
+        (Command::Render, Some(source)) => render(&source),
+        (Command::Run, Some(source)) => {
+            telemetry::start(cli.options.log_format);
+            blocking(run(source, cli.options.stop_haproxy))
+        }
+    }
+}
+
+async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
+    // First of all: an early HUP must not kill the process.
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            complain(&format!("cannot install signal handlers: {error}"));
+            return exit::START;
+        }
+    };
+    let Loaded { config, warnings } = match config::load(&source) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "synapse starts");
+    tell(&warnings);
+    let reload = || -> Result<Config, String> {
+        let Loaded { config, warnings } = config::load(&source).map_err(|report| report.to_string())?;
+        tell(&warnings);
+        Ok(config)
+    };
+    match app::run(config, reload, signals, stop_haproxy).await {
+        Ok(()) => exit::OK,
+        Err(error) => {
+            complain(&format!("error: {}", Chain(&error)));
+            match error {
+                app::StartError::Template(_) => exit::CONFIG,
+                app::StartError::Ended(_) => exit::INTERNAL,
+                app::StartError::Admin(_) | app::StartError::Lock(_) | app::StartError::Folder { .. } => exit::START,
+            }
+        }
+    }
+}
+
+fn tell(warnings: &Report) {
+    for finding in &warnings.findings {
+        tracing::warn!("{finding}");
+    }
+}
+
+async fn check(source: LoadOptions) -> u8 {
+    let config = match load(&source) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    let problems = offline::check(&config).await;
+    for warning in &problems.warnings {
+        complain(&format!("{}: warning: {warning}", source.path.display()));
+    }
+    for error in &problems.errors {
+        complain(&format!("{}: error: {error}", source.path.display()));
+    }
+    if !problems.errors.is_empty() {
+        return exit::CONFIG;
+    }
+    print(&format!("{}: good, {} services", source.path.display(), config.services.len()))
+}
+
+fn render(source: &LoadOptions) -> u8 {
+    let config = match load(source) {
+        Ok(config) => config,
+        Err(code) => return code,
+    };
+    match offline::render(&config) {
+        Ok(assembly) => print(&assembly.text),
+        Err(error) => {
+            complain(&format!("{}: error: {}", source.path.display(), Chain(&error)));
+            exit::CONFIG
+        }
+    }
+}
+
+/// Loads, and complains of what is wrong or odd.
+fn load(source: &LoadOptions) -> Result<Config, u8> {
+    match config::load(source) {
+        Ok(Loaded { config, warnings }) => {
+            if !warnings.findings.is_empty() {
+                complain(&warnings.to_string());
+            }
+            Ok(config)
+        }
+        Err(report) => {
+            complain(&report.to_string());
+            Err(exit::CONFIG)
+        }
+    }
+}
+
+async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
+    let bind = match source.as_ref().map(config::load) {
+        None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
+        Some(Ok(Loaded { config: Config { admin: Some(admin), .. }, .. })) => admin.bind,
+        Some(Ok(_)) => {
+            complain("the configuration turns the admin listener off");
+            return exit::START;
+        }
+        Some(Err(report)) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    match terminal::status(&bind).await {
+        Ok(value) if json => print(&format!("{value:#}")),
+        Ok(value) => print(&summary(&value)),
+        Err(reason) => {
+            complain(&format!("no status from `{bind}`: {reason}\nhint: does synapse run? the address is `admin.bind` of -c FILE"));
+            exit::START
+        }
+    }
+}
+
+/// `/status` for a terminal.
+fn summary(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let ready = if status["ready"] == true { "ready" } else { "not ready" };
+    let haproxy = &status["haproxy"];
+    let mut lines = vec![
+        format!("synapse {} pid {} {ready}", text(&status["version"]), status["pid"]),
+        format!(
+            "haproxy {} worker {} generation {} divergence {} reloads {} ({} failed)",
+            text(&haproxy["state"]),
+            haproxy["pid"],
+            text(&haproxy["generation"]),
+            haproxy["divergence"],
+            haproxy["reloads"],
+            haproxy["reload_failures"]
+        ),
+    ];
+    for link in list(&status["zookeeper"]) {
+        lines.push(format!("zookeeper {} {}", text(&link["hosts"]), text(&link["state"])));
+    }
+    for (name, service) in status["services"].as_object().into_iter().flatten() {
+        let fresh = if service["fresh"] == true { "" } else { ", not in agreement with the registry now" };
+        lines.push(format!("{name} {}{fresh}", text(&service["origin"])));
+        for server in list(&service["servers"]) {
+            let unwanted = if server["wanted"] == true { "" } else { " (not wanted)" };
+            lines.push(format!("  {} {}{unwanted}", text(&server["name"]), text(&server["haproxy"])));
+        }
+        for key in ["hold", "quarantined", "problem"] {
+            lines.extend(service[key].as_str().map(|reason| format!("  {key}: {reason}")));
+        }
+        for rejected in list(&service["rejected"]) {
+            lines.push(format!("  rejected {}: {}", text(&rejected["znode"]), text(&rejected["reason"])));
+        }
+    }
+    lines.extend(list(&status["problems"]).iter().map(|problem| format!("problem: {}", text(problem))));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings() {
+        Cli::command().debug_assert();
+        for line in ["synapse -c f", "synapse --config=f", "synapse --conf f", "synapse run -c f", "synapse -c f check", "synapse -c f render"] {
+            let options = Cli::try_parse_from(line.split(' ')).unwrap().options;
+            assert_eq!(options.config, Some(PathBuf::from("f")), "{line}");
+        }
+        for line in ["synapse -c", "synapse --nonsense", "synapse stray", "synapse -c f explain"] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn summary_reads_the_schema() {
+        let status = serde_json::json!({
+            "version": "1", "pid": 7, "ready": true, "zookeeper": [{"hosts": "z:1", "state": "live"}],
+            "haproxy": {"state": "serving", "pid": 9, "generation": "g", "divergence": 0, "reloads": 1, "reload_failures": 0},
+            "services": {"web": {"origin": "live", "fresh": true, "servers": [{"name": "a:1", "haproxy": "up", "wanted": true}],
+                "rejected": [{"znode": "x", "reason": "no `host`"}], "hold": null}},
+            "problems": [],
+        });
+        assert_eq!(
+            summary(&status),
+            "synapse 1 pid 7 ready\nhaproxy serving worker 9 generation g divergence 0 reloads 1 (0 failed)\n\
+             zookeeper z:1 live\nweb live\n  a:1 up\n  rejected x: no `host`"
+        );
+    }
 }

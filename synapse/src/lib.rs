@@ -29,3 +29,6 @@ pub mod source;
 pub mod sources;
 pub mod status;
 pub mod validate;
+pub mod app;
+pub mod metrics;
+pub mod offline;

@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! The `synapse` program: all of it is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(synapse::cli::main(std::env::args_os()))
+}

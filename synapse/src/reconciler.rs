@@ -697,6 +697,7 @@ fn operator_maint(snapshot: &Snapshot) -> BTreeSet<(String, String)> {
     maint.filter_map(|(key, _)| key.split_once('/')).map(|(b, n)| (b.to_owned(), n.to_owned())).collect()
 }
 
-fn host_name() -> String {
+/// The host's name: the default seed of the shuffle.
+pub(crate) fn host_name() -> String {
     std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
 }

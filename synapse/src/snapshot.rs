@@ -31,7 +31,7 @@ pub mod lock;
 mod payload;
 mod writer;
 
-pub use file::{Loaded, Unusable, read};
+pub use file::{Loaded, Unusable, peek, read};
 pub use lock::{Lock, LockError};
 pub use writer::{Counters, write_behind};
 

@@ -1,0 +1,85 @@
+//! What both command lines share: printing, complaining, running on one thread, asking a running program.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::LocalSet;
+
+use crate::admin::Bind;
+use crate::report::{Chain, exit};
+
+/// How long a running program may take to answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// Largest answer that is read.
+const ANSWER_BYTES: usize = 64 << 20;
+
+/// Prints on stdout. The exit code: a reader that has had enough (`schema | head`) is no failure.
+#[must_use]
+pub fn print(text: &str) -> u8 {
+    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
+        Ok(()) => exit::OK,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
+        Err(_) => exit::START,
+    }
+}
+
+/// Prints on stderr.
+pub fn complain(text: &str) {
+    let _told = writeln!(std::io::stderr().lock(), "{}", text.trim_end()).is_ok();
+}
+
+/// Runs to the end on one thread: a sidecar should cost one core at most.
+pub fn blocking(work: impl Future<Output = u8>) -> u8 {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let code = LocalSet::new().block_on(&runtime, work);
+            // A name server or disk that hangs must not hold up the exit.
+            runtime.shutdown_background();
+            code
+        }
+        Err(error) => {
+            complain(&format!("cannot start the runtime: {error}"));
+            exit::START
+        }
+    }
+}
+
+/// `/status` of the program that listens on `bind`.
+///
+/// # Errors
+/// In words: nobody listens, no answer in time, not JSON.
+pub async fn status(bind: &Bind) -> Result<Value, String> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(bind, "/status")).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
+    answer.and_then(|text| serde_json::from_slice(&text).map_err(|e| format!("not JSON: {e}")))
+}
+
+async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
+    let fail = |error: std::io::Error| error.to_string();
+    match bind {
+        Bind::Tcp(address) => get(tokio::net::TcpStream::connect(address).await.map_err(fail)?, path).await,
+        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await.map_err(fail)?, path).await,
+    }
+}
+
+async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> Result<Bytes, String> {
+    let fail = |error: hyper::Error| Chain(&error).to_string();
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
+    let request = Request::get(path).header("host", "localhost").header("connection", "close");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(fail)?;
+        let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await.map_err(|e| e.to_string())?;
+        Ok(body.to_bytes())
+    };
+    // The connection's own end says nothing that the answer does not say as well.
+    let (answer, _ended) = tokio::join!(answer, connection);
+    answer
+}

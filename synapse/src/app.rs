@@ -1,0 +1,204 @@
+//! The running program: locks, snapshot, reconciler, admin listener, signals. It owns all tasks and decides nothing.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use smartstack_common::admin::{self, Answer, Listener, Routes};
+use smartstack_common::process::machine_id;
+use smartstack_common::report::Chain;
+use smartstack_common::shutdown::{Request, Shutdown, Signals};
+use smartstack_common::telemetry::{Notice, notify};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::discovery;
+use crate::metrics;
+use crate::reconciler::{Outputs, Reconciler};
+use crate::render::RenderError;
+use crate::snapshot::{self, Lock, Snapshot};
+use crate::sources::{Links, link_status};
+use crate::status::{self, View};
+
+/// Why synapse could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The admin listener that the configuration names.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    /// Another synapse drives the same files.
+    #[error(transparent)]
+    Lock(#[from] snapshot::lock::LockError),
+    /// A template.
+    #[error(transparent)]
+    Template(#[from] RenderError),
+    /// A folder that must be there.
+    #[error("cannot create `{path}`")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A core task ended by itself.
+    #[error("`{0}` ended by itself")]
+    Ended(&'static str),
+}
+
+/// Runs until TERM or INT. `reload` reads the configuration again, on HUP; a refusal is a text for the log.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn run(
+    config: Config,
+    reload: impl Fn() -> Result<Config, String>,
+    mut signals: Signals,
+    stop_haproxy: bool,
+) -> Result<(), StartError> {
+    let started = SystemTime::now();
+    let config = Arc::new(config);
+    let _locks = locks(&config)?;
+    let loaded = snapshot::read(&config.snapshot_path, &machine_id());
+    if let Some(problem) = &loaded.problem {
+        warn!(problem = %Chain(problem), "the snapshot cannot be used");
+    }
+    let remembered = loaded.snapshot.unwrap_or_else(|| Snapshot { machine: machine_id(), ..Snapshot::default() });
+    let (stop, shutdown) = Shutdown::channel();
+
+    let (view_sender, view) = watch::channel(Arc::new(View::default()));
+    let (snapshot_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let outputs = Outputs { view: view_sender, snapshot: snapshot_sender };
+    let reconciler =
+        Reconciler::start(Arc::clone(&config), &remembered, shutdown.clone(), outputs, stop_haproxy).await?;
+    drop(remembered);
+
+    let counters = Counters { discovery: Arc::clone(&reconciler.sources().counters), snapshot: Arc::default() };
+    let links = reconciler.sources().links();
+    let mut tasks: JoinSet<&'static str> = JoinSet::new();
+    let listener = listen(&config).await?;
+    if let Some(listener) = listener {
+        info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
+        let serve = listener.serve(routes(view.clone(), links, started, counters.clone()), shutdown.clone());
+        tasks.spawn(async move {
+            serve.await;
+            "admin listener"
+        });
+    }
+    // The writer outlives the reconciler: it ends when the last state has been written.
+    let (writer_stop, writer_shutdown) = Shutdown::channel();
+    let write = snapshot::write_behind(config.snapshot_path.clone(), snapshots, counters.snapshot, writer_shutdown);
+    let mut writer = JoinSet::new();
+    writer.spawn(write);
+    tasks.spawn(tell_systemd(view, shutdown.clone()));
+    let (configs, config_changes) = watch::channel(Arc::clone(&config));
+    tasks.spawn_local(async move {
+        reconciler.run(config_changes, shutdown).await;
+        "reconciler"
+    });
+
+    let result = loop {
+        // Cancel-safe: signal receives, and a join of a set that keeps its tasks.
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Stop => break Ok(()),
+                Request::Reload => match reload() {
+                    Ok(config) => _ = configs.send_replace(Arc::new(config)),
+                    Err(problem) => error!("the configuration is refused, nothing changes:\n{problem}"),
+                },
+            },
+            Some(ended) = tasks.join_next() => break Err(StartError::Ended(ended.unwrap_or("a task"))),
+        }
+    };
+    info!("stopping; haproxy goes on as it is");
+    notify(&Notice::Stopping);
+    stop.send_replace(true);
+    // Cancel-safe: a second signal ends the program at once, whatever is left undone.
+    tokio::select! {
+        () = async { while tasks.join_next().await.is_some() {} } => {}
+        _ = signals.next() => return result,
+    }
+    writer_stop.send_replace(true);
+    while writer.join_next().await.is_some() {}
+    result
+}
+
+/// Only one synapse may drive a file; the snapshot's lock is a warning where its folder cannot be used.
+fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
+    let file = &config.haproxy.config_file_path;
+    let mut locks = Vec::new();
+    if config.haproxy.do_writes {
+        if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder)
+                .map_err(|source| StartError::Folder { path: folder.to_owned(), source })?;
+        }
+        locks.push(Lock::acquire(file)?);
+    }
+    if let Some(folder) = config.snapshot_path.parent() {
+        // A folder that cannot be made is reported by the snapshot's writer.
+        let _made = std::fs::create_dir_all(folder).is_ok();
+    }
+    match Lock::acquire(&config.snapshot_path) {
+        Ok(lock) => locks.push(lock),
+        Err(error @ snapshot::lock::LockError::Held { .. }) => return Err(error.into()),
+        Err(error) => warn!(error = %Chain(&error), "the snapshot cannot be locked"),
+    }
+    Ok(locks)
+}
+
+async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
+    let Some(settings) = &config.admin else { return Ok(None) };
+    match Listener::bind(&settings.bind).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if settings.configured => Err(error.into()),
+        Err(error) => {
+            warn!(error = %Chain(&error), "no admin listener (set `admin.bind` or `admin: false`)");
+            Ok(None)
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Counters {
+    discovery: Arc<discovery::Counters>,
+    snapshot: Arc<snapshot::Counters>,
+}
+
+fn routes(
+    view: watch::Receiver<Arc<View>>,
+    links: watch::Receiver<Links>,
+    started: SystemTime,
+    counters: Counters,
+) -> Routes {
+    Arc::new(move |path| {
+        let view = view.borrow().clone();
+        let links = || link_status(&links.borrow());
+        Some(match path {
+            "/ready" => Answer::ready((!view.ready).then(|| "haproxy does not serve our generation yet".to_owned())),
+            "/status" => {
+                let zookeeper = serde_json::to_value(links()).unwrap_or_default();
+                Answer::json(&status::document(&view, started, zookeeper))
+            }
+            "/metrics" => Answer::metrics(metrics::encode(&view, &links(), &counters.discovery, &counters.snapshot)),
+            "/" => Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status.html")) },
+            _ => return None,
+        })
+    })
+}
+
+/// Ready is told once, when haproxy serves our generation; ZooKeeper is not waited for.
+async fn tell_systemd(mut view: watch::Receiver<Arc<View>>, mut shutdown: Shutdown) -> &'static str {
+    // Cancel-safe: watch receives.
+    tokio::select! {
+        () = shutdown.wait() => {}
+        ready = view.wait_for(|view| view.ready) => {
+            if ready.is_ok() {
+                notify(&Notice::Ready);
+            }
+        }
+    }
+    shutdown.wait().await;
+    "systemd notifier"
+}
