@@ -39,7 +39,8 @@ impl Follow {
     async fn start_on(zookeeper: ZooKeeper, chroot: &str, path: &str, seed: SourceView) -> Self {
         let direct = zookeeper.connect().await;
         let proxy = TcpProxy::start(&zookeeper.hosts()).await;
-        let ensemble = Ensemble::new(&[format!("{}{chroot}", proxy.host())]).unwrap();
+        let ensemble =
+            Ensemble::new(&[format!("{}{chroot}", proxy.host())]).expect("hosts of the harness");
         let session_timeout = Duration::from_secs(4);
         let (link_tx, link) = watch::channel(Link::Connecting);
         let (_stop, stopped) = oneshot::channel();
@@ -53,7 +54,7 @@ impl Follow {
         }));
         let key = SourceKey {
             ensemble,
-            path: ZkPath::new(path).unwrap(),
+            path: ZkPath::new(path).expect("a path of the tests"),
         };
         let source = Source {
             key,
@@ -169,7 +170,10 @@ fn count(counter: &AtomicU64) -> u64 {
 async fn read_all(client: &Client, path: &str) -> Children {
     let mut children = Children::new();
     for name in ZooKeeper::list(client, path).await {
-        let (data, stat) = client.get_data(&format!("{path}/{name}")).await.unwrap();
+        let (data, stat) = client
+            .get_data(&format!("{path}/{name}"))
+            .await
+            .expect("a listed child");
         children.insert(
             name,
             Child {
@@ -194,9 +198,9 @@ async fn create_many(client: &Client, path: &str, names: impl Iterator<Item = St
                     b"{\"host\":\"10.0.0.1\",\"port\":80}",
                     &NODE,
                 )
-                .unwrap();
+                .expect("the registry is up");
         }
-        multi.commit().await.unwrap();
+        multi.commit().await.expect("the registry is up");
     }
 }
 
