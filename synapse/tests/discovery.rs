@@ -302,6 +302,60 @@ async fn cuts_under_writes_leave_an_identical_copy_and_one_watch() {
     assert!(count(&f.counters.full_reads) >= 2);
 }
 
+/// The comparison is a counter of defects: under any writing it must find nothing.
+#[tokio::test]
+async fn comparisons_under_writes_find_no_difference() {
+    let mut f = Follow::start(PATH).await;
+    let ensemble = Ensemble::new(&[f.proxy.host()]).unwrap();
+    let key = SourceKey {
+        ensemble,
+        path: ZkPath::new(PATH).unwrap(),
+    };
+    let source = Source {
+        key,
+        valid: Arc::new(|_, _| true),
+    };
+    let settings = Settings {
+        jitter: Duration::ZERO,
+        compare: Duration::from_millis(20),
+    };
+    let (view, second) = watch::channel(SourceView::default());
+    let counters = Arc::new(Counters::default());
+    f._tasks.spawn(follow(
+        source,
+        settings,
+        f.link.clone(),
+        view,
+        counters.clone(),
+    ));
+    ZooKeeper::make_path(&f.direct, PATH).await;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut writes = 0;
+    while count(&counters.full_reads) < 40 {
+        let path = format!("{PATH}/n{}", rng.u8(..40));
+        let data = format!("{{{writes}}}");
+        let _outcome = match rng.u8(..3) {
+            0 => f.direct.create(&path, data.as_bytes(), &NODE).await.is_ok(),
+            1 => f.direct.delete(&path, None).await.is_ok(),
+            _ => f
+                .direct
+                .set_data(&path, data.as_bytes(), None)
+                .await
+                .is_ok(),
+        };
+        writes += 1;
+        assert!(
+            writes < 100_000,
+            "only {} full reads",
+            count(&counters.full_reads)
+        );
+    }
+    assert_eq!(count(&counters.differences), 0);
+    f.until_identical(PATH).await;
+    f.view = second;
+    f.until_identical(PATH).await;
+}
+
 /// [T2] Above 128 KiB of watched paths a reconnection fails until the session expires.
 #[tokio::test]
 async fn thousands_of_instances_cost_one_watch_and_a_cut_keeps_the_session() {
