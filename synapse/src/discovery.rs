@@ -1,4 +1,4 @@
-//! Discovery: keeps a [`SourceView`] of every watched path in step with ZooKeeper.
+//! Discovery: keeps a [`SourceView`](crate::source::SourceView) of every watched path in step with ZooKeeper.
 //!
 //! One task per source ([`zookeeper::follow`]), each the only writer of its view. Never decides what a payload means
 //! (that is the funnel's) nor whether a loss is believed (the guard's), and never waits for the registry on behalf of

@@ -39,7 +39,8 @@ impl Follow {
     async fn start_on(zookeeper: ZooKeeper, chroot: &str, path: &str, seed: SourceView) -> Self {
         let direct = zookeeper.connect().await;
         let proxy = TcpProxy::start(&zookeeper.hosts()).await;
-        let ensemble = Ensemble::new(&[format!("{}{chroot}", proxy.host())]).unwrap();
+        let ensemble =
+            Ensemble::new(&[format!("{}{chroot}", proxy.host())]).expect("hosts of the harness");
         let session_timeout = Duration::from_secs(4);
         let (link_tx, link) = watch::channel(Link::Connecting);
         let (_stop, stopped) = oneshot::channel();
@@ -53,7 +54,7 @@ impl Follow {
         }));
         let key = SourceKey {
             ensemble,
-            path: ZkPath::new(path).unwrap(),
+            path: ZkPath::new(path).expect("a path of the tests"),
         };
         let source = Source {
             key,
@@ -169,7 +170,10 @@ fn count(counter: &AtomicU64) -> u64 {
 async fn read_all(client: &Client, path: &str) -> Children {
     let mut children = Children::new();
     for name in ZooKeeper::list(client, path).await {
-        let (data, stat) = client.get_data(&format!("{path}/{name}")).await.unwrap();
+        let (data, stat) = client
+            .get_data(&format!("{path}/{name}"))
+            .await
+            .expect("a listed child");
         children.insert(
             name,
             Child {
@@ -194,9 +198,9 @@ async fn create_many(client: &Client, path: &str, names: impl Iterator<Item = St
                     b"{\"host\":\"10.0.0.1\",\"port\":80}",
                     &NODE,
                 )
-                .unwrap();
+                .expect("the registry is up");
         }
-        multi.commit().await.unwrap();
+        multi.commit().await.expect("the registry is up");
     }
 }
 
@@ -296,6 +300,60 @@ async fn cuts_under_writes_leave_an_identical_copy_and_one_watch() {
     f.one_watch_is_left().await;
     assert_eq!(count(&f.counters.differences), 0);
     assert!(count(&f.counters.full_reads) >= 2);
+}
+
+/// The comparison is a counter of defects: under any writing it must find nothing.
+#[tokio::test]
+async fn comparisons_under_writes_find_no_difference() {
+    let mut f = Follow::start(PATH).await;
+    let ensemble = Ensemble::new(&[f.proxy.host()]).unwrap();
+    let key = SourceKey {
+        ensemble,
+        path: ZkPath::new(PATH).unwrap(),
+    };
+    let source = Source {
+        key,
+        valid: Arc::new(|_, _| true),
+    };
+    let settings = Settings {
+        jitter: Duration::ZERO,
+        compare: Duration::from_millis(20),
+    };
+    let (view, second) = watch::channel(SourceView::default());
+    let counters = Arc::new(Counters::default());
+    f._tasks.spawn(follow(
+        source,
+        settings,
+        f.link.clone(),
+        view,
+        counters.clone(),
+    ));
+    ZooKeeper::make_path(&f.direct, PATH).await;
+    let mut rng = fastrand::Rng::with_seed(7);
+    let mut writes = 0;
+    while count(&counters.full_reads) < 40 {
+        let path = format!("{PATH}/n{}", rng.u8(..40));
+        let data = format!("{{{writes}}}");
+        let _outcome = match rng.u8(..3) {
+            0 => f.direct.create(&path, data.as_bytes(), &NODE).await.is_ok(),
+            1 => f.direct.delete(&path, None).await.is_ok(),
+            _ => f
+                .direct
+                .set_data(&path, data.as_bytes(), None)
+                .await
+                .is_ok(),
+        };
+        writes += 1;
+        assert!(
+            writes < 100_000,
+            "only {} full reads",
+            count(&counters.full_reads)
+        );
+    }
+    assert_eq!(count(&counters.differences), 0);
+    f.until_identical(PATH).await;
+    f.view = second;
+    f.until_identical(PATH).await;
 }
 
 /// [T2] Above 128 KiB of watched paths a reconnection fails until the session expires.

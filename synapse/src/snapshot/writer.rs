@@ -16,8 +16,10 @@ use tracing::{info, warn};
 use super::Snapshot;
 use super::file::Cache;
 
-/// Least pause between two writes. Longer after slow ones, so that writing takes at most a twentieth of the time.
+/// Least pause between two writes. Longer after slow ones, so that writing takes at most a hundredth of the time.
 const PAUSE: Duration = Duration::from_secs(1);
+/// But never longer than this.
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// The file is written anew after this time even if nothing changed: "agreed now" ages on disk.
 const REFRESH: Duration = Duration::from_secs(300);
 
@@ -102,7 +104,7 @@ pub async fn write_behind(
                 }
             }
         }
-        earliest = Instant::now() + PAUSE.max(began.elapsed() * 20);
+        earliest = Instant::now() + (began.elapsed() * 100).clamp(PAUSE, MAX_PAUSE);
         if last {
             return;
         }

@@ -414,11 +414,14 @@ impl Server {
     }
 }
 
+/// The path, the names still to be read, what was read.
+type FullRead = (Option<Parent>, Vec<String>, Vec<(String, Read)>);
+
 /// What the shell does, with time taken out.
 struct Client {
     tree: Tree,
-    /// Of a full read: the listing, the names still to be read, what was read.
-    full: Option<(Option<Parent>, Vec<String>, Vec<(String, Read)>)>,
+    /// The full read under way.
+    full: Option<FullRead>,
     busy: bool,
     complete: bool,
 }
