@@ -13,8 +13,8 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -365,54 +365,55 @@ fn default_label(index: usize) -> String {
 
 /// One entrant for each (host, port, published name), then one for each server name. Order is kept.
 fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let triple = |e: &Entrant| {
-        (
-            e.server.host.clone(),
-            e.server.port,
-            e.published.clone().unwrap_or_default(),
-        )
-    };
-    let entrants = strongest(entrants, triple, remarks);
-    strongest(entrants, |e| e.server.name.clone(), remarks)
+    let best = strongest(
+        &entrants,
+        |e| {
+            (
+                &e.server.host,
+                e.server.port,
+                e.published.as_deref().unwrap_or(""),
+            )
+        },
+        remarks,
+    );
+    let entrants = keep(entrants, &best);
+    let best = strongest(&entrants, |e| &e.server.name, remarks);
+    keep(entrants, &best)
 }
 
-fn strongest<K: Ord>(
-    entrants: Vec<Entrant>,
-    key: impl Fn(&Entrant) -> K,
+/// Which entrants stay when only one may have each key.
+fn strongest<'a, K: Eq + Hash>(
+    entrants: &'a [Entrant],
+    key: impl Fn(&'a Entrant) -> K,
     remarks: &mut Remarks,
-) -> Vec<Entrant> {
-    let mut best: BTreeMap<K, usize> = BTreeMap::new();
+) -> Vec<bool> {
+    let mut holders: HashMap<K, usize> = HashMap::with_capacity(entrants.len());
+    let mut stays = vec![true; entrants.len()];
     for (index, entrant) in entrants.iter().enumerate() {
-        match best.entry(key(entrant)) {
-            Entry::Vacant(place) => {
-                place.insert(index);
-            }
-            Entry::Occupied(mut place) => {
-                let holder = &entrants[*place.get()];
-                let (winner, loser) = if entrant.rank() > holder.rank() {
-                    (entrant, holder)
-                } else {
-                    (holder, entrant)
-                };
-                remarks.note(
-                    loser.label(),
-                    format!("same server as `{}`, which is used", winner.label()),
-                );
-                if entrant.rank() > holder.rank() {
-                    place.insert(index);
-                }
-            }
+        let holder = holders.entry(key(entrant)).or_insert(index);
+        if *holder == index {
+            continue;
         }
+        let loser = if entrant.rank() > entrants[*holder].rank() {
+            std::mem::replace(holder, index)
+        } else {
+            index
+        };
+        stays[loser] = false;
+        let text = format!(
+            "same server as `{}`, which is used",
+            entrants[*holder].label().escape_debug()
+        );
+        remarks.note(entrants[loser].label(), text);
     }
-    if best.len() == entrants.len() {
-        return entrants;
-    }
-    let mut kept = vec![false; entrants.len()];
-    best.into_values().for_each(|index| kept[index] = true);
+    stays
+}
+
+fn keep(entrants: Vec<Entrant>, stays: &[bool]) -> Vec<Entrant> {
     entrants
         .into_iter()
-        .zip(kept)
-        .filter_map(|(entrant, keep)| keep.then_some(entrant))
+        .zip(stays)
+        .filter_map(|(entrant, stays)| stays.then_some(entrant))
         .collect()
 }
 
