@@ -10,21 +10,19 @@
 //! Kept although it surprises: the port override does not apply to default servers that stand in for an empty registry;
 //! default servers beat the previous set; filters come last, so that they can leave nothing.
 
+mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use crate::config::{Decode, Discovery, LabelFilter, Service};
+use crate::config::{Decode, Discovery, Service};
 use crate::decode;
 use crate::server::{Rejected, Server};
 use crate::source::{Children, SourceView};
 use crate::validate::{Candidate, Gate};
+use steps::{Entrant, Remarks, default_label, discovery_order, elect, filter, unique};
 
 /// Everything the funnel looks at.
 #[derive(Clone, Copy)]
@@ -105,68 +103,6 @@ pub struct ServiceDesired {
     pub origin: Origin,
     /// To be kept by the caller and given back next time.
     pub previous: Previous,
-}
-
-/// A server on its way through the funnel, with what only the funnel needs.
-#[derive(Clone)]
-struct Entrant {
-    server: Server,
-    /// The published name before mapping: part of Ruby's triple.
-    published: Option<String>,
-    labels: BTreeMap<String, Value>,
-    /// Transaction that created the znode.
-    czxid: i64,
-    /// Position in `default_servers`.
-    default: Option<usize>,
-}
-
-impl Entrant {
-    /// Among duplicates the greatest stays: registry before defaults, then the newest.
-    fn rank(
-        &self,
-    ) -> (
-        bool,
-        Option<u64>,
-        i64,
-        Option<&str>,
-        std::cmp::Reverse<Option<usize>>,
-    ) {
-        (
-            self.default.is_none(),
-            self.server.sequence,
-            self.czxid,
-            self.server.znode.as_deref(),
-            std::cmp::Reverse(self.default),
-        )
-    }
-
-    fn label(&self) -> String {
-        match (&self.server.znode, self.default) {
-            (Some(znode), _) => znode.clone(),
-            (None, Some(index)) => default_label(index),
-            (None, None) => self.server.name.clone(),
-        }
-    }
-
-    fn passes(&self, filter: &LabelFilter) -> bool {
-        let value = self.labels.get(&filter.label).unwrap_or(&Value::Null);
-        (*value == filter.value) == filter.equals
-    }
-}
-
-/// What is reported besides the servers.
-#[derive(Default)]
-struct Remarks {
-    rejected: Vec<Rejected>,
-    notes: Vec<Note>,
-    withdrawn: Vec<String>,
-    filtered: Vec<(String, String)>,
-}
-
-impl Remarks {
-    fn note(&mut self, znode: String, text: String) {
-        self.notes.push(Note { znode, text });
-    }
 }
 
 /// Runs the funnel for one service.
@@ -308,11 +244,6 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
     entrants
 }
 
-/// By sequence number, unnumbered ones last, then by znode.
-fn discovery_order(server: &Server) -> (u64, Option<&str>) {
-    (server.sequence.unwrap_or(u64::MAX), server.znode.as_deref())
-}
-
 /// Joins the default servers when they are kept, and removes duplicates.
 fn assemble(
     input: &Input<'_>,
@@ -357,118 +288,4 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
         }
     }
     entrants
-}
-
-fn default_label(index: usize) -> String {
-    format!("default_servers[{index}]")
-}
-
-/// One entrant for each (host, port, published name), then one for each server name. Order is kept.
-fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let best = strongest(
-        &entrants,
-        |e| {
-            (
-                &e.server.host,
-                e.server.port,
-                e.published.as_deref().unwrap_or(""),
-            )
-        },
-        remarks,
-    );
-    let entrants = keep(entrants, &best);
-    let best = strongest(&entrants, |e| &e.server.name, remarks);
-    keep(entrants, &best)
-}
-
-/// Which entrants stay when only one may have each key.
-fn strongest<'a, K: Eq + Hash>(
-    entrants: &'a [Entrant],
-    key: impl Fn(&'a Entrant) -> K,
-    remarks: &mut Remarks,
-) -> Vec<bool> {
-    let mut holders: HashMap<K, usize> = HashMap::with_capacity(entrants.len());
-    let mut stays = vec![true; entrants.len()];
-    for (index, entrant) in entrants.iter().enumerate() {
-        let holder = holders.entry(key(entrant)).or_insert(index);
-        if *holder == index {
-            continue;
-        }
-        let loser = if entrant.rank() > entrants[*holder].rank() {
-            std::mem::replace(holder, index)
-        } else {
-            index
-        };
-        stays[loser] = false;
-        let text = format!(
-            "same server as `{}`, which is used",
-            entrants[*holder].label().escape_debug()
-        );
-        remarks.note(entrants[loser].label(), text);
-    }
-    stays
-}
-
-fn keep(entrants: Vec<Entrant>, stays: &[bool]) -> Vec<Entrant> {
-    entrants
-        .into_iter()
-        .zip(stays)
-        .filter_map(|(entrant, stays)| stays.then_some(entrant))
-        .collect()
-}
-
-fn filter(service: &Service, entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let refusal = |entrant: &Entrant| {
-        service
-            .label_filters
-            .iter()
-            .find(|filter| !entrant.passes(filter))
-    };
-    entrants
-        .into_iter()
-        .filter(|entrant| match refusal(entrant) {
-            None => true,
-            Some(filter) => {
-                let sign = if filter.equals {
-                    "equals"
-                } else {
-                    "not-equals"
-                };
-                let why = format!(
-                    "label `{}` {sign} `{}` does not hold",
-                    filter.label, filter.value
-                );
-                remarks.filtered.push((entrant.server.name.clone(), why));
-                false
-            }
-        })
-        .collect()
-}
-
-/// The smallest id; nobody when an id is missing (Ruby then returns everybody, most of the time).
-fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    if let Some(nameless) = entrants.iter().find(|e| e.server.sequence.is_none()) {
-        let why = format!("no leader: `{}` has no sequence number", nameless.label());
-        remarks.filtered.extend(
-            entrants
-                .iter()
-                .map(|e| (e.server.name.clone(), why.clone())),
-        );
-        return Vec::new();
-    }
-    let Some(leader) = entrants
-        .iter()
-        .min_by_key(|e| discovery_order(&e.server))
-        .cloned()
-    else {
-        return Vec::new();
-    };
-    let why = format!("not the leader, which is `{}`", leader.server.name);
-    remarks.filtered.extend(
-        entrants
-            .into_iter()
-            .filter(|e| e.server.name != leader.server.name)
-            .map(|e| (e.server.name, why.clone())),
-    );
-    vec![leader]
 }
