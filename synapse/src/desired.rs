@@ -10,21 +10,19 @@
 //! Kept although it surprises: the port override does not apply to default servers that stand in for an empty registry;
 //! default servers beat the previous set; filters come last, so that they can leave nothing.
 
+mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use serde_json::Value;
-
-use crate::config::{Decode, Discovery, LabelFilter, Service};
+use crate::config::{Decode, Discovery, Service};
 use crate::decode;
 use crate::server::{Rejected, Server};
 use crate::source::{Children, SourceView};
 use crate::validate::{Candidate, Gate};
+use steps::{Entrant, Remarks, default_label, discovery_order, elect, filter, unique};
 
 /// Everything the funnel looks at.
 #[derive(Clone, Copy)]
@@ -105,68 +103,6 @@ pub struct ServiceDesired {
     pub origin: Origin,
     /// To be kept by the caller and given back next time.
     pub previous: Previous,
-}
-
-/// A server on its way through the funnel, with what only the funnel needs.
-#[derive(Clone)]
-struct Entrant {
-    server: Server,
-    /// The published name before mapping: part of Ruby's triple.
-    published: Option<String>,
-    labels: BTreeMap<String, Value>,
-    /// Transaction that created the znode.
-    czxid: i64,
-    /// Position in `default_servers`.
-    default: Option<usize>,
-}
-
-impl Entrant {
-    /// Among duplicates the greatest stays: registry before defaults, then the newest.
-    fn rank(
-        &self,
-    ) -> (
-        bool,
-        Option<u64>,
-        i64,
-        Option<&str>,
-        std::cmp::Reverse<Option<usize>>,
-    ) {
-        (
-            self.default.is_none(),
-            self.server.sequence,
-            self.czxid,
-            self.server.znode.as_deref(),
-            std::cmp::Reverse(self.default),
-        )
-    }
-
-    fn label(&self) -> String {
-        match (&self.server.znode, self.default) {
-            (Some(znode), _) => znode.clone(),
-            (None, Some(index)) => default_label(index),
-            (None, None) => self.server.name.clone(),
-        }
-    }
-
-    fn passes(&self, filter: &LabelFilter) -> bool {
-        let value = self.labels.get(&filter.label).unwrap_or(&Value::Null);
-        (*value == filter.value) == filter.equals
-    }
-}
-
-/// What is reported besides the servers.
-#[derive(Default)]
-struct Remarks {
-    rejected: Vec<Rejected>,
-    notes: Vec<Note>,
-    withdrawn: Vec<String>,
-    filtered: Vec<(String, String)>,
-}
-
-impl Remarks {
-    fn note(&mut self, znode: String, text: String) {
-        self.notes.push(Note { znode, text });
-    }
 }
 
 /// Runs the funnel for one service.
@@ -308,11 +244,6 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
     entrants
 }
 
-/// By sequence number, unnumbered ones last, then by znode.
-fn discovery_order(server: &Server) -> (u64, Option<&str>) {
-    (server.sequence.unwrap_or(u64::MAX), server.znode.as_deref())
-}
-
 /// Joins the default servers when they are kept, and removes duplicates.
 fn assemble(
     input: &Input<'_>,
@@ -357,117 +288,4 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
         }
     }
     entrants
-}
-
-fn default_label(index: usize) -> String {
-    format!("default_servers[{index}]")
-}
-
-/// One entrant for each (host, port, published name), then one for each server name. Order is kept.
-fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let triple = |e: &Entrant| {
-        (
-            e.server.host.clone(),
-            e.server.port,
-            e.published.clone().unwrap_or_default(),
-        )
-    };
-    let entrants = strongest(entrants, triple, remarks);
-    strongest(entrants, |e| e.server.name.clone(), remarks)
-}
-
-fn strongest<K: Ord>(
-    entrants: Vec<Entrant>,
-    key: impl Fn(&Entrant) -> K,
-    remarks: &mut Remarks,
-) -> Vec<Entrant> {
-    let mut best: BTreeMap<K, usize> = BTreeMap::new();
-    for (index, entrant) in entrants.iter().enumerate() {
-        match best.entry(key(entrant)) {
-            Entry::Vacant(place) => {
-                place.insert(index);
-            }
-            Entry::Occupied(mut place) => {
-                let holder = &entrants[*place.get()];
-                let (winner, loser) = if entrant.rank() > holder.rank() {
-                    (entrant, holder)
-                } else {
-                    (holder, entrant)
-                };
-                remarks.note(
-                    loser.label(),
-                    format!("same server as `{}`, which is used", winner.label()),
-                );
-                if entrant.rank() > holder.rank() {
-                    place.insert(index);
-                }
-            }
-        }
-    }
-    if best.len() == entrants.len() {
-        return entrants;
-    }
-    let mut kept = vec![false; entrants.len()];
-    best.into_values().for_each(|index| kept[index] = true);
-    entrants
-        .into_iter()
-        .zip(kept)
-        .filter_map(|(entrant, keep)| keep.then_some(entrant))
-        .collect()
-}
-
-fn filter(service: &Service, entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let refusal = |entrant: &Entrant| {
-        service
-            .label_filters
-            .iter()
-            .find(|filter| !entrant.passes(filter))
-    };
-    entrants
-        .into_iter()
-        .filter(|entrant| match refusal(entrant) {
-            None => true,
-            Some(filter) => {
-                let sign = if filter.equals {
-                    "equals"
-                } else {
-                    "not-equals"
-                };
-                let why = format!(
-                    "label `{}` {sign} `{}` does not hold",
-                    filter.label, filter.value
-                );
-                remarks.filtered.push((entrant.server.name.clone(), why));
-                false
-            }
-        })
-        .collect()
-}
-
-/// The smallest id; nobody when an id is missing (Ruby then returns everybody, most of the time).
-fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    if let Some(nameless) = entrants.iter().find(|e| e.server.sequence.is_none()) {
-        let why = format!("no leader: `{}` has no sequence number", nameless.label());
-        remarks.filtered.extend(
-            entrants
-                .iter()
-                .map(|e| (e.server.name.clone(), why.clone())),
-        );
-        return Vec::new();
-    }
-    let Some(leader) = entrants
-        .iter()
-        .min_by_key(|e| discovery_order(&e.server))
-        .cloned()
-    else {
-        return Vec::new();
-    };
-    let why = format!("not the leader, which is `{}`", leader.server.name);
-    remarks.filtered.extend(
-        entrants
-            .into_iter()
-            .filter(|e| e.server.name != leader.server.name)
-            .map(|e| (e.server.name, why.clone())),
-    );
-    vec![leader]
 }

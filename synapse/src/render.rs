@@ -157,9 +157,10 @@ impl Renderer {
     /// Variables that a template uses and nobody sets: they fail when they are printed. One sentence each.
     #[must_use]
     pub fn check_variables(&self) -> Vec<String> {
+        // `service` is what `service.cfg.tera` needs when it is included in a loop.
         let whole: Vec<&str> = FRAME_VARIABLES
             .into_iter()
-            .chain(["services", "shared_frontend"])
+            .chain(["service", "services", "shared_frontend"])
             .collect();
         let kinds: [(Option<&String>, &[&str]); 4] = [
             (Some(&self.templates.global), &FRAME_VARIABLES),
@@ -175,10 +176,9 @@ impl Renderer {
             let Ok(used) = self.tera.get_template_variables(name) else {
                 continue;
             };
-            // A whole-file template includes `service.cfg.tera` inside a loop over `service`.
             let mut unknown: Vec<&str> = used
                 .into_iter()
-                .filter(|v| !known.contains(v) && !(known.contains(&"services") && *v == "service"))
+                .filter(|variable| !known.contains(variable))
                 .collect();
             unknown.sort_unstable();
             let known = known.join("`, `");

@@ -189,10 +189,9 @@ fn server_name(name: Option<&str>, host: &str, port: u16) -> Result<String, Stri
         Some(name) if !name.is_empty() => format!("{name}_{host}:{port}"),
         _ => format!("{host}:{port}"),
     };
-    text = text
-        .chars()
-        .map(|c| if is_name_char(c) { c } else { '_' })
-        .collect();
+    if !text.chars().all(is_name_char) {
+        text = text.replace(|c| !is_name_char(c), "_");
+    }
     if text.starts_with('-') {
         text.replace_range(..1, "_");
     }

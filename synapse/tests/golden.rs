@@ -2,6 +2,8 @@
 //!
 //! `GOLDEN=overwrite cargo test -p synapse --test golden` writes them anew.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

@@ -1,10 +1,11 @@
 use super::*;
-use crate::config::DefaultServer;
+use crate::config::{DefaultServer, LabelFilter};
 use crate::source::Child;
 use crate::validate::is_name_char;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use smartstack_common::units::{Ensemble, ZkPath};
+use std::collections::BTreeMap;
 
 fn service() -> Service {
     Service {

@@ -1,0 +1,190 @@
+//! The steps of the funnel after discovery: duplicates, label filters, leader election; and what they report.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+
+use serde_json::Value;
+
+use super::Note;
+use crate::config::{LabelFilter, Service};
+use crate::server::{Rejected, Server};
+
+/// A server on its way through the funnel, with what only the funnel needs.
+#[derive(Clone)]
+pub(super) struct Entrant {
+    pub(super) server: Server,
+    /// The published name before mapping: part of Ruby's triple.
+    pub(super) published: Option<String>,
+    pub(super) labels: BTreeMap<String, Value>,
+    /// Transaction that created the znode.
+    pub(super) czxid: i64,
+    /// Position in `default_servers`.
+    pub(super) default: Option<usize>,
+}
+
+impl Entrant {
+    /// Among duplicates the greatest stays: registry before defaults, then the newest.
+    fn rank(&self) -> impl Ord + '_ {
+        (
+            self.default.is_none(),
+            self.server.sequence,
+            self.czxid,
+            self.server.znode.as_deref(),
+            std::cmp::Reverse(self.default),
+        )
+    }
+
+    fn label(&self) -> String {
+        match (&self.server.znode, self.default) {
+            (Some(znode), _) => znode.clone(),
+            (None, Some(index)) => default_label(index),
+            (None, None) => self.server.name.clone(),
+        }
+    }
+
+    fn passes(&self, filter: &LabelFilter) -> bool {
+        let value = self.labels.get(&filter.label).unwrap_or(&Value::Null);
+        (*value == filter.value) == filter.equals
+    }
+}
+
+/// What is reported besides the servers.
+#[derive(Default)]
+pub(super) struct Remarks {
+    pub(super) rejected: Vec<Rejected>,
+    pub(super) notes: Vec<Note>,
+    pub(super) withdrawn: Vec<String>,
+    pub(super) filtered: Vec<(String, String)>,
+}
+
+impl Remarks {
+    pub(super) fn note(&mut self, znode: String, text: String) {
+        self.notes.push(Note { znode, text });
+    }
+}
+
+/// By sequence number, unnumbered ones last, then by znode.
+pub(super) fn discovery_order(server: &Server) -> (u64, Option<&str>) {
+    (server.sequence.unwrap_or(u64::MAX), server.znode.as_deref())
+}
+
+pub(super) fn default_label(index: usize) -> String {
+    format!("default_servers[{index}]")
+}
+
+/// One entrant for each (host, port, published name), then one for each server name. Order is kept.
+pub(super) fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
+    let best = strongest(
+        &entrants,
+        |e| {
+            (
+                &e.server.host,
+                e.server.port,
+                e.published.as_deref().unwrap_or(""),
+            )
+        },
+        remarks,
+    );
+    let entrants = keep(entrants, &best);
+    let best = strongest(&entrants, |e| &e.server.name, remarks);
+    keep(entrants, &best)
+}
+
+/// Which entrants stay when only one may have each key.
+fn strongest<'a, K: Eq + Hash>(
+    entrants: &'a [Entrant],
+    key: impl Fn(&'a Entrant) -> K,
+    remarks: &mut Remarks,
+) -> Vec<bool> {
+    let mut holders: HashMap<K, usize> = HashMap::with_capacity(entrants.len());
+    let mut stays = vec![true; entrants.len()];
+    for (index, entrant) in entrants.iter().enumerate() {
+        let holder = holders.entry(key(entrant)).or_insert(index);
+        if *holder == index {
+            continue;
+        }
+        let loser = if entrant.rank() > entrants[*holder].rank() {
+            std::mem::replace(holder, index)
+        } else {
+            index
+        };
+        stays[loser] = false;
+        let text = format!(
+            "same server as `{}`, which is used",
+            entrants[*holder].label().escape_debug()
+        );
+        remarks.note(entrants[loser].label(), text);
+    }
+    stays
+}
+
+fn keep(entrants: Vec<Entrant>, stays: &[bool]) -> Vec<Entrant> {
+    entrants
+        .into_iter()
+        .zip(stays)
+        .filter_map(|(entrant, stays)| stays.then_some(entrant))
+        .collect()
+}
+
+pub(super) fn filter(
+    service: &Service,
+    entrants: Vec<Entrant>,
+    remarks: &mut Remarks,
+) -> Vec<Entrant> {
+    let refusal = |entrant: &Entrant| {
+        service
+            .label_filters
+            .iter()
+            .find(|filter| !entrant.passes(filter))
+    };
+    entrants
+        .into_iter()
+        .filter(|entrant| match refusal(entrant) {
+            None => true,
+            Some(filter) => {
+                let sign = if filter.equals {
+                    "equals"
+                } else {
+                    "not-equals"
+                };
+                let why = format!(
+                    "label `{}` {sign} `{}` does not hold",
+                    filter.label, filter.value
+                );
+                remarks.filtered.push((entrant.server.name.clone(), why));
+                false
+            }
+        })
+        .collect()
+}
+
+/// The smallest id; nobody when an id is missing (Ruby then returns everybody, most of the time).
+pub(super) fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
+    if let Some(nameless) = entrants.iter().find(|e| e.server.sequence.is_none()) {
+        let why = format!(
+            "no leader: `{}` has no sequence number",
+            nameless.label().escape_debug()
+        );
+        remarks.filtered.extend(
+            entrants
+                .iter()
+                .map(|e| (e.server.name.clone(), why.clone())),
+        );
+        return Vec::new();
+    }
+    let Some(leader) = entrants
+        .iter()
+        .min_by_key(|e| discovery_order(&e.server))
+        .cloned()
+    else {
+        return Vec::new();
+    };
+    let why = format!("not the leader, which is `{}`", leader.server.name);
+    remarks.filtered.extend(
+        entrants
+            .into_iter()
+            .filter(|e| e.server.name != leader.server.name)
+            .map(|e| (e.server.name, why.clone())),
+    );
+    vec![leader]
+}
