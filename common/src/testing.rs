@@ -13,6 +13,7 @@
 mod app;
 mod haproxy;
 mod http;
+mod operations;
 mod program;
 mod proxy;
 mod server;

@@ -143,21 +143,28 @@ async fn the_proxy_passes_holds_refuses_delays_and_cuts() {
     );
     proxy.set(Mode::Pass).await;
 
+    let connect = async || {
+        let before = proxy.accepted();
+        let stream = TcpStream::connect(proxy.host()).await.expect("passed");
+        let accepted = async || {
+            if proxy.accepted() > before {
+                Ok(())
+            } else {
+                Err(before)
+            }
+        };
+        eventually("the proxy accepts", SOON, accepted).await;
+        stream
+    };
     for (cut, error) in [
         (Cut::Reset, Some(std::io::ErrorKind::ConnectionReset)),
         (Cut::Close, None),
     ] {
-        let mut stream = TcpStream::connect(proxy.host()).await.expect("passed");
-        eventually("accepted", SOON, async || {
-            if proxy.open() == 1 {
-                Ok(())
-            } else {
-                Err(proxy.open())
-            }
-        })
-        .await;
+        let mut stream = connect().await;
         proxy.cut(cut).await;
-        let read = stream.read(&mut [0; 8]).await;
+        let read = tokio::time::timeout(SOON, stream.read(&mut [0; 8]))
+            .await
+            .expect("cut");
         assert_eq!(
             read.map_err(|e| e.kind()),
             error.map_or(Ok(0), Err),
@@ -165,28 +172,16 @@ async fn the_proxy_passes_holds_refuses_delays_and_cuts() {
         );
     }
 
-    let mut stream = TcpStream::connect(proxy.host()).await.expect("passed");
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("sent");
-    eventually("accepted", SOON, async || {
-        if proxy.open() == 1 {
-            Ok(())
-        } else {
-            Err(proxy.open())
-        }
-    })
-    .await;
-    let mut answer = vec![0; 4096];
-    let whole = stream.read(&mut answer).await.expect("answered");
+    let request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut stream = connect().await;
+    stream.write_all(request).await.expect("sent");
+    let whole = stream.read(&mut [0; 4096]).await.expect("answered");
     proxy.cut(Cut::After(5)).await;
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .await
-        .expect("sent");
+    stream.write_all(request).await.expect("sent");
     let mut piece = Vec::new();
-    let end = stream.read_to_end(&mut piece).await;
+    let end = tokio::time::timeout(SOON, stream.read_to_end(&mut piece))
+        .await
+        .expect("cut");
     // A reset may overtake the five bytes.
     assert!(
         end.is_err() && piece.len() <= 5 && whole > 5,

@@ -85,12 +85,17 @@ impl Haproxy {
         )
     }
 
-    /// Waits until the stats socket answers.
+    /// Waits until the stats socket answers, and the master socket if there is one.
     ///
     /// # Panics
     /// When it does not within 30 s, or haproxy ended.
     pub async fn ready(&mut self) {
-        let (config, stats, process) = (&self.config, &self.stats, &mut self.process);
+        let Self {
+            config,
+            stats,
+            master,
+            process,
+        } = self;
         eventually(
             "haproxy answers on its stats socket",
             START_LIMIT,
@@ -101,7 +106,16 @@ impl Haproxy {
                         config.display()
                     );
                 }
-                ask(stats, "show info").await.map_err(|e| e.to_string())
+                ask(stats, "show info")
+                    .await
+                    .map_err(|e| format!("stats socket: {e}"))?;
+                // The master listens a moment after its first worker.
+                if process.is_some() {
+                    ask(master, "show proc")
+                        .await
+                        .map_err(|e| format!("master socket: {e}"))?;
+                }
+                Ok::<(), String>(())
             },
         )
         .await;

@@ -61,15 +61,8 @@ impl Program {
         let hint = format!("hint: `cargo build --workspace{release}`, or `make test`");
         let path =
             path.unwrap_or_else(|| panic!("no program `{name}` above {}\n{hint}", own.display()));
-        match build_of(&path) {
-            Ok(version) if version.contains(crate::BUILD) => path,
-            Ok(version) => panic!(
-                "{} is {version:?}, this test is {}\n{hint}",
-                path.display(),
-                crate::BUILD
-            ),
-            Err(error) => panic!("{} --version: {error}\n{hint}", path.display()),
-        }
+        verify(&path, crate::BUILD).unwrap_or_else(|problem| panic!("{problem}\n{hint}"));
+        path
     }
 
     /// Its process: pid, log, whether it has ended.
@@ -149,8 +142,47 @@ impl Program {
     }
 }
 
-/// What `--version` prints.
-pub(super) fn build_of(path: &Path) -> std::io::Result<String> {
-    let output = Command::new(path).arg("--version").output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+/// Whether the program says that it is `build`.
+fn verify(path: &Path, build: &str) -> Result<(), String> {
+    let output = Command::new(path).arg("--version").output();
+    let output = output.map_err(|error| format!("`{} --version`: {error}", path.display()))?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if version.split_whitespace().any(|word| word == build) {
+        return Ok(());
+    }
+    Err(format!(
+        "`{} --version` says {version:?}; this test is of build {build}",
+        path.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_program_of_another_build_is_refused() {
+        let dir = Dir::new();
+        let script = dir.write("nerve", "#!/bin/sh\necho nerve 0.1.0+0123abcd\n");
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))
+            .expect("our file");
+        assert_eq!(verify(&script, "0.1.0+0123abcd"), Ok(()));
+        for other in ["0.1.0+0123abce", "0.1.0+0123abc", "0.1.0"] {
+            let problem = verify(&script, other).expect_err("another build");
+            assert!(
+                problem.contains("0.1.0+0123abcd") && problem.contains(other),
+                "{problem}"
+            );
+        }
+        assert!(verify(&dir.join("absent"), "0.1.0").is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "hint: `cargo build --workspace")]
+    fn a_program_that_was_not_built_is_refused_with_the_command() {
+        let path = Program::path("no-such-program");
+        unreachable!("{}", path.display());
+    }
 }

@@ -1,15 +1,18 @@
 //! A TCP proxy that can do to a connection what networks do: pass, hold, refuse, cut, delay.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::operations::Operations;
 use super::{eventually, free_port};
 
 /// What the proxy does with connections, old and new.
@@ -59,6 +62,7 @@ struct Counts {
     open: AtomicU64,
     to_server: AtomicU64,
     to_client: AtomicU64,
+    operations: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 impl TcpProxy {
@@ -168,6 +172,17 @@ impl TcpProxy {
     pub fn bytes_to_client(&self) -> u64 {
         self.counts.to_client.load(Ordering::Acquire)
     }
+
+    /// Requests handed to the server so far, by operation: `connect`, `sync`, `getData`, `multiRead`, `ping`, ... Only
+    /// for a proxy in front of ZooKeeper.
+    #[must_use]
+    pub fn operations(&self) -> BTreeMap<&'static str, u64> {
+        self.counts
+            .operations
+            .lock()
+            .expect("nothing panics under it")
+            .clone()
+    }
 }
 
 impl Drop for TcpProxy {
@@ -242,101 +257,96 @@ async fn relay(
         // Best effort: a socket that is already closed has no options.
         let _delayed = socket.set_nodelay(true).is_err();
     }
-    let (client_in, client_out) = client.into_split();
-    let (server_in, server_out) = server.into_split();
-    let reset = {
-        let mut up = std::pin::pin!(pump(
-            &client_in,
-            &server_out,
-            orders.clone(),
-            &counts.to_server,
-            None
-        ));
-        let mut down = std::pin::pin!(pump(
-            &server_in,
-            &client_out,
-            orders.clone(),
-            &counts.to_client,
-            Some(born)
-        ));
-        let mut watched = orders.clone();
-        let cut = watched.wait_for(|o| o.cuts > born && !matches!(o.cut, Cut::After(_)));
-        // Nothing is awaited again after this: the connection ends with the first of them.
-        tokio::select! {
-            order = cut => order.is_ok_and(|order| order.cut == Cut::Reset),
-            reset = &mut up => reset,
-            reset = &mut down => reset,
-        }
+    let mut operations = Operations::default();
+    let up = pump(&client, &server, orders.clone(), None, |bytes| {
+        counts
+            .to_server
+            .fetch_add(bytes.len() as u64, Ordering::AcqRel);
+        let mut known = counts.operations.lock().expect("nothing panics under it");
+        operations.read(bytes, |name| *known.entry(name).or_default() += 1);
+    });
+    let down = pump(&server, &client, orders.clone(), Some(born), |bytes| {
+        counts
+            .to_client
+            .fetch_add(bytes.len() as u64, Ordering::AcqRel);
+    });
+    let mut watched = orders.clone();
+    let cut = watched.wait_for(|order| order.cuts > born && !matches!(order.cut, Cut::After(_)));
+    // Nothing is awaited again after this: the connection ends with the first of them.
+    let reset = tokio::select! {
+        order = cut => order.is_ok_and(|order| order.cut == Cut::Reset),
+        ended = async { tokio::try_join!(up, down) } => ended.is_err(),
     };
-    let halves = [client_in.reunite(client_out), server_in.reunite(server_out)];
-    for socket in halves.into_iter().flatten() {
-        if reset {
+    if reset {
+        for socket in [&client, &server] {
             let _closed = socket.set_zero_linger().is_err();
         }
     }
 }
 
-/// Copies one direction until either side ends. Tells whether the connection is to be reset.
-///
-/// `born` is given for the direction to the client: the cuts this connection has outlived.
+/// The connection broke, or is to break.
+struct Broken;
+
+/// Copies one direction until its end, which it hands on. `born` is given for the direction to the client: the cuts
+/// that this connection is younger than.
 async fn pump(
-    from: &OwnedReadHalf,
-    to: &OwnedWriteHalf,
+    from: &TcpStream,
+    to: &TcpStream,
     mut orders: watch::Receiver<Order>,
-    count: &AtomicU64,
     born: Option<u64>,
-) -> bool {
+    mut tell: impl FnMut(&[u8]),
+) -> Result<(), Broken> {
     let mut buffer = vec![0; 64 * 1024];
-    let (mut allowed, mut seen) = (u64::MAX, born);
+    let mut allowed = None;
+    let mut seen = born;
     loop {
-        if from.readable().await.is_err() {
-            return true;
+        let size = read(from, &mut buffer).await?;
+        let mut bytes = &buffer[..size];
+        let order = *orders
+            .wait_for(|order| order.mode != Mode::Blackhole)
+            .await
+            .map_err(|_| Broken)?;
+        if let Mode::Delay(delay) = order.mode {
+            tokio::time::sleep(delay).await;
         }
-        let size = match from.try_read(&mut buffer) {
-            Ok(0) => return false,
-            Ok(size) => size,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-            Err(_) => return true,
-        };
-        let mut written = 0;
-        while written < size {
-            let Ok(order) = orders
-                .wait_for(|o| o.mode != Mode::Blackhole)
-                .await
-                .map(|order| *order)
-            else {
-                return false;
-            };
-            if let (Cut::After(bytes), Some(cuts)) = (order.cut, seen)
-                && order.cuts > cuts
-            {
-                (allowed, seen) = (bytes, Some(order.cuts));
-            }
-            if let Mode::Delay(delay) = order.mode {
-                tokio::time::sleep(delay).await;
-            }
-            let end = size.min(written + usize::try_from(allowed).unwrap_or(usize::MAX).min(size));
-            if write(to, &buffer[written..end]).await.is_err() {
-                return true;
-            }
-            let handed = (end - written) as u64;
-            count.fetch_add(handed, Ordering::AcqRel);
-            allowed = allowed.saturating_sub(if allowed == u64::MAX { 0 } else { handed });
-            written = end;
-            if allowed == 0 {
-                return true;
-            }
+        if let (Cut::After(limit), Some(cuts)) = (order.cut, seen)
+            && order.cuts > cuts
+        {
+            (allowed, seen) = (Some(limit), Some(order.cuts));
+        }
+        if let Some(allowed) = &mut allowed {
+            bytes = &bytes[..size.min(usize::try_from(*allowed).unwrap_or(usize::MAX))];
+            *allowed -= bytes.len() as u64;
+        }
+        if size == 0 {
+            return shutdown(to.as_raw_fd(), Shutdown::Write).map_err(|_| Broken);
+        }
+        tell(bytes);
+        write(to, bytes).await?;
+        if allowed == Some(0) {
+            return Err(Broken);
         }
     }
 }
 
-async fn write(to: &OwnedWriteHalf, mut bytes: &[u8]) -> std::io::Result<()> {
+async fn read(from: &TcpStream, buffer: &mut [u8]) -> Result<usize, Broken> {
+    loop {
+        from.readable().await.map_err(|_| Broken)?;
+        match from.try_read(buffer) {
+            Ok(size) => return Ok(size),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return Err(Broken),
+        }
+    }
+}
+
+async fn write(to: &TcpStream, mut bytes: &[u8]) -> Result<(), Broken> {
     while !bytes.is_empty() {
-        to.writable().await?;
+        to.writable().await.map_err(|_| Broken)?;
         match to.try_write(bytes) {
             Ok(size) => bytes = &bytes[size..],
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(_) => return Err(Broken),
         }
     }
     Ok(())

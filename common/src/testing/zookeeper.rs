@@ -226,7 +226,8 @@ impl ZooKeeper {
         .await
     }
 
-    /// One number of `mntr`, e.g. `zk_packets_received`, `zk_watch_count`, `zk_ephemerals_count`.
+    /// One number of `mntr`, e.g. `zk_packets_received`, `zk_ephemerals_count`. (Watches are counted by
+    /// `wchs`: `zk_watch_count` counts a recursive one twice, seen on 3.8.)
     ///
     /// # Panics
     /// When the server has no such line.
