@@ -192,12 +192,12 @@ impl RuntimeApi {
         let commands: Vec<Vec<Command>> = ops.iter().map(Command::of).collect();
         let mut replies = self.run(&commands.concat()).await?.into_iter();
         let results = commands.iter().map(|own| {
-            let refused = replies
+            let refusals: Vec<Refusal> = replies
                 .by_ref()
                 .take(own.len())
                 .filter_map(Reply::refusal)
-                .next();
-            refused.map_or(Ok(()), Err)
+                .collect();
+            refusals.into_iter().next().map_or(Ok(()), Err)
         });
         Ok(results.collect())
     }

@@ -156,6 +156,11 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("slowstart", "0"),
 ];
 
+/// Every keyword whose number of arguments is known.
+pub fn all() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().chain(VALUES).copied()
+}
+
 /// Number of arguments; `None` = unknown keyword.
 #[must_use]
 pub fn arity(keyword: &str) -> Option<usize> {

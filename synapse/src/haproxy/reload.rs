@@ -179,7 +179,7 @@ pub(super) async fn by_master(
     proof: &Proof<'_>,
     mut said: impl FnMut() -> String,
 ) -> ReloadOutcome {
-    let before = match master.processes().await {
+    let before = match master.settled().await {
         Ok(before) => before,
         Err(error) => {
             return ReloadOutcome::failed(smartstack_common::report::Chain(&error).to_string(), "");
