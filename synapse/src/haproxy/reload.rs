@@ -207,14 +207,15 @@ pub(super) async fn by_master(
             return None;
         }
         let output = said();
-        let why = Complaints::parse(&output).summary();
-        Some(ReloadOutcome::failed(
-            format!(
-                "haproxy kept its old worker ({} failed reloads in a row): {why}",
-                now.failed
-            ),
-            output,
-        ))
+        let why = match output.is_empty() {
+            true => "the reason is in haproxy's own log".to_owned(),
+            false => Complaints::parse(&output).summary(),
+        };
+        let reason = format!(
+            "haproxy kept its old worker ({} failed in a row): {why}",
+            now.failed
+        );
+        Some(ReloadOutcome::failed(reason, output))
     };
     if api.is_configured() {
         return proof.await_from(api, refused).await;

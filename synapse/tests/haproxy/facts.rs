@@ -136,7 +136,11 @@ async fn the_master_socket_needs_quit() {
             .succeeded()
     );
     let socket = site.dir.join("haproxy.cfg.master.sock");
-    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    // The worker answers before its master does.
+    let mut stream = eventually("the master listens", SOON, async || {
+        UnixStream::connect(&socket).await
+    })
+    .await;
     stream.write_all(b"show proc\n").await.unwrap();
     let mut text = Vec::new();
     let open = timeout(Duration::from_millis(500), stream.read_to_end(&mut text)).await;

@@ -86,7 +86,8 @@ impl Site {
             desired.generation, plain.generation,
             "the mark is not part of the generation"
         );
-        replace(&self.config, text.as_bytes(), 0o644, Durability::Rename).unwrap();
+        replace(&self.config, text.as_bytes(), 0o644, Durability::Rename)
+            .expect("the folder is writable");
         desired
     }
 

@@ -16,7 +16,8 @@ use crate::site::{Site, server};
 const SOON: Duration = Duration::from_secs(20);
 
 fn signal(pid: u32, signal: Signal) {
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));
+    kill(pid, signal).expect("the process is ours");
 }
 
 #[tokio::test]
@@ -75,11 +76,9 @@ async fn its_death_is_seen_and_it_comes_back() {
     // The worker's death takes the master with it.
     let worker = haproxy.live().await.unwrap().pid;
     signal(worker, Signal::SIGKILL);
-    let haproxy = std::cell::RefCell::new((haproxy, rng));
     let outcome = eventually("haproxy is started again", SOON, async || {
-        let (haproxy, rng) = &mut *haproxy.borrow_mut();
         haproxy
-            .tend(Some(&desired.generation), 0, rng)
+            .tend(Some(&desired.generation), 0, &mut rng)
             .await
             .ok_or("it lives, or its time has not come")
     })
@@ -88,7 +87,7 @@ async fn its_death_is_seen_and_it_comes_back() {
         matches!(outcome, ReloadOutcome::Confirmed { pid, .. } if pid != worker),
         "{outcome:?}"
     );
-    haproxy.into_inner().0.stop(Duration::ZERO).await;
+    haproxy.stop(Duration::ZERO).await;
 }
 
 #[tokio::test]
