@@ -107,7 +107,7 @@ pub struct ServerLine {
     /// What haproxy connects to.
     pub address: SocketAddr,
     /// Everything after the address.
-    pub words: Vec<String>,
+    pub options: String,
 }
 
 impl Model {
@@ -119,32 +119,29 @@ impl Model {
         let mut conditions = 0_usize;
         for (index, raw) in text.lines().enumerate() {
             model.lines = index + 1;
-            let line = Line {
-                number: index + 1,
-                text: raw.trim().to_owned(),
-            };
-            if line.text.is_empty() || line.text.starts_with('#') {
+            let text = raw.trim();
+            if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            let first = line
-                .text
-                .split_ascii_whitespace()
-                .next()
-                .unwrap_or_default();
+            let line = || Line {
+                number: index + 1,
+                text: text.to_owned(),
+            };
+            let first = text.split_ascii_whitespace().next().unwrap_or_default();
             match first {
                 ".if" => conditions += 1,
                 ".endif" => conditions = conditions.saturating_sub(1),
                 _ => {}
             }
             if SECTIONS.contains(&first) {
-                let next = Draft::header(line);
+                let next = Draft::header(line());
                 model
                     .sections
                     .extend(std::mem::replace(&mut open, next).close());
                 continue;
             }
             if conditions == 0
-                && let Some((name, server)) = open.server(&line)
+                && let Some((name, server)) = open.server(index + 1, text)
                 && ours.has(&open.name, &name)
             {
                 let servers = model.servers.entry(open.name.clone()).or_default();
@@ -154,7 +151,7 @@ impl Model {
                     continue;
                 }
             }
-            open.lines.push(line);
+            open.lines.push(line());
         }
         model.sections.extend(open.close());
         model
@@ -221,22 +218,20 @@ impl Draft {
     }
 
     /// The line as a server of this section, when it can be read without haproxy's quoting rules.
-    fn server(&self, line: &Line) -> Option<(String, ServerLine)> {
-        if !matches!(self.keyword.as_str(), "backend" | "listen") || !is_plain(&line.text) {
+    fn server(&self, number: usize, text: &str) -> Option<(String, ServerLine)> {
+        if !matches!(self.keyword.as_str(), "backend" | "listen") || !is_plain(text) {
             return None;
         }
-        let mut words = line.text.split_ascii_whitespace();
-        if words.next() != Some("server") {
-            return None;
-        }
-        let name = words.next()?.to_owned();
-        let address = parse_address(words.next()?)?;
+        let (_, rest) = next_word(text).filter(|(word, _)| *word == "server")?;
+        let (name, rest) = next_word(rest)?;
+        let (address, options) = next_word(rest)?;
+        let address = parse_address(address)?;
         Some((
-            name,
+            name.to_owned(),
             ServerLine {
-                number: line.number,
+                number,
                 address,
-                words: words.map(str::to_owned).collect(),
+                options: options.to_owned(),
             },
         ))
     }
@@ -263,6 +258,12 @@ impl Draft {
             digest: hash.finalize().into(),
         }))
     }
+}
+
+/// The first word and what follows it, both without surrounding blanks.
+fn next_word(text: &str) -> Option<(&str, &str)> {
+    let (word, rest) = text.split_once([' ', '\t']).unwrap_or((text, ""));
+    (!word.is_empty()).then(|| (word, rest.trim_start()))
 }
 
 /// No quotes, escapes, variables or comments: splitting at blanks gives haproxy's words.

@@ -4,7 +4,7 @@
 //! Pure. Plans compare effective servers, never text. A keyword whose number of arguments is not known makes its
 //! backend reload-only: from there on the words are kept as they stand and compared as one piece.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -121,7 +121,8 @@ pub struct Effective {
     /// Begins in maint.
     pub disabled: bool,
     /// The rest: without address, id, weight, `disabled`, built-ins and an inert cookie.
-    pub options: Options,
+    /// Shared by the servers of a backend that have the same.
+    pub options: Arc<Options>,
     /// [`Options::digest`] of `options`.
     pub digest: String,
 }
@@ -233,11 +234,17 @@ impl Backend {
         let mut unread = section.lines.iter().peekable();
         let mut in_order: Vec<(&String, &ServerLine)> = servers.into_iter().flatten().collect();
         in_order.sort_by_key(|(_, line)| line.number);
+        let mut known: HashMap<Vec<&str>, Common> = HashMap::new();
         for (name, line) in in_order {
             while let Some(earlier) = unread.next_if(|l| l.number < line.number) {
                 layer.read(&earlier.text, earlier.number);
+                known.clear();
             }
-            let server = effective(line, &layer);
+            let own = Own::of(&line.options, &layer);
+            let common = known
+                .entry(own.words.clone())
+                .or_insert_with(|| Common::of(&own.words, &layer));
+            let server = common.server(line.address, &own);
             if let Some(word) = server.options.unknown() {
                 backend.reload_only.get_or_insert_with(|| {
                     format!("number of arguments of server keyword `{word}` is not known")
@@ -281,23 +288,81 @@ impl Backend {
     }
 }
 
-fn effective(line: &ServerLine, layer: &Layer) -> Effective {
-    let mut options = layer.options.clone();
-    options.add(&mut line.words.iter().map(String::as_str));
-    if !layer.cookie {
-        options.words.remove("cookie");
+/// What a server line says about this server alone, apart from what it says like its neighbours.
+struct Own<'a> {
+    id: Option<u32>,
+    weight: Option<u16>,
+    /// The other words, in order.
+    words: Vec<&'a str>,
+}
+
+impl<'a> Own<'a> {
+    fn of(text: &'a str, layer: &Layer) -> Self {
+        let mut own = Self {
+            id: None,
+            weight: None,
+            words: Vec::new(),
+        };
+        let mut words = text.split_ascii_whitespace();
+        while let Some(word) = words.next() {
+            let Some(arity) = keyword::arity(word) else {
+                own.words.push(word);
+                own.words.extend(words);
+                break;
+            };
+            let value = if arity == 1 { words.next() } else { None };
+            match (word, value) {
+                ("cookie", _) if !layer.cookie => continue,
+                ("id", Some(text)) if let Ok(id) = text.parse() => own.id = Some(id),
+                ("weight", Some(text)) if let Ok(weight) = text.parse() => {
+                    own.weight = Some(weight)
+                }
+                _ => own.words.extend([word].into_iter().chain(value)),
+            }
+        }
+        own
     }
-    let id = options.take("id");
-    let weight = options.take("weight").unwrap_or(DEFAULT_WEIGHT);
-    let disabled = options.words.remove("disabled").is_some();
-    let options = options.without_built_ins();
-    Effective {
-        address: line.address,
-        id,
-        weight,
-        disabled,
-        digest: options.digest(),
-        options,
+}
+
+/// What servers with the same words and the same inheritance have in common: worked out once, held once.
+#[derive(Clone)]
+struct Common {
+    id: Option<u32>,
+    weight: u16,
+    disabled: bool,
+    options: Arc<Options>,
+    digest: String,
+}
+
+impl Common {
+    fn of(words: &[&str], layer: &Layer) -> Self {
+        let mut options = layer.options.clone();
+        options.add(&mut words.iter().copied());
+        if !layer.cookie {
+            options.words.remove("cookie");
+        }
+        let id = options.take("id");
+        let weight = options.take("weight").unwrap_or(DEFAULT_WEIGHT);
+        let disabled = options.words.remove("disabled").is_some();
+        let options = options.without_built_ins();
+        Self {
+            id,
+            weight,
+            disabled,
+            digest: options.digest(),
+            options: Arc::new(options),
+        }
+    }
+
+    fn server(&self, address: SocketAddr, own: &Own<'_>) -> Effective {
+        Effective {
+            address,
+            id: own.id.or(self.id),
+            weight: own.weight.unwrap_or(self.weight),
+            disabled: self.disabled,
+            options: Arc::clone(&self.options),
+            digest: self.digest.clone(),
+        }
     }
 }
 

@@ -12,16 +12,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::plan::{Change, Op};
+use crate::plan::Op;
 
+mod command;
 pub mod reply;
 
+pub use command::{AdminState, Command};
 pub use reply::{Info, Refusal, Reply, ServerRow};
 
 /// Bytes of a batch: haproxy 2.6 hangs or resets on commands of 16 kB and says nothing.
 const BATCH: usize = 8 * 1024;
-/// Longest name sent; haproxy takes more, but some lengths hang it.
-const NAME: usize = 128;
 /// A reply above this is not haproxy's: 100,000 servers make 7 MB.
 const REPLY: usize = 256 * 1024 * 1024;
 /// Ends each reply of the interactive mode.
@@ -29,44 +29,6 @@ const PROMPT: &[u8] = b"\n> ";
 /// Interactive mode marks where a reply ends; tags tell failures from information.
 const PREAMBLE: &str = "prompt;set severity-output number";
 const PREAMBLE_REPLIES: usize = 2;
-
-/// A command of the stats socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// `show info`.
-    ShowInfo,
-    /// `show servers state [BACKEND]`.
-    ShowServersState(Option<String>),
-    /// `set server B/S state ready|drain|maint`.
-    State {
-        /// Backend.
-        backend: String,
-        /// Server.
-        server: String,
-        /// The state.
-        state: AdminState,
-    },
-    /// `set server B/S weight W`; `None` = its initial weight (100 %).
-    Weight {
-        /// Backend.
-        backend: String,
-        /// Server.
-        server: String,
-        /// 0..256.
-        weight: Option<u16>,
-    },
-}
-
-/// States that can be set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AdminState {
-    /// Takes requests.
-    Ready,
-    /// No new ones but sticky sessions.
-    Drain,
-    /// No new ones.
-    Maint,
-}
 
 /// Why a socket gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -192,12 +154,12 @@ impl RuntimeApi {
         let commands: Vec<Vec<Command>> = ops.iter().map(Command::of).collect();
         let mut replies = self.run(&commands.concat()).await?.into_iter();
         let results = commands.iter().map(|own| {
-            let refused = replies
+            let refusals: Vec<Refusal> = replies
                 .by_ref()
                 .take(own.len())
                 .filter_map(Reply::refusal)
-                .next();
-            refused.map_or(Ok(()), Err)
+                .collect();
+            refusals.into_iter().next().map_or(Ok(()), Err)
         });
         Ok(results.collect())
     }
@@ -352,91 +314,6 @@ async fn converse(path: &Path, batch: &[String]) -> io::Result<Vec<Reply>> {
         .take(batch.len())
         .map(Reply::parse)
         .collect())
-}
-
-impl Command {
-    /// The commands of an operation.
-    #[must_use]
-    pub fn of(op: &Op) -> Vec<Self> {
-        let weight = |weight| Self::Weight {
-            backend: op.backend.clone(),
-            server: op.server.clone(),
-            weight,
-        };
-        let state = |state| Self::State {
-            backend: op.backend.clone(),
-            server: op.server.clone(),
-            state,
-        };
-        match op.change {
-            Change::Retire => vec![weight(Some(0)), state(AdminState::Maint)],
-            Change::Return { weight: wanted } => vec![weight(wanted), state(AdminState::Ready)],
-            Change::Weight { weight: wanted } => vec![weight(Some(wanted))],
-        }
-    }
-
-    fn text(&self) -> Result<String, ApiError> {
-        Ok(match self {
-            Self::ShowInfo => "show info".to_owned(),
-            Self::ShowServersState(None) => "show servers state".to_owned(),
-            Self::ShowServersState(Some(backend)) => {
-                format!("show servers state {}", name(backend)?)
-            }
-            Self::State {
-                backend,
-                server,
-                state,
-            } => {
-                let state = match state {
-                    AdminState::Ready => "ready",
-                    AdminState::Drain => "drain",
-                    AdminState::Maint => "maint",
-                };
-                format!(
-                    "set server {}/{} state {state}",
-                    name(backend)?,
-                    name(server)?
-                )
-            }
-            Self::Weight {
-                backend,
-                server,
-                weight: Some(weight),
-            } => {
-                format!(
-                    "set server {}/{} weight {weight}",
-                    name(backend)?,
-                    name(server)?
-                )
-            }
-            Self::Weight {
-                backend,
-                server,
-                weight: None,
-            } => format!(
-                "set server {}/{} weight 100%",
-                name(backend)?,
-                name(server)?
-            ),
-        })
-    }
-}
-
-fn name(text: &str) -> Result<&str, ApiError> {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-');
-    let valid =
-        (1..=NAME).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with('-');
-    if valid {
-        Ok(text)
-    } else {
-        Err(ApiError::Name(
-            text.chars()
-                .take(NAME)
-                .collect::<String>()
-                .escape_default()
-                .to_string(),
-        ))
-    }
 }
 
 #[cfg(test)]

@@ -156,15 +156,19 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("slowstart", "0"),
 ];
 
+/// Every keyword whose number of arguments is known.
+pub fn all() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().chain(VALUES).copied()
+}
+
 /// Number of arguments; `None` = unknown keyword.
 #[must_use]
 pub fn arity(keyword: &str) -> Option<usize> {
-    if FLAGS.contains(&keyword) {
+    // Both are sorted (a test looks): this runs for each word of each server.
+    if FLAGS.binary_search(&keyword).is_ok() {
         Some(0)
-    } else if VALUES.contains(&keyword) {
-        Some(1)
     } else {
-        None
+        VALUES.binary_search(&keyword).ok().map(|_| 1)
     }
 }
 
@@ -175,7 +179,7 @@ pub(super) fn opposite(keyword: &str) -> Option<Cow<'static, str>> {
         "disabled" => "enabled".into(),
         "stick" => "non-stick".into(),
         "non-stick" => "stick".into(),
-        _ if FLAGS.contains(&keyword) || keyword == "verifyhost" => {
+        _ if FLAGS.binary_search(&keyword).is_ok() || keyword == "verifyhost" => {
             match keyword.strip_prefix("no-") {
                 Some(positive) => positive.to_owned().into(),
                 None => format!("no-{keyword}").into(),
@@ -227,5 +231,15 @@ pub(super) fn is_built_in(keyword: &str, values: &[String]) -> bool {
         _ => values
             .first()
             .is_some_and(|value| BUILT_IN.contains(&(keyword, value.as_str()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_sorted() {
+        assert!(FLAGS.is_sorted() && VALUES.is_sorted());
     }
 }

@@ -10,6 +10,14 @@ use super::binary::{self, NotFound};
 use super::child::{self, ChildError, shell};
 use crate::cfg::{FragmentMap, Model};
 
+/// Alerts that say nothing of their own. After 50 errors haproxy 2.6 stops reading, at a line that may be good.
+const SUMMARIES: [&str; 4] = [
+    "Error(s) found in configuration file",
+    "Fatal errors found in configuration",
+    "Failed to initialize server(s) addr",
+    "too many fatal errors",
+];
+
 /// How candidates are checked.
 #[derive(Debug, Clone)]
 pub enum Checker {
@@ -200,14 +208,7 @@ impl Complaint {
     fn parse(line: &str) -> Option<Self> {
         let (_, words) = line.strip_prefix("[ALERT]")?.split_once(" : ")?;
         let words = words.strip_prefix("config : ").unwrap_or(words).trim();
-        if [
-            "Error(s) found in configuration file",
-            "Fatal errors found in configuration",
-            "Failed to initialize server(s) addr",
-        ]
-        .iter()
-        .any(|summary| words.starts_with(summary))
-        {
+        if SUMMARIES.iter().any(|summary| words.contains(summary)) {
             return None;
         }
         let place = words.find('[').and_then(|open| {

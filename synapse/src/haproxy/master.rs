@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Time limit of `show proc`.
 const LIMIT: Duration = Duration::from_secs(2);
+/// How long a master may refuse: at its start its worker answers first, and a re-execution takes up to a second.
+pub(super) const SILENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A master socket.
 #[derive(Debug, Clone)]
@@ -90,6 +93,20 @@ impl Master {
             path: self.path.clone(),
             reply: text.chars().take(200).collect(),
         })
+    }
+
+    /// `show proc`, tried until it is answered or [`SILENCE`] is over.
+    ///
+    /// # Errors
+    /// Of the last attempt.
+    pub(super) async fn settled(&self) -> Result<Processes, MasterError> {
+        let deadline = Instant::now() + SILENCE;
+        loop {
+            match self.processes().await {
+                Err(MasterError::Io { .. }) if Instant::now() < deadline => sleep(PAUSE).await,
+                other => return other,
+            }
+        }
     }
 
     /// `reload`. Waits for the answer of haproxy 2.7 and later; earlier ones close at once.

@@ -179,7 +179,7 @@ pub(super) async fn by_master(
     proof: &Proof<'_>,
     mut said: impl FnMut() -> String,
 ) -> ReloadOutcome {
-    let before = match master.processes().await {
+    let before = match master.settled().await {
         Ok(before) => before,
         Err(error) => {
             return ReloadOutcome::failed(smartstack_common::report::Chain(&error).to_string(), "");
@@ -207,14 +207,15 @@ pub(super) async fn by_master(
             return None;
         }
         let output = said();
-        let why = Complaints::parse(&output).summary();
-        Some(ReloadOutcome::failed(
-            format!(
-                "haproxy kept its old worker ({} failed reloads in a row): {why}",
-                now.failed
-            ),
-            output,
-        ))
+        let why = match output.is_empty() {
+            true => "the reason is in haproxy's own log".to_owned(),
+            false => Complaints::parse(&output).summary(),
+        };
+        let reason = format!(
+            "haproxy kept its old worker ({} failed in a row): {why}",
+            now.failed
+        );
+        Some(ReloadOutcome::failed(reason, output))
     };
     if api.is_configured() {
         return proof.await_from(api, refused).await;

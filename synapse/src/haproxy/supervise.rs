@@ -20,12 +20,10 @@ use tokio::time::{Instant, sleep};
 
 use super::binary::{self, NotFound};
 use super::child;
-use super::master::{Master, Processes};
+use super::master::{Master, Processes, SILENCE};
 
 /// The log is emptied above this.
 const LOG_MAX: u64 = 1024 * 1024;
-/// How long a living master may be silent at start before it counts as hung (a re-execution takes about a second).
-const SILENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Why there is no haproxy of our own.

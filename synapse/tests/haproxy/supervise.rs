@@ -1,0 +1,170 @@
+//! A haproxy of our own: it outlives us, is found again, and comes back when it dies.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use smartstack_common::process::start_time;
+use smartstack_common::testing::{App, eventually};
+use synapse::config::Reload;
+use synapse::haproxy::ReloadOutcome;
+use synapse::haproxy::master::Master;
+use synapse::haproxy::supervise::{Origin, StartError, Supervisor};
+
+use crate::site::{Site, server};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).expect("a pid is an i32"));
+    kill(pid, signal).expect("the process is ours");
+}
+
+#[tokio::test]
+async fn it_outlives_its_owner_and_is_adopted_also_when_the_file_has_changed() {
+    let site = Site::new();
+    let app = App::start("app").await;
+    let desired = site.write(&[server(1, app.address, "")], "");
+    let mut first = site.haproxy(Reload::Supervise);
+    assert!(first.start(Some(&desired.generation), 1).await.succeeded());
+    let worker = first.live().await.unwrap().pid;
+    drop(first);
+
+    let master = Master::new(site.dir.join("haproxy.cfg.master.sock"));
+    let before = eventually("the master answers", SOON, async || {
+        master.processes().await
+    })
+    .await;
+    let changed = site.write(
+        &[server(1, app.address, ""), "timeout server 9s".to_owned()],
+        "",
+    );
+    let mut second = site.haproxy(Reload::Supervise);
+    let outcome = second.start(Some(&changed.generation), 1).await;
+    assert!(
+        matches!(outcome, ReloadOutcome::Confirmed { pid, .. } if pid != worker),
+        "{outcome:?}"
+    );
+    let after = master.processes().await.unwrap();
+    assert_eq!(
+        (after.master, after.reloads),
+        (before.master, before.reloads + 1),
+        "same master, one reload"
+    );
+
+    second.stop(SOON).await;
+    assert_eq!(start_time(after.master), None);
+    assert_eq!(site.real().pids(), [0; 0]);
+}
+
+#[tokio::test]
+async fn its_death_is_seen_and_it_comes_back() {
+    let site = Site::new();
+    let desired = site.write(&[], "");
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(
+        haproxy
+            .start(Some(&desired.generation), 0)
+            .await
+            .succeeded()
+    );
+    assert_eq!(
+        haproxy.tend(Some(&desired.generation), 0, &mut rng).await,
+        None
+    );
+    // The worker's death takes the master with it.
+    let worker = haproxy.live().await.unwrap().pid;
+    signal(worker, Signal::SIGKILL);
+    let outcome = eventually("haproxy is started again", SOON, async || {
+        haproxy
+            .tend(Some(&desired.generation), 0, &mut rng)
+            .await
+            .ok_or("it lives, or its time has not come")
+    })
+    .await;
+    assert!(
+        matches!(outcome, ReloadOutcome::Confirmed { pid, .. } if pid != worker),
+        "{outcome:?}"
+    );
+    haproxy.stop(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_start_that_fails_is_told_in_haproxys_words() {
+    let site = Site::new();
+    let desired = site.write(&["nonsense here".to_owned()], "");
+    let outcome = site
+        .haproxy(Reload::Supervise)
+        .start(Some(&desired.generation), 0)
+        .await;
+    assert!(
+        matches!(&outcome, ReloadOutcome::Failed { reason, .. } if reason.contains("unknown keyword 'nonsense'")),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_stopped_master_is_not_fought() {
+    let site = Site::new();
+    let desired = site.write(&[], "");
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(
+        haproxy
+            .start(Some(&desired.generation), 0)
+            .await
+            .succeeded()
+    );
+    let socket = Master::new(site.dir.join("haproxy.cfg.master.sock"));
+    let master = eventually("the master answers", SOON, async || {
+        socket.processes().await
+    })
+    .await
+    .master;
+    signal(master, Signal::SIGSTOP);
+    let mut other = Supervisor::new("haproxy", &site.config);
+    let outcome = other.ensure().await;
+    assert!(
+        matches!(outcome, Err(StartError::Hung { pid, .. }) if pid == master),
+        "{outcome:?}"
+    );
+    signal(master, Signal::SIGCONT);
+    assert_eq!(other.ensure().await.unwrap(), Origin::Adopted);
+    other.stop(SOON).await;
+}
+
+/// What a dead haproxy leaves behind is no haproxy.
+#[tokio::test]
+async fn stale_files_do_not_stop_a_start() {
+    let site = Site::new();
+    let desired = site.write(&[], "");
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(
+        haproxy
+            .start(Some(&desired.generation), 0)
+            .await
+            .succeeded()
+    );
+    site.real().kill();
+    eventually("all are dead", SOON, async || {
+        if site.real().pids().is_empty() {
+            Ok(())
+        } else {
+            Err("not yet")
+        }
+    })
+    .await;
+    drop(haproxy);
+    // The pid is another program's by now.
+    let _pid_file = site
+        .dir
+        .write("haproxy.cfg.pid", std::process::id().to_string());
+    let outcome = site
+        .haproxy(Reload::Supervise)
+        .start(Some(&desired.generation), 0)
+        .await;
+    assert!(
+        matches!(outcome, ReloadOutcome::Confirmed { .. }),
+        "{outcome:?}"
+    );
+}
