@@ -323,7 +323,7 @@ async fn two_nerves_do_not_fight() {
         host.one_node("").await;
         let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
         for nerve in [&first, &second] {
-            eventually("the other one is reported or displaced", SOON, async || {
+            eventually("the other one is reported or displaced", SOON * 3, async || {
                 let status = nerve.status().await;
                 let reported = status["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
                 let alone = status["services"]["web"]["registrations"][0]["observed"] == "present" && nodes == 1;
@@ -338,7 +338,8 @@ async fn two_nerves_do_not_fight() {
             writes = 0.0;
             for nerve in [&first, &second] {
                 for result in ["registered", "withdrawn", "failed"] {
-                    let name = format!(r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#, host.zookeeper.hosts());
+                    let name =
+                        format!(r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#, host.zookeeper.hosts());
                     writes += nerve.metric(&name).await.unwrap_or(0.0);
                 }
             }
