@@ -34,7 +34,7 @@ impl Kind {
     fn words(self) -> String {
         match self {
             Kind::Text => "text".to_owned(),
-            Kind::Integer(min, i64::MAX) => format!("integer ≥ {min}"),
+            Kind::Integer(min, max) if max >= i64::from(u32::MAX) => format!("integer ≥ {min}"),
             Kind::Integer(min, max) => format!("integer {min}..{max}"),
             Kind::Number => "number".to_owned(),
             Kind::Boolean => "boolean".to_owned(),
@@ -148,7 +148,9 @@ pub fn tables(keys: &[Key]) -> String {
         let row = [key.kind.words(), key.default.to_owned(), key.effect.to_owned()].map(|text| cell(&text));
         out.push_str(&format!("| `{}` | {} |\n", key.path, row.join(" | ")));
     }
-    out.push_str("\nKnown, not built yet: such a key gives one warning.\n\n| Key | What happens instead |\n|---|---|\n");
+    out.push_str(
+        "\nKnown, not built yet: such a key gives one warning.\n\n| Key | What happens instead |\n|---|---|\n",
+    );
     for key in keys {
         if let Class::Later(instead) = key.class {
             out.push_str(&format!("| `{}` | {} |\n", key.path, cell(instead)));

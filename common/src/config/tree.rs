@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_yaml::{Mapping, Value};
 
 use super::places::Position;
@@ -18,9 +18,7 @@ pub(super) struct Invalid {
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     let mut value = match read_yaml(text) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => {
-            serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0
-        }
+        Err(invalid) if text.trim_start().starts_with('{') => serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0,
         Err(invalid) => return Err(invalid),
     };
     value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
@@ -31,15 +29,29 @@ fn read_yaml(text: &str) -> Result<Value, Invalid> {
     let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
     Any::deserialize(document).map(|any| any.0).map_err(|error| {
         let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
-        let message = error.to_string();
-        // The place is printed in front, not again behind.
-        let end = message.rfind(" at line ").filter(|_| at.is_some()).unwrap_or(message.len());
-        Invalid { at, message: message[..end].to_owned() }
+        Invalid { at, message: shorten(&error.to_string()) }
     })
 }
 
+/// The parser's message without its own place (that is printed in front), a second one as `begun at 1:14`.
+fn shorten(message: &str) -> String {
+    let mut parts = message.split(" at line ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for (index, part) in parts.enumerate() {
+        let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (line, rest) = part.split_at(digits(part));
+        let rest = rest.strip_prefix(" column ").unwrap_or(rest);
+        let (column, rest) = rest.split_at(digits(rest));
+        if index > 0 {
+            out.push_str(&format!(" begun at {line}:{column}"));
+        }
+        out.push_str(rest);
+    }
+    out
+}
+
 /// Any value. Unlike `Value` itself it takes integers of 128 bits (as text: the shuffle's seed of some
-/// installations), and the last of two equal keys (which the report refuses with both places).
+/// installations), and the first of two equal keys (which the report refuses, with both places).
 struct Any(Value);
 
 impl<'de> Deserialize<'de> for Any {
@@ -54,7 +66,11 @@ impl<'de> Visitor<'de> for AnyVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("plain data without type tags")
+        f.write_str("plain data")
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -89,6 +105,10 @@ impl<'de> Visitor<'de> for AnyVisitor {
         Ok(Value::String(value.to_owned()))
     }
 
+    fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
+        Err(A::Error::custom("type tags (`!…`) are not supported: plain data only"))
+    }
+
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
         while let Some(Any(value)) = seq.next_element()? {
@@ -100,7 +120,7 @@ impl<'de> Visitor<'de> for AnyVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut mapping = Mapping::new();
         while let Some((Any(key), Any(value))) = map.next_entry()? {
-            mapping.insert(key, value);
+            mapping.entry(key).or_insert(value);
         }
         Ok(Value::Mapping(mapping))
     }
