@@ -219,9 +219,8 @@ impl Registrar {
                     Some(node) => tracing::info!(service, path = now.path, node, wanted = now.wanted, "node present"),
                     None => tracing::info!(service, path = now.path, node = old_node, wanted = now.wanted, "node gone"),
                 }
-                let registered = i64::from(now.node.is_some());
-                metrics.registered.get_or_create(&of_service(service)).set(registered);
             }
+            metrics.registered.get_or_create(&of_service(service)).set(i64::from(now.node.is_some()));
             for twin in now.twins.iter().filter(|twin| !old.is_some_and(|old| old.twins.contains(twin))) {
                 tracing::warn!(service, path = now.path, twin, "two nerves claim one instance_id, left alone");
             }

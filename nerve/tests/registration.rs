@@ -1,6 +1,9 @@
 //! The real nerve on a real ZooKeeper: what it writes, when it takes it back, and what no fault may make it do.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -217,8 +220,12 @@ async fn a_killed_nerve_leaves_no_twin_and_no_hole() {
         let checks = app.checks();
         let recovery = eventually("one failed check", SOON, async || {
             let asked = app.checks() > checks;
-            if asked { Ok(app.set(Behaviour::Healthy)) } else { Err("not asked yet") }
+            if asked { Ok(()) } else { Err("not asked yet") }
         });
+        let recovery = async {
+            recovery.await;
+            app.set(Behaviour::Healthy);
+        };
         tokio::join!(host.nerve(), recovery).0
     };
     let new = host.one_node(&old).await;
@@ -413,4 +420,42 @@ async fn without_zookeeper_it_checks_starts_and_stops_all_the_same() {
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(Duration::from_secs(15)).await.code(), Some(0));
     assert!(nerve.process().log_tail().contains("not withdrawn"));
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    let dir = Dir::new();
+    let program = Program::path("nerve");
+    let good = dir.write("good.json", r#"{"instance_id": "i", "services": {}}"#);
+    let bad = dir.write("bad.json", r#"{"instance_id": "i", "services": {"web": {"host": 1}}}"#);
+    let admin =
+        format!(r#"{{"instance_id": "i", "services": {{}}, "admin": {{"bind": "127.0.0.1:{}"}}}}"#, free_port());
+    let nowhere = dir.write("nowhere.json", admin);
+    let nowhere = nowhere.to_str().unwrap();
+    let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
+    for (arguments, variables, code) in [
+        (&["-c", good, "-k"][..], &[][..], 0),
+        (&["check"], &[("NERVE_CONFIG", good)], 0),
+        (&["-c", good], &[("NERVE_CHECK_CONFIG", "true")], 0),
+        (&["-c", bad, "-k"], &[], 78),
+        (&["-c", bad], &[], 78),
+        (&["-c", "/nonexistent"], &[("NERVE_CHECK_CONFIG", "false")], 78),
+        (&[], &[("NERVE_CONFIG", "")], 64),
+        (&["--nonsense"], &[], 64),
+        (&["-c", good, "stray"], &[], 64),
+        (&["--version"], &[], 0),
+        (&["schema"], &[], 0),
+        (&["completions", "bash"], &[], 0),
+        (&["status", "-c", nowhere], &[], 1),
+    ] {
+        let output = Command::new(&program)
+            .args(arguments)
+            .env_remove("NERVE_CONFIG")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {told}");
+        assert_eq!(told.is_empty(), code == 0, "{arguments:?}: {told}");
+    }
 }
