@@ -9,7 +9,8 @@
 //! tree::parse    serde_yaml reads the values; merges applied; first document only
 //! places         key path -> line:column from YAML events, for messages and duplicate keys
 //! source         main file, section, conf dir files: one list of documents
-//! cursor         typed readers that note what is wrong and go on
+//! cursor         a value and where it stands
+//! readers        text, numbers, durations, lists of lines …: they note what is wrong and go on
 //! keys           the programs' tables of keys: classes of key, README tables, JSON Schema
 //! shared         readers of what both programs have: ensembles, session, admin listener
 //! golden         (feature) the harness of the programs' configuration tests
@@ -21,6 +22,7 @@ mod cursor;
 pub mod golden;
 mod keys;
 mod places;
+mod readers;
 mod report;
 mod shared;
 mod source;

@@ -378,7 +378,14 @@ impl App {
             for (service, left) in &report.registrations {
                 let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
                 let state = report.link.state;
-                tracing::warn!(service, hosts, state, path = left.path, node, "not withdrawn: stays until its session expires");
+                tracing::warn!(
+                    service,
+                    hosts,
+                    state,
+                    path = left.path,
+                    node,
+                    "not withdrawn: stays until its session expires"
+                );
             }
         }
     }

@@ -192,7 +192,9 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
         Ok(value) if json => print(&format!("{value:#}")),
         Ok(value) => print(&summary(&value)),
         Err(reason) => {
-            complain(&format!("no status from `{bind}`: {reason}\nhint: does nerve run? the address is `admin.bind` of -c FILE"));
+            complain(&format!(
+                "no status from `{bind}`: {reason}\nhint: does nerve run? the address is `admin.bind` of -c FILE"
+            ));
             exit::START
         }
     }
@@ -216,7 +218,11 @@ fn summary(status: &Value) -> String {
         for place in list(&service["registrations"]) {
             let error = place["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
             let (path, node) = (text(&place["path"]), text(&place["node"]));
-            lines.push(format!("  {path}/{node} wanted {}, {}{error}", text(&place["wanted"]), text(&place["observed"])));
+            lines.push(format!(
+                "  {path}/{node} wanted {}, {}{error}",
+                text(&place["wanted"]),
+                text(&place["observed"])
+            ));
         }
     }
     lines.extend(list(&status["warnings"]).iter().map(|warning| format!("warning: {}", text(warning))));
@@ -243,7 +249,11 @@ mod tests {
             "nerve -c f -i x run",
         ] {
             let options = parse(line).unwrap().options;
-            assert_eq!((options.config, options.instance_id.as_deref()), (Some(PathBuf::from("f")), Some("x")), "{line}");
+            assert_eq!(
+                (options.config, options.instance_id.as_deref()),
+                (Some(PathBuf::from("f")), Some("x")),
+                "{line}"
+            );
         }
         for line in ["nerve -c f -k", "nerve -c f --check-config", "nerve -c f --check", "nerve -c f --check_config"] {
             assert!(parse(line).unwrap().options.check_config, "{line}");

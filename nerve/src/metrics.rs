@@ -68,7 +68,8 @@ impl Metrics {
     /// Forgets what is labelled with a service that is no more.
     pub(crate) fn forget(&self, service: &str, checks: &[crate::config::Check]) {
         let labels = of_service(service);
-        let _known = [self.service_up.remove(&labels), self.registered.remove(&labels), self.check_seconds.remove(&labels)];
+        let _known =
+            [self.service_up.remove(&labels), self.registered.remove(&labels), self.check_seconds.remove(&labels)];
         for check in checks {
             for result in ["pass", "fail"] {
                 self.checks.remove(&of_check(service, &check.name, result));

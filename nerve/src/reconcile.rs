@@ -17,6 +17,13 @@ use crate::throttle::Throttle;
 
 /// How often a settled group is looked at all the same, against changes that no watch told.
 const VERIFY: Duration = Duration::from_secs(60);
+/// The same, the first time after a write: somebody else may have written the same at the same moment.
+const VERIFY_SOON: Duration = Duration::from_secs(10);
+/// How often the reconciler is asked at least.
+const TICK: Duration = Duration::from_millis(500);
+/// Asked this much later than that, the process has stood still (SIGSTOP, a paused machine): what the checks found
+/// before says nothing about now.
+const STANDSTILL: Duration = Duration::from_secs(1);
 /// Pauses after failed writes and looks.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
@@ -93,6 +100,8 @@ struct Group {
     plan: Option<Plan>,
     /// Whether something was ever created here, or may have been.
     wrote: bool,
+    /// Whether it was found settled since the last write.
+    calm: bool,
     error: Option<String>,
     retry: Backoff,
     /// When the standing of a service last changed, with its nodes then.
@@ -111,6 +120,7 @@ impl Group {
             planned: Vec::new(),
             plan: None,
             wrote: false,
+            calm: false,
             error: None,
             retry: Backoff::new(RETRY.0, RETRY.1),
             since: BTreeMap::new(),
@@ -156,6 +166,9 @@ pub(crate) struct Reconciler {
     displaced: BTreeSet<i64>,
     throttle: Throttle,
     stale_since: BTreeMap<String, Instant>,
+    last_tick: Instant,
+    /// Older check results do not count.
+    not_before: Instant,
     jitter: Duration,
     rng: fastrand::Rng,
 }
@@ -171,6 +184,9 @@ impl Reconciler {
             displaced: BTreeSet::new(),
             throttle: Throttle::new(write_rate, now),
             stale_since: BTreeMap::new(),
+            last_tick: now,
+            // The wishes may be older than their reader.
+            not_before: now.checked_sub(Duration::from_secs(3600)).unwrap_or(now),
             jitter,
             rng,
         }
@@ -215,6 +231,15 @@ impl Reconciler {
         }
     }
 
+    /// To be called before anything else each time the process gets to it, at the latest when [`Self::wake_at`] says.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let late = now.saturating_duration_since(self.last_tick + TICK);
+        if late > STANDSTILL {
+            self.not_before = now;
+        }
+        self.last_tick = now;
+    }
+
     /// Takes the wishes as they are now, and returns the jobs that are to be started.
     pub(crate) fn jobs(&mut self, wants: &Wants, now: Instant) -> Vec<Job> {
         self.note_staleness(wants, now);
@@ -251,7 +276,7 @@ impl Reconciler {
     fn note_staleness(&mut self, wants: &Wants, now: Instant) {
         self.stale_since.retain(|service, _| wants.contains_key(service));
         for (service, wanted) in wants {
-            if wanted.is_fresh(now) {
+            if wanted.is_fresh(now, self.not_before) {
                 self.stale_since.remove(service);
             } else {
                 self.stale_since.entry(service.clone()).or_insert(now);
@@ -309,28 +334,27 @@ impl Reconciler {
                 self.groups.remove(&done.path);
                 return;
             }
-            let again = VERIFY.mul_f64(0.5 + self.rng.f64());
+            let every = if std::mem::replace(&mut group.calm, true) { VERIFY } else { VERIFY_SOON };
+            let again = every.mul_f64(0.5 + self.rng.f64());
             group.hurry(throttled.unwrap_or(now + again));
             return;
         }
+        group.calm = false;
         group.changes = changes;
         // A write that was refused once is tried again at once, on the new look; then with pauses.
         let pause = done.refused.map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
         group.due = Some(now + pause);
     }
 
-    /// When to ask for jobs again, if nothing happens before.
-    pub(crate) fn wake_at(&self, wants: &Wants, now: Instant) -> Option<Instant> {
+    /// When to tick and ask for jobs again, if nothing happens before.
+    pub(crate) fn wake_at(&self, wants: &Wants, now: Instant) -> Instant {
         let due = self.groups.values().filter(|g| self.connected && !g.running).filter_map(|g| g.due);
-        let aging = wants
-            .iter()
-            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts)
-            .map(|(service, wanted)| {
-                let begin = self.stale_since.get(service).copied().unwrap_or(wanted.as_of);
-                begin + wanted.window + Duration::from_millis(1)
-            })
-            .filter(|at| *at > now);
-        due.chain(aging).min()
+        let own = wants.iter().filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
+        let aging = own.map(|(service, wanted)| {
+            *self.stale_since.get(service).unwrap_or(&wanted.as_of) + wanted.window + Duration::from_millis(1)
+        });
+        let aging = aging.filter(|at| *at > now);
+        due.chain(aging).fold(self.last_tick + TICK, Instant::min)
     }
 
     /// Nodes to be watched: all that carry our name, with their group.
@@ -357,24 +381,27 @@ impl Reconciler {
                 let standing = group.plan.iter().flat_map(|p| &p.standings).find(|s| s.service == *service);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
-                report.insert(service.clone(), Registered {
-                    path: path.clone(),
-                    wanted: match stance {
-                        Stance::Present => "present".to_owned(),
-                        Stance::Keep => "keep".to_owned(),
-                        Stance::Leave => "leave".to_owned(),
-                        Stance::Absent(reason) => format!("absent: {reason}"),
+                report.insert(
+                    service.clone(),
+                    Registered {
+                        path: path.clone(),
+                        wanted: match stance {
+                            Stance::Present => "present".to_owned(),
+                            Stance::Keep => "keep".to_owned(),
+                            Stance::Leave => "leave".to_owned(),
+                            Stance::Absent(reason) => format!("absent: {reason}"),
+                        },
+                        observed: match (standing, &node) {
+                            (None, _) => "unknown",
+                            (Some(_), Some(_)) => "present",
+                            (Some(_), None) => "absent",
+                        },
+                        node,
+                        since: group.since.get(service).map(|(_, since)| *since),
+                        error: standing.and_then(|s| s.conflict.clone()).or_else(|| group.error.clone()),
+                        twins: twins.map(|twin| format!("{} (session {:#x})", twin.node, twin.owner)).collect(),
                     },
-                    observed: match (standing, &node) {
-                        (None, _) => "unknown",
-                        (Some(_), Some(_)) => "present",
-                        (Some(_), None) => "absent",
-                    },
-                    node,
-                    since: group.since.get(service).map(|(_, since)| *since),
-                    error: standing.and_then(|s| s.conflict.clone()).or_else(|| group.error.clone()),
-                    twins: twins.map(|twin| format!("{} (session {:#x})", twin.node, twin.owner)).collect(),
-                });
+                );
             }
         }
         report
@@ -415,3 +442,5 @@ fn classify(found: &Found, session: Option<i64>, former: &BTreeSet<i64>) -> Node
     Node { name: found.name.clone(), owner, czxid: found.czxid, data: found.data.clone() }
 }
 
+#[cfg(test)]
+mod tests;

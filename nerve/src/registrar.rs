@@ -44,24 +44,19 @@ pub(crate) struct Setup {
 pub(crate) async fn run(setup: Setup) {
     let mut registrar = Registrar::new(setup);
     loop {
+        registrar.reconciler.tick(Instant::now());
         registrar.follow_link().await;
         registrar.start_jobs();
         registrar.publish();
         let wake = registrar.wake_at();
         let Registrar { setup, jobs, watches, .. } = &mut registrar;
-        let sleep = async {
-            match wake {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
         // Watch receives, joins of a JoinSet and a sleep that is made anew: all may be dropped anywhere.
         tokio::select! {
             Ok(()) = setup.link.changed() => {}
             Ok(()) = setup.wants.changed() => {}
             Some(done) = jobs.join_next() => registrar.finished(unwrap(done)),
             Some(touched) = watches.join_next() => registrar.touched(unwrap(touched)),
-            () = sleep => {}
+            () = tokio::time::sleep_until(wake) => {}
         }
     }
 }
@@ -91,8 +86,7 @@ struct Registrar {
 impl Registrar {
     fn new(setup: Setup) -> Self {
         let hosts = setup.ensemble.hosts().to_owned();
-        let reconciler =
-            Reconciler::new(&hosts, setup.jitter, setup.write_rate, fastrand::Rng::new(), Instant::now());
+        let reconciler = Reconciler::new(&hosts, setup.jitter, setup.write_rate, fastrand::Rng::new(), Instant::now());
         let link = LinkStatus::of(&setup.ensemble, &setup.link.borrow());
         Self {
             setup,
@@ -161,7 +155,7 @@ impl Registrar {
         }
     }
 
-    fn wake_at(&self) -> Option<Instant> {
+    fn wake_at(&self) -> Instant {
         self.reconciler.wake_at(&self.setup.wants.borrow(), Instant::now())
     }
 
@@ -225,13 +219,14 @@ impl Registrar {
                     Some(node) => tracing::info!(service, path = now.path, node, wanted = now.wanted, "node present"),
                     None => tracing::info!(service, path = now.path, node = old_node, wanted = now.wanted, "node gone"),
                 }
-                let registered = i64::from(now.node.is_some());
-                metrics.registered.get_or_create(&of_service(service)).set(registered);
             }
+            metrics.registered.get_or_create(&of_service(service)).set(i64::from(now.node.is_some()));
             for twin in now.twins.iter().filter(|twin| !old.is_some_and(|old| old.twins.contains(twin))) {
                 tracing::warn!(service, path = now.path, twin, "two nerves claim one instance_id, left alone");
             }
-            if let Some(error) = now.error.as_ref().filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error)) {
+            if let Some(error) =
+                now.error.as_ref().filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error))
+            {
                 tracing::warn!(service, path = now.path, error, "registration is not as wanted");
             }
             twins.extend(&now.twins);

@@ -77,26 +77,29 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Whether the verdict rests on a fresh result.
+    /// Whether the verdict rests on a fresh result: not too old, and not from before `not_before`, when the process was
+    /// last seen to have stood still.
     #[must_use]
-    pub fn is_fresh(&self, now: Instant) -> bool {
-        self.verdict != Verdict::Unknown && now.saturating_duration_since(self.as_of) <= self.window
+    pub fn is_fresh(&self, now: Instant, not_before: Instant) -> bool {
+        let young = now.saturating_duration_since(self.as_of) <= self.window;
+        self.verdict != Verdict::Unknown && young && self.as_of >= not_before
     }
 
-    /// What to do at `now`. `stale_since` is when its reader first saw it without a fresh result: after a stop of the
-    /// process the clock has jumped for everybody, and a fresh result must get its chance before a withdrawal.
+    /// What to do at `now`. `stale_since` is when its reader first saw it without a fresh result, `None` while it is
+    /// fresh: after a stop of the process a fresh result must get its chance before a withdrawal.
     #[must_use]
     pub fn stance(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
-        match self.verdict {
-            Verdict::Leaving => Stance::Absent(Reason::Leaving),
-            Verdict::Down => Stance::Absent(Reason::Unhealthy),
-            Verdict::Held => Stance::Leave,
-            Verdict::Up if self.is_fresh(now) => Stance::Present,
-            Verdict::Unproven if self.is_fresh(now) => Stance::Keep,
-            Verdict::Up | Verdict::Unproven | Verdict::Unknown => match stale_since {
-                Some(since) if now.saturating_duration_since(since) > self.window => Stance::Absent(Reason::Stale),
-                _ => Stance::Leave,
-            },
+        match (self.verdict, stale_since) {
+            (Verdict::Leaving, _) => Stance::Absent(Reason::Leaving),
+            (Verdict::Down, _) => Stance::Absent(Reason::Unhealthy),
+            (Verdict::Held, _) => Stance::Leave,
+            (Verdict::Up, None) => Stance::Present,
+            (Verdict::Unproven, None) => Stance::Keep,
+            (Verdict::Unknown, None) => Stance::Leave,
+            (Verdict::Up | Verdict::Unproven | Verdict::Unknown, Some(since)) => {
+                let given_up = now.saturating_duration_since(since) > self.window;
+                if given_up { Stance::Absent(Reason::Stale) } else { Stance::Leave }
+            }
         }
     }
 }
@@ -165,36 +168,37 @@ mod tests {
         Wanted { registration, verdict, as_of, window: Duration::from_secs(3) }
     }
 
-    /// Every verdict, fresh, just stale, and stale for longer than another window.
+    /// Every verdict: fresh, just stale, and stale for longer than its window.
     #[test]
     fn stance_of_every_verdict_at_every_age() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
-        let stale = Stance::Absent(Reason::Stale);
+        let (stale, unhealthy) = (Stance::Absent(Reason::Stale), Stance::Absent(Reason::Unhealthy));
+        let leaving = Stance::Absent(Reason::Leaving);
         for (verdict, fresh, just_stale, long_stale) in [
             (Verdict::Unknown, Stance::Leave, Stance::Leave, stale),
             (Verdict::Up, Stance::Present, Stance::Leave, stale),
             (Verdict::Unproven, Stance::Keep, Stance::Leave, stale),
-            (
-                Verdict::Down,
-                Stance::Absent(Reason::Unhealthy),
-                Stance::Absent(Reason::Unhealthy),
-                Stance::Absent(Reason::Unhealthy),
-            ),
+            (Verdict::Down, unhealthy, unhealthy, unhealthy),
             (Verdict::Held, Stance::Leave, Stance::Leave, Stance::Leave),
-            (
-                Verdict::Leaving,
-                Stance::Absent(Reason::Leaving),
-                Stance::Absent(Reason::Leaving),
-                Stance::Absent(Reason::Leaving),
-            ),
+            (Verdict::Leaving, leaving, leaving, leaving),
         ] {
             let wanted = wanted(verdict, begin);
             assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");
-            assert_eq!(wanted.stance(at(100), None), just_stale, "{verdict:?} seen stale for the first time");
             assert_eq!(wanted.stance(at(103), Some(at(100))), just_stale, "{verdict:?} stale");
             assert_eq!(wanted.stance(at(104), Some(at(100))), long_stale, "{verdict:?} stale for long");
         }
+    }
+
+    #[test]
+    fn fresh_is_young_and_from_after_the_last_standstill() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let up = wanted(Verdict::Up, at(10));
+        assert!(up.is_fresh(at(13), at(10)));
+        assert!(!up.is_fresh(at(14), at(10)));
+        assert!(!up.is_fresh(at(12), at(11)));
+        assert!(!wanted(Verdict::Unknown, at(10)).is_fresh(at(10), begin));
     }
 
     fn machine(rise_fall: &[(u32, u32)]) -> Machine {

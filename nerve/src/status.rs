@@ -154,7 +154,9 @@ pub(crate) fn routes(boards: Boards, registry: prometheus_client::registry::Regi
         "/ready" => Some(Answer::ready(boards.missing())),
         "/metrics" => Some(Answer::metrics(metrics::text(&registry))),
         "/status" => Some(Answer::json(&boards.status(started))),
-        "/" => Some(Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status/page.html")) }),
+        "/" => {
+            Some(Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status/page.html")) })
+        }
         _ => None,
     })
 }

@@ -52,7 +52,7 @@ fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -
     if matches!(wanted.verdict, Verdict::Held | Verdict::Leaving) {
         return false;
     }
-    let news = wanted.verdict != verdict || !wanted.is_fresh(now);
+    let news = wanted.verdict != verdict || !wanted.is_fresh(now, wanted.as_of);
     wanted.verdict = verdict;
     wanted.as_of = as_of;
     news
@@ -111,10 +111,8 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
 }
 
 fn tell(service: &Service, health: Health, checks: &[CheckReport]) {
-    let failing: Vec<String> = checks
-        .iter()
-        .filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?)))
-        .collect();
+    let failing: Vec<String> =
+        checks.iter().filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?))).collect();
     match health {
         Health::Up => tracing::info!(service = service.name, "service is up"),
         Health::Down => tracing::warn!(service = service.name, checks = failing.join("; "), "service is down"),

@@ -25,8 +25,10 @@ fn update() -> bool {
 /// # Panics
 /// When a case prints something else than expected, naming all such cases.
 pub fn run_cases<T>(directory: &Path, load: impl Fn(PathBuf, Environment) -> Result<Loaded<T>, Report>) -> usize {
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(directory).expect("the directory of cases").map(|entry| entry.expect("an entry").path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
+        .expect("the directory of cases")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     files.sort();
     let mut wrong = Vec::new();
     for file in &files {
@@ -93,8 +95,7 @@ impl<'a> Case<'a> {
             std::fs::create_dir_all(path.parent().expect("below the directory")).expect("a folder");
             write(&path, content);
         }
-        let environment =
-            Environment { variables: self.variables.clone(), directory: directory.path().to_owned() };
+        let environment = Environment { variables: self.variables.clone(), directory: directory.path().to_owned() };
         let (outcome, report) = match load(PathBuf::from(self.load), environment) {
             Ok(loaded) => ("loaded", loaded.warnings),
             Err(report) => ("refused", report),

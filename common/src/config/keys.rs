@@ -148,7 +148,9 @@ pub fn tables(keys: &[Key]) -> String {
         let row = [key.kind.words(), key.default.to_owned(), key.effect.to_owned()].map(|text| cell(&text));
         out.push_str(&format!("| `{}` | {} |\n", key.path, row.join(" | ")));
     }
-    out.push_str("\nKnown, not built yet: such a key gives one warning.\n\n| Key | What happens instead |\n|---|---|\n");
+    out.push_str(
+        "\nKnown, not built yet: such a key gives one warning.\n\n| Key | What happens instead |\n|---|---|\n",
+    );
     for key in keys {
         if let Class::Later(instead) = key.class {
             out.push_str(&format!("| `{}` | {} |\n", key.path, cell(instead)));

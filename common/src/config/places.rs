@@ -132,7 +132,7 @@ impl Reader {
                 (join(path, &name), key_at)
             }
         };
-        self.places.of.insert(path.clone(), Place { key, value: at, plain });
+        self.places.of.entry(path.clone()).or_insert(Place { key, value: at, plain });
         path
     }
 }

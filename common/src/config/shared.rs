@@ -15,7 +15,8 @@ pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
     if !cursor.has_value() || texts.len() < entries.len() {
         return None;
     }
-    let hosts: Vec<&str> = texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|h| !h.is_empty()).collect();
+    let hosts: Vec<&str> =
+        texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|h| !h.is_empty()).collect();
     Ensemble::new(&hosts).map_err(|message| cursor.error(message)).ok()
 }
 

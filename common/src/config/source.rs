@@ -54,7 +54,8 @@ impl Environment {
     /// A file in `$STATE_DIRECTORY` (the first, when systemd names several) or in `/var/lib/<program>`.
     #[must_use]
     pub fn state_file(&self, program: &str, name: &str) -> PathBuf {
-        let directory = self.variable("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next()).filter(|d| !d.is_empty());
+        let directory =
+            self.variable("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next()).filter(|d| !d.is_empty());
         directory.map_or_else(|| Path::new("/var/lib").join(program), PathBuf::from).join(name)
     }
 }
@@ -150,7 +151,10 @@ impl Source {
     /// The program's top level. `None` when the main file could not be read: that is noted already.
     #[must_use]
     pub fn root(&self) -> Option<Cursor<'_>> {
-        self.main.root().filter(|root| root.is_mapping()).map(|root| Cursor::root(&self.main, &self.findings, self.program.keys, Some(root)))
+        self.main
+            .root()
+            .filter(|root| root.is_mapping())
+            .map(|root| Cursor::root(&self.main, &self.findings, self.program.keys, Some(root)))
     }
 
     /// The services in the order of the main file, each from the file that has the last word, then those that have a file
@@ -198,7 +202,15 @@ struct Files<'e> {
 }
 
 impl Files<'_> {
-    fn note(&mut self, severity: Severity, file: &str, at: Option<Position>, key_path: &str, message: String, hint: Option<&str>) {
+    fn note(
+        &mut self,
+        severity: Severity,
+        file: &str,
+        at: Option<Position>,
+        key_path: &str,
+        message: String,
+        hint: Option<&str>,
+    ) {
         let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
         let (file, key_path, hint) = (file.to_owned(), key_path.to_owned(), hint.map(str::to_owned));
         self.findings.push(Finding { severity, file, line, column, key_path, value: None, message, hint });
@@ -221,9 +233,11 @@ impl Files<'_> {
                     self.at_key_of_file(&document, program.name, "the section must be a map");
                 }
             } else {
-                let found: Vec<_> = SECTIONS.iter().filter(|s| top.contains_key(*s)).map(|s| format!("`{s}:`")).collect();
+                let found: Vec<_> =
+                    SECTIONS.iter().filter(|s| top.contains_key(*s)).map(|s| format!("`{s}:`")).collect();
                 let message = format!("no `{}:` section beside {}", program.name, found.join(" and "));
-                let hint = "a host file has one section for each program; a file without sections is one program's alone";
+                let hint =
+                    "a host file has one section for each program; a file without sections is one program's alone";
                 self.note(Severity::Error, &document.shown, None, "", message, Some(hint));
                 document.value = Value::Null;
             }
@@ -283,7 +297,14 @@ impl Files<'_> {
         document.places = Places::of(&text);
         for duplicate in std::mem::take(&mut document.places.duplicates) {
             let message = format!("duplicate key, first at {}:{}", duplicate.first.line, duplicate.first.column);
-            self.note(Severity::Error, shown, Some(duplicate.second), &duplicate.key_path, message, Some("keep one of the two"));
+            self.note(
+                Severity::Error,
+                shown,
+                Some(duplicate.second),
+                &duplicate.key_path,
+                message,
+                Some("keep one of the two"),
+            );
         }
         match value {
             Value::Mapping(_) => document.value = value,
@@ -305,7 +326,9 @@ impl Files<'_> {
             let hint = Some("only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced");
             let (severity, message, hint) = match remark {
                 Remark::Refused { tag } => (Severity::Error, format!("ERB that is not supported: `{tag}`"), hint),
-                Remark::Missing { name } => (Severity::Error, format!("the environment variable `{name}` is not set"), None),
+                Remark::Missing { name } => {
+                    (Severity::Error, format!("the environment variable `{name}` is not set"), None)
+                }
                 Remark::Unset { name } => {
                     let message = format!("the environment variable `{name}` is not set: read as empty");
                     (Severity::Warning, message, None)

@@ -18,9 +18,7 @@ pub(super) struct Invalid {
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     let mut value = match read_yaml(text) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => {
-            serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0
-        }
+        Err(invalid) if text.trim_start().starts_with('{') => serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0,
         Err(invalid) => return Err(invalid),
     };
     value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
@@ -53,7 +51,7 @@ fn shorten(message: &str) -> String {
 }
 
 /// Any value. Unlike `Value` itself it takes integers of 128 bits (as text: the shuffle's seed of some
-/// installations), and the last of two equal keys (which the report refuses with both places).
+/// installations), and the first of two equal keys (which the report refuses, with both places).
 struct Any(Value);
 
 impl<'de> Deserialize<'de> for Any {
@@ -122,7 +120,7 @@ impl<'de> Visitor<'de> for AnyVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut mapping = Mapping::new();
         while let Some((Any(key), Any(value))) = map.next_entry()? {
-            mapping.insert(key, value);
+            mapping.entry(key).or_insert(value);
         }
         Ok(Value::Mapping(mapping))
     }

@@ -136,9 +136,12 @@ async fn nothing_outlives_the_deadline() {
         let server = serve("127.0.0.1", manner).await;
         let limit = Duration::from_millis(150);
         let begin = Instant::now();
-        let outcome =
-            http::run(&HttpCheck { open_timeout: limit / 2, read_timeout: limit / 2, ..settings("127.0.0.1", server.port) })
-                .await;
+        let outcome = http::run(&HttpCheck {
+            open_timeout: limit / 2,
+            read_timeout: limit / 2,
+            ..settings("127.0.0.1", server.port)
+        })
+        .await;
         assert_eq!(outcome, Outcome::Timeout { step, after: limit });
         assert!(begin.elapsed() < limit * 10);
     }

@@ -51,12 +51,13 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
 
 fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
     let key = top.key("instance_id");
-    let id = match &options.instance_id {
-        Some(id) => Some(id.clone()),
-        None => key.clone().required().text(),
-    }?;
+    let (id, at) = match &options.instance_id {
+        Some(id) => (id.clone(), &top.cursor),
+        None => (key.clone().required().text()?, &key),
+    };
     if id.is_empty() || id.contains(|c: char| c == '/' || c.is_control()) {
-        key.error(format!("`{}` cannot name a node: empty, or with `/` or control characters", id.escape_debug()));
+        let shown = id.escape_debug();
+        at.error(format!("the instance id `{shown}` cannot name a node: empty, or with `/` or control characters"));
         return None;
     }
     Some(id)
@@ -66,7 +67,8 @@ fn shutdown(map: &Map<'_>) -> (Duration, Duration) {
     let linger = map.key("linger").duration().unwrap_or_default();
     let deadline = map.key("deadline").duration_at_least(MILLISECOND).unwrap_or(Duration::from_secs(10));
     if linger >= deadline {
-        map.key("linger").error_hint("`linger` must be shorter than `deadline`", "raise `shutdown.deadline` (default 10s)");
+        map.key("linger")
+            .error_hint("`linger` must be shorter than `deadline`", "raise `shutdown.deadline` (default 10s)");
     }
     (linger, deadline)
 }
@@ -81,7 +83,8 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
             continue;
         }
         let Some(service) = cursor.object(|map| service(map, &name)).flatten() else { continue };
-        let place = (service.ensemble.to_string(), service.path.to_string(), format!("{} {}", service.host, service.port));
+        let place =
+            (service.ensemble.to_string(), service.path.to_string(), format!("{} {}", service.host, service.port));
         if let Some(other) = places.insert(place, name.clone()) {
             cursor.warn_hint(
                 format!("registers the same host and port below the same `zk_path` as `{other}`"),
@@ -98,7 +101,8 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
     let port = port(&map.key("port").required());
     reporter_type(&map.key("reporter_type"));
     let check_interval = map.key("check_interval").duration_at_least(MILLISECOND);
-    let inherited = Inherited { service: name, host: host.as_deref(), port: port.as_ref(), port_needed: Cell::new(false) };
+    let inherited =
+        Inherited { service: name, host: host.as_deref(), port: port.as_ref(), port_needed: Cell::new(false) };
     let checks: Vec<Option<Check>> =
         map.key("checks").list().iter().map(|cursor| cursor.object(|map| check(map, &inherited)).flatten()).collect();
     if port.as_ref().is_some_and(|port| port_number(port).is_none()) {
@@ -160,7 +164,9 @@ fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
 fn port_number(port: &serde_json::Value) -> Option<u16> {
     let number = match port {
         serde_json::Value::String(text) => text.trim().parse().ok(),
-        port => port.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number)).map(|n| n as u16),
+        port => {
+            port.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number)).map(|n| n as u16)
+        }
     };
     number.filter(|port| *port > 0)
 }

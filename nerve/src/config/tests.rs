@@ -41,7 +41,8 @@ fn every_key_of_the_table_is_read() {
         let name = key.path.rsplit('.').next().unwrap().trim_end_matches("[]");
         assert!(name == "*" || text.contains(&format!("{name}:")), "all-keys.yaml lacks `{}`", key.path);
     }
-    let loaded = load(&LoadOptions { path, instance_id: None, environment }).unwrap_or_else(|report| panic!("{report}"));
+    let loaded =
+        load(&LoadOptions { path, instance_id: None, environment }).unwrap_or_else(|report| panic!("{report}"));
     let warnings = loaded.warnings.to_string();
     assert!(!warnings.contains("unknown key"), "{warnings}");
     assert!(!warnings.contains("has no effect here"), "{warnings}");
@@ -81,7 +82,8 @@ fn load_text(text: &str, instance_id: Option<&str>, variables: &[(&str, &str)]) 
     load(&LoadOptions { path: PathBuf::from("nerve.yaml"), instance_id, environment })
 }
 
-const SERVICE: &str = "services: {web: {host: 10.0.0.1, port: \"3000\", zk_hosts: ['b:2181', 'a:2181'], zk_path: /s, X}}";
+const SERVICE: &str =
+    "services: {web: {host: 10.0.0.1, port: \"3000\", zk_hosts: ['b:2181', 'a:2181'], zk_path: /s, X}}";
 
 fn web(settings: &str) -> Service {
     let text = SERVICE.replace('X', settings);
@@ -98,7 +100,9 @@ fn the_option_wins_over_the_file() {
 
 #[test]
 fn scalars_are_read_as_ruby_reads_them() {
-    let service = web("check_mocked: yes, weight: '7', check_interval: '2', labels: {a: on, b: 'on', c: 010, d: '010', e: 1_000}");
+    let service = web(
+        "check_mocked: yes, weight: '7', check_interval: '2', labels: {a: on, b: 'on', c: 010, d: '010', e: 1_000}",
+    );
     assert!(service.check_mocked);
     assert_eq!(service.weight, Some(7));
     assert_eq!(service.check_interval, Duration::from_secs(2));
@@ -136,4 +140,27 @@ fn schema_names_keys_and_what_is_required() {
     let service = &schema["$defs"]["config"]["properties"]["services"]["additionalProperties"];
     assert_eq!(service["required"], serde_json::json!(["host", "port", "zk_hosts", "zk_path"]));
     assert!(service["properties"]["checks"]["items"]["properties"]["uri"].is_object(), "{schema:#}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Whatever happens to a file, it is loaded or refused with a reason.
+    #[test]
+    fn a_damaged_file_is_loaded_or_refused(
+        example in proptest::sample::select(vec!["nerve.conf.json", "host.yaml"]),
+        edits in proptest::collection::vec((0.0..1.0f64, 0..4usize, "[ \\t\n:,*&!%<>={}\\[\\]'\"#|>a0-]{0,3}"), 1..6),
+    ) {
+        let mut text: Vec<char> = std::fs::read_to_string(here("../examples").join(example)).unwrap().chars().collect();
+        for (at, cut, put) in edits {
+            let at = (at * text.len() as f64) as usize;
+            text.splice(at..(at + cut).min(text.len()), put.chars());
+        }
+        let directory = tempfile::tempdir().unwrap();
+        write(&directory.path().join("f"), &text.into_iter().collect::<String>());
+        let environment = Environment { directory: directory.path().to_owned(), ..Environment::default() };
+        if let Err(report) = load(&LoadOptions { path: PathBuf::from("f"), instance_id: None, environment }) {
+            assert!(report.has_errors());
+        }
+    }
 }

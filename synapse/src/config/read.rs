@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::config::{Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, admin_bind, session};
+use smartstack_common::config::{
+    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, admin_bind, session,
+};
 
 use super::keys::KEYS;
 use super::service::service;
@@ -28,7 +30,8 @@ pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
 fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let environment = source.environment();
     let haproxy = top.key("haproxy").required();
-    let haproxy = if haproxy.has_value() { haproxy.object(|map| read_haproxy(map, environment)).flatten() } else { None };
+    let haproxy =
+        if haproxy.has_value() { haproxy.object(|map| read_haproxy(map, environment)).flatten() } else { None };
     let bind_address = haproxy.as_ref().map_or("localhost", |haproxy| &haproxy.bind_address);
     let shared = haproxy.as_ref().is_none_or(|haproxy| haproxy.shared_frontend.is_some());
     let mut services = Vec::new();
@@ -58,7 +61,10 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         map.key("use_nerve_weights").has_value()
     })?;
     if let Some(key) = weights.filter(|_| !switch) {
-        key.warn_hint("turns weights on for every service", "the one switch is `haproxy.use_nerve_weights` of the top level");
+        key.warn_hint(
+            "turns weights on for every service",
+            "the one switch is `haproxy.use_nerve_weights` of the top level",
+        );
         haproxy.use_nerve_weights = true;
     }
     Some(Config {
@@ -105,7 +111,8 @@ impl Names {
                 FrontendPort::Port(port) => format!("{}:{port}", haproxy.bind_address),
                 FrontendPort::AddressOnly => haproxy.bind_address.clone(),
             };
-            cursor.warn_hint(format!("binds `{at}`, as `{other}` does"), "haproxy gives each connection to one of them");
+            cursor
+                .warn_hint(format!("binds `{at}`, as `{other}` does"), "haproxy gives each connection to one of them");
         }
     }
 }
@@ -114,11 +121,13 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     let global = section_lines(&map.key("global").required());
     let defaults = section_lines(&map.key("defaults").required());
     let extra_sections = map.key("extra_sections").entries();
-    let extra_sections = extra_sections.iter().filter_map(|(title, lines)| {
-        config_line(lines, title).then(|| (title.trim().to_owned(), section_lines(lines)))
-    });
+    let extra_sections = extra_sections
+        .iter()
+        .filter(|(title, lines)| config_line(lines, title))
+        .map(|(title, lines)| (title.trim().to_owned(), section_lines(lines)));
     let switch = |name, default| map.key(name).boolean().unwrap_or(default);
-    let (do_writes, do_reloads, do_socket) = (switch("do_writes", true), switch("do_reloads", true), switch("do_socket", true));
+    let (do_writes, do_reloads, do_socket) =
+        (switch("do_writes", true), switch("do_reloads", true), switch("do_socket", true));
     let do_checks = switch("do_checks", false);
     let check_command = map.key("check_command").text().filter(|_| do_checks);
     partner(map, "check_command", do_checks.then_some("do_checks"));
@@ -131,8 +140,11 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     partner(map, "config_file_path", file_needed);
     let config_file_path = path(&map.key("config_file_path"), environment).unwrap_or_default();
     let candidate = path(&map.key("candidate_config_file_path"), environment);
-    partner(map, "socket_file_path", do_socket.then_some("do_socket"));
     let sockets = map.key("socket_file_path").list_or_one();
+    partner(map, "socket_file_path", do_socket.then_some("do_socket"));
+    if do_socket && sockets.is_empty() && map.key("socket_file_path").has_value() {
+        map.key("socket_file_path").error("must name at least one stats socket");
+    }
     let shared_frontend = map.key("shared_frontend");
     let hitless_defaults = switch("hitless_defaults", true);
     let haproxy = Haproxy {
@@ -173,10 +185,8 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
 fn partner(map: &Map<'_>, name: &'static str, needed_by: Option<&str>) {
     if let Some(switch) = needed_by.filter(|_| !map.key(name).has_value()) {
         let default = if switch.starts_with("do_") && switch != "do_checks" { " (its default)" } else { "" };
-        map.key(name).error_hint(
-            format!("required when `{switch}` is true{default}"),
-            &format!("set it, or `{switch}: false`"),
-        );
+        map.key(name)
+            .error_hint(format!("required when `{switch}` is true{default}"), &format!("set it, or `{switch}: false`"));
     }
 }
 
@@ -190,6 +200,9 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
     let mut ways = [supervise, master_socket, command].into_iter().flatten();
     let chosen = ways.next();
     if !do_reloads {
+        if let Some(("supervise", _)) = chosen {
+            map.key("supervise").warn("not used: `do_reloads` is false");
+        }
         return Reload::Never;
     }
     let Some((chosen, reload)) = chosen else {
@@ -208,8 +221,13 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
 fn allowed_options(cursor: &Cursor<'_>) -> Vec<String> {
     let words = cursor.list_or_one().into_iter().filter_map(|entry| {
         entry.parsed(|text| {
-            let keyword = !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-            if keyword { Ok(text.to_owned()) } else { Err("must be one keyword of a server line, like `ssl`".to_owned()) }
+            let keyword =
+                !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+            if keyword {
+                Ok(text.to_owned())
+            } else {
+                Err("must be one keyword of a server line, like `ssl`".to_owned())
+            }
         })
     });
     words.collect()
@@ -269,6 +287,7 @@ fn hand_over(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
     let exposed = open.iter().any(|words| words.windows(2).any(|pair| pair == ["expose-fd", "listeners"]));
     if own_global && !exposed && !haproxy.hitless_defaults {
         let hint = "add it to the `stats socket` line, or leave `hitless_defaults` on";
-        map.key("global").warn_hint("no stats socket has `expose-fd listeners`: a reload cannot take the listeners over", hint);
+        map.key("global")
+            .warn_hint("no stats socket has `expose-fd listeners`: a reload cannot take the listeners over", hint);
     }
 }

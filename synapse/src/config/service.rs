@@ -20,7 +20,9 @@ pub(super) struct Read<'a> {
 /// `bind_address` is the default one, `shared` whether there is a shared frontend.
 pub(super) fn service<'a>(map: &Map<'a>, name: &str, bind_address: &str, shared: bool) -> Option<Read<'a>> {
     if !is_name(name) {
-        map.cursor.error("a service's name must be of `A-Z a-z 0-9 . _ : -` and not begin with `-`: it names haproxy's sections");
+        map.cursor.error(
+            "a service's name must be of `A-Z a-z 0-9 . _ : -` and not begin with `-`: it names haproxy's sections",
+        );
     }
     let discovery = map.key("discovery").required();
     let discovery =
@@ -61,7 +63,10 @@ pub(super) fn service<'a>(map: &Map<'a>, name: &str, bind_address: &str, shared:
 
 fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
     let key = map.key("method").required();
-    let method = key.text()?.to_lowercase();
+    let Some(method) = key.text().map(|method| method.to_lowercase()) else {
+        map.ignore_rest();
+        return None;
+    };
     match method.as_str() {
         "base" => return Some(Discovery::Base),
         "zookeeper" => {}
@@ -98,7 +103,11 @@ fn label_filters(map: &Map<'_>) -> Vec<LabelFilter> {
     let filters = map.key("label_filters");
     let filters = if filters.is_map() { vec![filters] } else { filters.list() };
     let old = map.key("label_filter");
-    filters.iter().chain(old.has_value().then_some(&old)).filter_map(|cursor| cursor.object(label_filter).flatten()).collect()
+    filters
+        .iter()
+        .chain(old.has_value().then_some(&old))
+        .filter_map(|cursor| cursor.object(label_filter).flatten())
+        .collect()
 }
 
 fn label_filter(map: &Map<'_>) -> Option<LabelFilter> {

@@ -14,13 +14,13 @@ fn here(path: &str) -> PathBuf {
 
 fn example(path: &str) -> Loaded<Config> {
     let environment = Environment { directory: here("../examples"), ..Environment::default() };
-    load(&LoadOptions { path: PathBuf::from(path), environment }).unwrap_or_else(|report| panic!("{path} is refused:\n{report}"))
+    load(&LoadOptions { path: PathBuf::from(path), environment })
+        .unwrap_or_else(|report| panic!("{path} is refused:\n{report}"))
 }
 
 #[test]
 fn cases_print_what_is_expected() {
-    let count =
-        run_cases(&here("tests/golden"), |path, environment| load(&LoadOptions { path, environment }));
+    let count = run_cases(&here("tests/golden"), |path, environment| load(&LoadOptions { path, environment }));
     assert!(count >= 30, "only {count} cases found");
 }
 
@@ -94,7 +94,9 @@ fn a_seed_of_128_bits_is_kept() {
 #[test]
 fn ports_are_absent_null_text_or_number() {
     let service = |name: &str, haproxy: &str| {
-        format!("  {name}: {{discovery: {{method: base}}, default_servers: [{{host: a, port: '1'}}], haproxy: {{{haproxy}}}}}\n")
+        format!(
+            "  {name}: {{discovery: {{method: base}}, default_servers: [{{host: a, port: '1'}}], haproxy: {{{haproxy}}}}}\n"
+        )
     };
     let text = [
         service("a", ""),
@@ -124,4 +126,27 @@ fn schema_names_keys_and_what_is_required() {
     let haproxy = &schema["$defs"]["config"]["properties"]["haproxy"];
     assert_eq!(haproxy["required"], serde_json::json!(["global", "defaults"]));
     assert!(haproxy["properties"]["templates"]["properties"]["service"].is_object());
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    /// Whatever happens to a file, it is loaded or refused with a reason.
+    #[test]
+    fn a_damaged_file_is_loaded_or_refused(
+        example in proptest::sample::select(vec!["synapse.conf.json", "host.yaml"]),
+        edits in proptest::collection::vec((0.0..1.0f64, 0..4usize, "[ \\t\n:,*&!%<>={}\\[\\]'\"#|>a0-]{0,3}"), 1..6),
+    ) {
+        let mut text: Vec<char> = std::fs::read_to_string(here("../examples").join(example)).unwrap().chars().collect();
+        for (at, cut, put) in edits {
+            let at = (at * text.len() as f64) as usize;
+            text.splice(at..(at + cut).min(text.len()), put.chars());
+        }
+        let directory = tempfile::tempdir().unwrap();
+        write(&directory.path().join("f"), &text.into_iter().collect::<String>());
+        let environment = Environment { directory: directory.path().to_owned(), ..Environment::default() };
+        if let Err(report) = load(&LoadOptions { path: PathBuf::from("f"), environment }) {
+            assert!(report.has_errors());
+        }
+    }
 }

@@ -40,7 +40,10 @@ pub(super) fn service_lines<'a>(cursor: &Cursor<'a>) -> Vec<(Cursor<'a>, String)
         .filter(|(at, line)| {
             let stays = !lines::begins_section(line);
             if !stays {
-                at.warn_hint("left out: it would begin another section", "sections of their own go to `haproxy.extra_sections`");
+                at.warn_hint(
+                    "left out: it would begin another section",
+                    "sections of their own go to `haproxy.extra_sections`",
+                );
             }
             stays
         })

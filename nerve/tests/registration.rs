@@ -1,0 +1,461 @@
+//! The real nerve on a real ZooKeeper: what it writes, when it takes it back, and what no fault may make it do.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use smartstack_common::admin::Bind;
+use smartstack_common::testing::{App, Behaviour, Cut, Dir, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use zookeeper_client::{Acls, Client};
+
+const PARENT: &str = "/nerve/services/web/services";
+/// Ten times what is expected, as machines are busy.
+const SOON: Duration = Duration::from_secs(10);
+/// Session time-out in these tests; the shortest that two busy cores keep alive.
+const SESSION: Duration = Duration::from_secs(3);
+
+/// One ZooKeeper, one app, and what nerve is told about them.
+struct Host {
+    zookeeper: ZooKeeper,
+    app: App,
+    dir: Dir,
+    client: Client,
+}
+
+impl Host {
+    async fn start() -> Self {
+        let zookeeper = ZooKeeper::start().await;
+        let client = zookeeper.connect().await;
+        Self { app: App::start("app").await, dir: Dir::new(), client, zookeeper }
+    }
+
+    /// A configuration, with `changes` made to its service.
+    fn config(&self, admin: &Bind, zk_host: &str, changes: &Value) -> Value {
+        let mut service = json!({
+            "host": "10.0.0.12",
+            "port": 3000,
+            "zk_hosts": [zk_host],
+            "zk_path": PARENT,
+            "check_interval": 0.05,
+            "weight": 2,
+            "haproxy_server_options": "backup",
+            "labels": {"az": "us-east-1a"},
+            "checks": [{
+                "type": "http",
+                "host": "127.0.0.1",
+                "port": self.app.address.port(),
+                "uri": "/health",
+                "timeout": 1,
+                "open_timeout": 1,
+                "fall": 2,
+            }],
+        });
+        let map = service.as_object_mut().unwrap();
+        map.extend(changes.as_object().unwrap().clone());
+        json!({
+            "instance_id": "i-0a1b2c3d",
+            "heartbeat_path": self.dir.join("heartbeat"),
+            "state_path": self.dir.join("state.json"),
+            "admin": {"bind": admin.to_string()},
+            "zookeeper": {"session_timeout": format!("{}s", SESSION.as_secs()), "jitter": 0},
+            "services": {"web": service},
+        })
+    }
+
+    fn write(&self, config: &Value) {
+        let _path = self.dir.write("nerve.json", config.to_string());
+    }
+
+    async fn nerve(&self) -> (Program, Bind) {
+        self.nerve_with(&self.zookeeper.hosts(), &json!({})).await
+    }
+
+    async fn nerve_with(&self, zk_host: &str, changes: &Value) -> (Program, Bind) {
+        let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+        self.write(&self.config(&admin, zk_host, changes));
+        let path = self.dir.join("nerve.json");
+        let mut nerve = Program::start("nerve", &self.dir, &["-c", path.to_str().unwrap()], &[], admin.clone());
+        nerve.ready(SOON).await;
+        (nerve, admin)
+    }
+
+    async fn nodes(&self) -> Vec<String> {
+        ZooKeeper::list(&self.client, PARENT).await
+    }
+
+    /// Waits for exactly one node, other than `not`.
+    async fn one_node(&self, not: &str) -> String {
+        eventually("one node", SOON, async || match &self.nodes().await[..] {
+            [one] if one != not => Ok(one.clone()),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    }
+
+    async fn no_node(&self) {
+        eventually("no node", SOON, async || match &self.nodes().await[..] {
+            [] => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
+    async fn owner(&self, node: &str) -> i64 {
+        let stat = self.client.check_stat(&format!("{PARENT}/{node}")).await.unwrap();
+        stat.map_or(0, |stat| stat.ephemeral_owner)
+    }
+}
+
+/// Looks at the nodes all the time and remembers every set it saw.
+struct Observer {
+    seen: Arc<watch::Sender<Vec<BTreeSet<String>>>>,
+    _task: JoinSet<()>,
+}
+
+impl Observer {
+    async fn start(host: &Host) -> Self {
+        let seen = Arc::new(watch::Sender::new(Vec::new()));
+        let client = host.zookeeper.connect().await;
+        let (mut task, sets) = (JoinSet::new(), Arc::clone(&seen));
+        task.spawn(async move {
+            loop {
+                let set: BTreeSet<String> = ZooKeeper::list(&client, PARENT).await.into_iter().collect();
+                sets.send_if_modified(|sets| {
+                    let news = sets.last() != Some(&set);
+                    if news {
+                        sets.push(set);
+                    }
+                    news
+                });
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        let mut first = seen.subscribe();
+        first.wait_for(|sets| !sets.is_empty()).await.unwrap();
+        Self { seen, _task: task }
+    }
+
+    fn sets(&self) -> Vec<BTreeSet<String>> {
+        self.seen.borrow().clone()
+    }
+}
+
+#[tokio::test]
+async fn writes_what_ruby_writes_and_follows_the_checks() {
+    let host = Host::start().await;
+    let (mut nerve, _) = host.nerve().await;
+    assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000000");
+    let path = format!("{PARENT}/i-0a1b2c3d_0000000000");
+    let (data, stat) = host.client.get_data(&path).await.unwrap();
+    assert_eq!(
+        String::from_utf8(data).unwrap(),
+        r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"}}"#
+    );
+    assert_eq!(stat.version, 0);
+    assert_ne!(stat.ephemeral_owner, 0);
+    let (acl, _) = host.client.get_acl(&path).await.unwrap();
+    assert_eq!(acl, Acls::anyone_all().iter().cloned().collect::<Vec<_>>());
+    for parent in ["/nerve", "/nerve/services", "/nerve/services/web", PARENT] {
+        let (data, stat) = host.client.get_data(parent).await.unwrap();
+        assert!(data.is_empty() && stat.ephemeral_owner == 0, "{parent}");
+        let (acl, _) = host.client.get_acl(parent).await.unwrap();
+        assert_eq!(acl, Acls::anyone_all().iter().cloned().collect::<Vec<_>>());
+    }
+    assert!(host.dir.join("heartbeat").exists());
+    let status = nerve.status().await;
+    assert_eq!(status["schema"], 1);
+    assert_eq!(status["services"]["web"]["health"], "up");
+    assert_eq!(status["services"]["web"]["registrations"][0]["node"], "i-0a1b2c3d_0000000000");
+
+    host.app.set(Behaviour::Unhealthy);
+    host.no_node().await;
+    assert_eq!(nerve.status().await["services"]["web"]["checks"][0]["error"], "status 503");
+    host.app.set(Behaviour::Healthy);
+    assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000001");
+
+    host.client.delete(&format!("{PARENT}/i-0a1b2c3d_0000000001"), None).await.unwrap();
+    assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000002", "a node deleted by hand comes back");
+
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    assert_eq!(host.nodes().await, Vec::<String>::new(), "withdrawn before the exit");
+}
+
+#[tokio::test]
+async fn a_service_that_starts_down_creates_nothing() {
+    let host = Host::start().await;
+    host.app.set(Behaviour::Unhealthy);
+    let (mut nerve, _) = host.nerve().await;
+    eventually("connected", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+        Some("live") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert!(host.client.check_stat("/nerve").await.unwrap().is_none());
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
+
+/// The successor swaps its predecessor's node in one transaction, and its own outlives the old session.
+#[tokio::test]
+async fn a_killed_nerve_leaves_no_twin_and_no_hole() {
+    let host = Host::start().await;
+    let (mut nerve, _) = host.nerve().await;
+    let old = host.one_node("").await;
+    let old_owner = host.owner(&old).await;
+    let observer = Observer::start(&host).await;
+    nerve.signal(Signal::SIGKILL);
+    nerve.wait(SOON).await;
+    // One failed check at the start takes nobody out: `fall` is 2.
+    host.app.set(Behaviour::Unhealthy);
+    let (mut nerve, _) = {
+        let app = host.app.state.clone();
+        let checks = app.checks();
+        let recovery = eventually("one failed check", SOON, async || {
+            let asked = app.checks() > checks;
+            if asked { Ok(()) } else { Err("not asked yet") }
+        });
+        let recovery = async {
+            recovery.await;
+            app.set(Behaviour::Healthy);
+        };
+        tokio::join!(host.nerve(), recovery).0
+    };
+    let new = host.one_node(&old).await;
+    assert_ne!(host.owner(&new).await, old_owner);
+    eventually("the old session is gone", SOON, async || {
+        let dump = host.zookeeper.four_letters(0, "dump").await;
+        if dump.contains(&format!("{old_owner:x}")) { Err("still there") } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(host.nodes().await, std::slice::from_ref(&new));
+    let one = |name: &String| BTreeSet::from([name.clone()]);
+    assert_eq!(observer.sets(), [one(&old), one(&new)]);
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
+
+/// Frozen past its session's end: it comes back only with a fresh check, and not at all if that fails.
+#[tokio::test]
+async fn an_expired_session_is_replaced_after_a_fresh_check() {
+    let host = Host::start().await;
+    let (nerve, _) = host.nerve().await;
+    let first = host.one_node("").await;
+    nerve.signal(Signal::SIGSTOP);
+    host.no_node().await;
+    nerve.signal(Signal::SIGCONT);
+    let second = host.one_node(&first).await;
+
+    nerve.signal(Signal::SIGSTOP);
+    host.no_node().await;
+    host.app.set(Behaviour::Unhealthy);
+    let observer = Observer::start(&host).await;
+    nerve.signal(Signal::SIGCONT);
+    eventually("down", SOON, async || match nerve.status().await {
+        status if status["services"]["web"]["health"] == "down" && status["zookeeper"][0]["state"] == "live" => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+    assert_eq!(observer.sets(), [BTreeSet::new()], "registered on a result from before the stop");
+    host.app.set(Behaviour::Healthy);
+    assert_ne!(host.one_node("").await, second);
+}
+
+#[tokio::test]
+async fn cuts_neither_remove_nor_double_the_node() {
+    let host = Host::start().await;
+    let proxy = TcpProxy::start(&host.zookeeper.host(0)).await;
+    let (nerve, _) = host.nerve_with(&proxy.host(), &json!({})).await;
+    let node = host.one_node("").await;
+    let observer = Observer::start(&host).await;
+    for round in 0..10 {
+        let accepted = proxy.accepted();
+        proxy.cut(if round % 2 == 0 { Cut::Reset } else { Cut::Close }).await;
+        eventually("connected again", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+            Some("live") if proxy.accepted() > accepted => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+    proxy.set(Mode::Refuse).await;
+    eventually("suspended", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+        Some("live") => Err("live"),
+        _ => Ok(()),
+    })
+    .await;
+    proxy.set(Mode::Pass).await;
+    eventually("live again", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+        Some("live") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert_eq!(observer.sets(), [BTreeSet::from([node])]);
+}
+
+/// The reply to a creation is lost at every place of the conversation: one node in the end, never two.
+#[tokio::test]
+async fn a_lost_reply_makes_no_duplicate() {
+    let host = Host::start().await;
+    let proxy = TcpProxy::start(&host.zookeeper.host(0)).await;
+    let (mut nerve, _) = host.nerve_with(&proxy.host(), &json!({})).await;
+    host.one_node("").await;
+    let observer = Observer::start(&host).await;
+    for bytes in [1, 30, 60, 90, 120, 150, 200] {
+        host.app.set(Behaviour::Unhealthy);
+        host.no_node().await;
+        proxy.cut(Cut::After(bytes)).await;
+        host.app.set(Behaviour::Healthy);
+        host.one_node("").await;
+    }
+    let crowds: Vec<_> = observer.sets().into_iter().filter(|set| set.len() > 1).collect();
+    assert_eq!(crowds, Vec::<BTreeSet<String>>::new());
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
+
+/// Two nerves with one configuration: each has its node or reports that it cannot, and neither goes to war.
+#[tokio::test]
+async fn two_nerves_do_not_fight() {
+    for (node_type, nodes) in [("ephemeral_sequential", 2), ("ephemeral", 1)] {
+        let host = Host::start().await;
+        let changes = json!({"node_type": node_type});
+        let (first, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
+        host.one_node("").await;
+        let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
+        for nerve in [&first, &second] {
+            eventually("the other one is reported or displaced", SOON * 3, async || {
+                let status = nerve.status().await;
+                let reported = status["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
+                let alone = status["services"]["web"]["registrations"][0]["observed"] == "present" && nodes == 1;
+                if reported || alone { Ok(()) } else { Err(status.to_string()) }
+            })
+            .await;
+        }
+        // Long enough for a war of any kind to show: a verification, a watch, a retry.
+        let calm = tokio::time::Instant::now() + Duration::from_secs(5);
+        let mut writes = 0.0;
+        while tokio::time::Instant::now() < calm {
+            writes = 0.0;
+            for nerve in [&first, &second] {
+                for result in ["registered", "withdrawn", "failed"] {
+                    let name =
+                        format!(r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#, host.zookeeper.hosts());
+                    writes += nerve.metric(&name).await.unwrap_or(0.0);
+                }
+            }
+            assert!(writes <= 4.0, "{node_type}: {writes} writes");
+            assert_eq!(host.nodes().await.len(), nodes);
+        }
+        assert!(writes >= 2.0, "{node_type}: {writes} writes");
+    }
+}
+
+#[tokio::test]
+async fn hup_swaps_a_changed_weight_and_ignores_a_broken_file() {
+    let host = Host::start().await;
+    let (nerve, admin) = host.nerve().await;
+    let old = host.one_node("").await;
+    let observer = Observer::start(&host).await;
+    let checked = host.app.state.checks();
+    host.write(&host.config(&admin, &host.zookeeper.hosts(), &json!({"weight": 9})));
+    nerve.signal(Signal::SIGHUP);
+    let new = host.one_node(&old).await;
+    assert_eq!(new, "i-0a1b2c3d_0000000001");
+    let (data, _) = host.client.get_data(&format!("{PARENT}/{new}")).await.unwrap();
+    assert!(String::from_utf8(data).unwrap().contains(r#""weight":9"#));
+    assert!(host.app.state.checks() >= checked);
+
+    let _path = host.dir.write("nerve.json", "{\"services\": [");
+    nerve.signal(Signal::SIGHUP);
+    eventually("the refusal is counted", SOON, async || {
+        match nerve.metric(r#"nerve_config_reloads_total{result="failed"}"#).await {
+            Some(1.0) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert_eq!(nerve.status().await["services"]["web"]["health"], "up");
+
+    // To another path: registered there before it leaves here.
+    let elsewhere = json!({"weight": 9, "zk_path": "/moved/web"});
+    host.write(&host.config(&admin, &host.zookeeper.hosts(), &elsewhere));
+    nerve.signal(Signal::SIGHUP);
+    host.no_node().await;
+    assert_eq!(ZooKeeper::list(&host.client, "/moved/web").await.len(), 1);
+    let moved: i64 = host.client.check_stat("/moved/web/i-0a1b2c3d_0000000000").await.unwrap().unwrap().czxid;
+    let gone = host.client.check_stat(PARENT).await.unwrap().unwrap().pzxid;
+    assert!(moved < gone, "made before broken");
+
+    let mut empty = host.config(&admin, &host.zookeeper.hosts(), &json!({}));
+    empty["services"] = json!({});
+    host.write(&empty);
+    nerve.signal(Signal::SIGHUP);
+    eventually("a removed service is withdrawn", SOON, async || {
+        match &ZooKeeper::list(&host.client, "/moved/web").await[..] {
+            [] => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let one = |name: &String| BTreeSet::from([name.clone()]);
+    assert_eq!(observer.sets(), [one(&old), one(&new), BTreeSet::new()], "never a hole in a swap");
+}
+
+#[tokio::test]
+async fn without_zookeeper_it_checks_starts_and_stops_all_the_same() {
+    let mut host = Host::start().await;
+    host.zookeeper.stop_all();
+    let (mut nerve, _) = host.nerve().await;
+    assert_eq!(nerve.status().await["services"]["web"]["health"], "up");
+    host.zookeeper.start_all().await;
+    host.one_node("").await;
+    host.zookeeper.stop_all();
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(Duration::from_secs(15)).await.code(), Some(0));
+    assert!(nerve.process().log_tail().contains("not withdrawn"));
+}
+
+#[tokio::test]
+async fn exit_codes() {
+    let dir = Dir::new();
+    let program = Program::path("nerve");
+    let good = dir.write("good.json", r#"{"instance_id": "i", "services": {}}"#);
+    let bad = dir.write("bad.json", r#"{"instance_id": "i", "services": {"web": {"host": 1}}}"#);
+    let admin =
+        format!(r#"{{"instance_id": "i", "services": {{}}, "admin": {{"bind": "127.0.0.1:{}"}}}}"#, free_port());
+    let nowhere = dir.write("nowhere.json", admin);
+    let nowhere = nowhere.to_str().unwrap();
+    let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
+    for (arguments, variables, code) in [
+        (&["-c", good, "-k"][..], &[][..], 0),
+        (&["check"], &[("NERVE_CONFIG", good)], 0),
+        (&["-c", good], &[("NERVE_CHECK_CONFIG", "true")], 0),
+        (&["-c", bad, "-k"], &[], 78),
+        (&["-c", bad], &[], 78),
+        (&["-c", "/nonexistent"], &[("NERVE_CHECK_CONFIG", "false")], 78),
+        (&[], &[("NERVE_CONFIG", "")], 64),
+        (&["--nonsense"], &[], 64),
+        (&["-c", good, "stray"], &[], 64),
+        (&["--version"], &[], 0),
+        (&["schema"], &[], 0),
+        (&["completions", "bash"], &[], 0),
+        (&["status", "-c", nowhere], &[], 1),
+    ] {
+        let output = Command::new(&program)
+            .args(arguments)
+            .env_remove("NERVE_CONFIG")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {told}");
+        assert_eq!(told.is_empty(), code == 0, "{arguments:?}: {told}");
+    }
+}
