@@ -143,8 +143,7 @@ impl<'a> Cursor<'a> {
             _ => String::new(),
         };
         let line = text.to_lowercase();
-        let secret = |word: &&str| key.contains(*word) || line.contains(*word);
-        if ["password", "secret", "token", "auth "].iter().any(|word| secret(&word)) {
+        if ["password", "secret", "token", "auth "].iter().any(|word| key.contains(word) || line.contains(word)) {
             return "…".to_owned();
         }
         let mut shown: String = text.escape_debug().take(60).collect();

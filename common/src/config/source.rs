@@ -325,7 +325,11 @@ impl Files<'_> {
         for (at, remark) in remarks {
             let hint = Some("only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced");
             let (severity, message, hint) = match remark {
-                Remark::Refused { tag } => (Severity::Error, format!("ERB that is not supported: `{tag}`"), hint),
+                Remark::Refused { tag } => (
+                    Severity::Error,
+                    format!("ERB that is not supported: `{}`", tag.replace(char::is_control, "")),
+                    hint,
+                ),
                 Remark::Missing { name } => {
                     (Severity::Error, format!("the environment variable `{name}` is not set"), None)
                 }
