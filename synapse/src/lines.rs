@@ -301,6 +301,13 @@ pub fn replacement(line: &str) -> Option<&'static str> {
     DEAD.iter().find(|(word, _)| begins(word)).map(|(_, now)| *now)
 }
 
+/// Whether the title of a section gives an address, as haproxy before 1.8 allowed: `listen stats :3212`.
+#[must_use]
+pub fn title_has_address(title: &str) -> bool {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    matches!(words.as_slice(), ["listen" | "frontend", _, third, ..] if *third != "from")
+}
+
 /// Whether the line would begin a section.
 #[must_use]
 pub fn begins_section(line: &str) -> bool {
@@ -354,5 +361,37 @@ mod tests {
         assert_eq!(replacement("redispatch"), Some("`option redispatch`"));
         assert_eq!(replacement("option redispatch"), None);
         assert_eq!(replacement("blocked"), None);
+    }
+
+    /// Against the haproxy of this machine: each of the words is refused there, with arguments that once were right.
+    #[test]
+    fn haproxy_refuses_the_dead_words() {
+        use std::io::Write;
+        let head = "defaults\n mode http\n timeout connect 1s\n timeout client 1s\n timeout server 1s\nlisten x\n bind 127.0.0.1:1\n";
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(head.as_bytes()).unwrap();
+        for (word, _) in DEAD {
+            let arguments = match *word {
+                "monitor-net" => " 10.0.0.0/8",
+                "block" => " if TRUE",
+                word if word.starts_with("re") || word.starts_with("rsp") => " a b",
+                word if word.starts_with("option") => "",
+                _ => " 5s",
+            };
+            writeln!(file, " {word}{arguments}").unwrap();
+        }
+        let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+        let output =
+            std::process::Command::new("haproxy").env("PATH", path).arg("-c").arg("-f").arg(file.path()).output();
+        let output = output.expect("haproxy is needed: `make deps`, or install the package `haproxy`");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let first = head.lines().count() + 1;
+        for (index, (word, _)) in DEAD.iter().enumerate() {
+            let place = format!("{}:{}]", file.path().display(), first + index);
+            assert!(
+                said.lines().any(|line| line.contains("ALERT") && line.contains(&place)),
+                "`{word}` passes:\n{said}"
+            );
+        }
     }
 }

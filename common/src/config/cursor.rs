@@ -2,8 +2,10 @@
 //!
 //! Absent and null are the same unless asked. Used by the typed readers (`readers`) and by the programs' `config::read`.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use serde_yaml::{Mapping, Value};
 
@@ -15,11 +17,18 @@ use super::source::Document;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     /// A key of the table.
-    Key(String),
+    Key(Cow<'static, str>),
     /// A free name, `*` in the table.
     Name(String),
     /// An entry of a list.
     Index(usize),
+}
+
+/// The steps from the top to a value, last one first: siblings share what is above them.
+#[derive(Debug)]
+struct Trail {
+    above: Option<Rc<Trail>>,
+    step: Step,
 }
 
 /// A value, or the lack of one, and where it stands.
@@ -28,7 +37,7 @@ pub struct Cursor<'a> {
     pub(super) document: &'a Document,
     pub(super) findings: &'a RefCell<Vec<Finding>>,
     pub(super) keys: &'static [Key],
-    steps: Vec<Step>,
+    trail: Option<Rc<Trail>>,
     /// As it is in the file: null is a value here.
     pub(super) value: Option<&'a Value>,
 }
@@ -40,19 +49,27 @@ impl<'a> Cursor<'a> {
         keys: &'static [Key],
         value: Option<&'a Value>,
     ) -> Self {
-        Self { document, findings, keys, steps: Vec::new(), value }
+        Self { document, findings, keys, trail: None, value }
     }
 
     /// The cursor of a whole conf dir file, which is the service of that name.
-    pub(super) fn service(mut self, name: &str) -> Self {
-        self.steps = vec![Step::Key("services".to_owned()), Step::Name(name.to_owned())];
-        self
+    pub(super) fn service(self, name: &str) -> Self {
+        let value = self.value;
+        self.below(Step::Key("services".into()), value).below(Step::Name(name.to_owned()), value)
     }
 
     fn below(&self, step: Step, value: Option<&'a Value>) -> Self {
-        let mut steps = self.steps.clone();
-        steps.push(step);
-        Self { steps, value, ..self.clone() }
+        let trail = Some(Rc::new(Trail { above: self.trail.clone(), step }));
+        Self { document: self.document, findings: self.findings, keys: self.keys, trail, value }
+    }
+
+    /// The steps from the top.
+    fn steps(&self) -> Vec<&Step> {
+        let mut steps: Vec<&Step> = std::iter::successors(self.trail.as_deref(), |trail| trail.above.as_deref())
+            .map(|trail| &trail.step)
+            .collect();
+        steps.reverse();
+        steps
     }
 
     /// Like `services.web.checks[0].port`.
@@ -68,13 +85,13 @@ impl<'a> Cursor<'a> {
 
     fn spell(&self, name: impl Fn(&str) -> String, index: impl Fn(usize) -> String) -> String {
         let mut out = String::new();
-        for step in &self.steps {
+        for step in self.steps() {
             let word = match step {
                 Step::Index(at) => {
                     out.push_str(&index(*at));
                     continue;
                 }
-                Step::Key(key) => key.clone(),
+                Step::Key(key) => key.to_string(),
                 Step::Name(text) => name(text),
             };
             if !out.is_empty() {
@@ -87,10 +104,11 @@ impl<'a> Cursor<'a> {
 
     /// The parts of the path inside this file.
     pub(super) fn parts(&self) -> Vec<String> {
-        self.steps
-            .iter()
+        let steps = self.steps().into_iter();
+        steps
             .map(|step| match step {
-                Step::Key(text) | Step::Name(text) => text.clone(),
+                Step::Key(text) => text.to_string(),
+                Step::Name(text) => text.clone(),
                 Step::Index(at) => at.to_string(),
             })
             .collect()
@@ -138,13 +156,9 @@ impl<'a> Cursor<'a> {
     /// The value for a message: one short line, nothing of what may be secret.
     fn shown(&self, value: &Value) -> String {
         let text = scalar_text(value).unwrap_or_default();
-        let key = match self.steps.last() {
-            Some(Step::Key(name) | Step::Name(name)) => name.to_lowercase(),
-            _ => String::new(),
-        };
+        let key = self.parts().pop().unwrap_or_default().to_lowercase();
         let line = text.to_lowercase();
-        let secret = |word: &&str| key.contains(*word) || line.contains(*word);
-        if ["password", "secret", "token", "auth "].iter().any(|word| secret(&word)) {
+        if ["password", "secret", "token", "auth "].iter().any(|word| key.contains(word) || line.contains(word)) {
             return "…".to_owned();
         }
         let mut shown: String = text.escape_debug().take(60).collect();
@@ -271,7 +285,7 @@ impl<'a> Map<'a> {
     /// The key's value, or the lack of one.
     pub fn key(&self, name: &'static str) -> Cursor<'a> {
         self.asked.borrow_mut().insert(name);
-        self.cursor.below(Step::Key(name.to_owned()), self.mapping.and_then(|mapping| mapping.get(name)))
+        self.cursor.below(Step::Key(name.into()), self.mapping.and_then(|mapping| mapping.get(name)))
     }
 
     /// The other keys are somebody else's: none is noted.
@@ -287,7 +301,7 @@ impl<'a> Map<'a> {
         let pattern = self.cursor.pattern();
         for (key, value) in self.mapping.into_iter().flatten() {
             let Some(name) = scalar_text(key).filter(|name| !asked.contains(name.as_str())) else { continue };
-            let at = Cursor { value: None, ..self.cursor.below(Step::Key(name.clone()), Some(value)) };
+            let at = Cursor { value: None, ..self.cursor.below(Step::Key(name.clone().into()), Some(value)) };
             match keys::find(self.cursor.keys, &pattern, &name).map(|key| key.class) {
                 Some(Class::Later(instead)) => at.warn(format!("not built yet: {instead}")),
                 Some(Class::Honoured) => at.warn("has no effect here"),

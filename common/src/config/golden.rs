@@ -15,6 +15,11 @@ use std::path::{Path, PathBuf};
 use super::report::{Loaded, Report};
 use super::source::Environment;
 
+/// Begin of the generated part of a README.
+const TABLE_START: &str = "<!-- keys: made from the table in the code; do not edit -->";
+/// End of the generated part of a README.
+const TABLE_END: &str = "<!-- end of keys -->";
+
 /// Switch that rewrites the expected text instead of comparing.
 fn update() -> bool {
     std::env::var_os("UPDATE_GOLDEN").is_some()
@@ -121,7 +126,6 @@ pub fn write(path: &Path, text: &str) {
 /// # Panics
 /// When the README has no such part, or another text in it.
 pub fn check_readme(readme: &Path, tables: &str) {
-    use super::keys::{TABLE_END, TABLE_START};
     let text = std::fs::read_to_string(readme).expect("the README");
     let (before, rest) = text.split_once(TABLE_START).expect("the mark before the tables");
     let (present, after) = rest.split_once(TABLE_END).expect("the mark behind the tables");

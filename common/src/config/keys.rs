@@ -134,11 +134,6 @@ pub(super) fn nearest(keys: &'static [Key], parent: &str, name: &str) -> Option<
         .map(|(_, known)| known)
 }
 
-/// Begin of the generated part of a README.
-pub const TABLE_START: &str = "<!-- keys: made from the table in the code; do not edit -->";
-/// End of the generated part of a README.
-pub const TABLE_END: &str = "<!-- end of keys -->";
-
 /// The README's tables.
 #[must_use]
 pub fn tables(keys: &[Key]) -> String {

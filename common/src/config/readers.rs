@@ -172,16 +172,14 @@ impl<'a> Cursor<'a> {
     }
 
     fn json_text(&self, text: &str) -> serde_json::Value {
-        if !self.is_plain() {
-            return text.into();
-        }
-        match text.to_ascii_lowercase().as_str() {
+        let meant: serde_json::Value = match text.to_ascii_lowercase().as_str() {
             "yes" | "on" | "true" => true.into(),
             "no" | "off" | "false" => false.into(),
             _ => match self.whole_number(text).map(i64::try_from) {
                 Some(Ok(number)) => number.into(),
-                _ => text.into(),
+                _ => return text.into(),
             },
-        }
+        };
+        if self.is_plain() { meant } else { text.into() }
     }
 }

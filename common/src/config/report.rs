@@ -43,7 +43,10 @@ impl fmt::Display for Finding {
             Severity::Warning => " warning: ",
         })?;
         if !self.key_path.is_empty() {
-            write!(f, "{}: ", self.key_path)?;
+            for c in self.key_path.chars() {
+                if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+            }
+            f.write_str(": ")?;
         }
         f.write_str(&self.message)?;
         if let Some(value) = &self.value {

@@ -3,7 +3,7 @@
 //! Owns file names, sections and precedence. A file that cannot be read or parsed is a finding, and the others are read
 //! all the same.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,9 @@ pub enum Winner {
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) shown: String,
-    places: Places,
+    /// For the index of places, which is made when the first message needs it.
+    text: String,
+    places: OnceCell<Places>,
     /// Keys in front of what the program sees: its section.
     above: Vec<String>,
     /// Steps of the program's key paths that are not in this file: `services.<name>` for a conf dir file.
@@ -94,14 +96,18 @@ pub(super) struct Document {
 }
 
 impl Document {
+    fn places(&self) -> &Places {
+        self.places.get_or_init(|| Places::of(&self.text))
+    }
+
     /// The place of a key path of the program, or of what is nearest above it.
     pub(super) fn place(&self, parts: &[String]) -> Place {
         let start = Position { line: 1, column: 1 };
-        self.places.nearest(&self.here(parts)).unwrap_or(Place { key: start, value: start, plain: false })
+        self.places().nearest(&self.here(parts)).unwrap_or(Place { key: start, value: start, plain: false })
     }
 
     pub(super) fn is_plain(&self, parts: &[String]) -> bool {
-        self.places.get(&self.here(parts)).is_some_and(|place| place.plain)
+        self.places().get(&self.here(parts)).is_some_and(|place| place.plain)
     }
 
     fn here(&self, parts: &[String]) -> Vec<String> {
@@ -246,7 +252,7 @@ impl Files<'_> {
     }
 
     fn at_key_of_file(&mut self, document: &Document, key: &str, message: &str) {
-        let at = document.places.nearest(&[key.to_owned()]).map(|place| place.key);
+        let at = document.places().nearest(&[key.to_owned()]).map(|place| place.key);
         self.note(Severity::Error, &document.shown, at, key, message.to_owned(), None);
     }
 
@@ -254,7 +260,7 @@ impl Files<'_> {
     fn strangers(&mut self, document: &Document, top: &Mapping) {
         for name in top.keys().filter_map(Value::as_str) {
             if !SECTIONS.contains(&name) && !name.starts_with("x-") && !name.starts_with('.') {
-                let at = document.places.nearest(&[name.to_owned()]).map(|place| place.key);
+                let at = document.places().nearest(&[name.to_owned()]).map(|place| place.key);
                 let hint = "in a host file everything stands in `nerve:` or `synapse:`; `x-…` may hold anchors";
                 let message = "beside the sections, ignored".to_owned();
                 self.note(Severity::Warning, &document.shown, at, name, message, Some(hint));
@@ -266,7 +272,8 @@ impl Files<'_> {
     fn read(&mut self, shown: &str, path: &Path) -> Document {
         let mut document = Document {
             shown: shown.to_owned(),
-            places: Places::default(),
+            text: String::new(),
+            places: OnceCell::new(),
             above: Vec::new(),
             skipped: 0,
             value: Value::Null,
@@ -284,8 +291,8 @@ impl Files<'_> {
             }
         };
         let Some(text) = self.expanded(shown, text.trim_start_matches('\u{feff}')) else { return document };
-        let value = match tree::parse(&text) {
-            Ok(value) => value,
+        let parsed = match tree::parse(&text) {
+            Ok(parsed) => parsed,
             Err(invalid) => {
                 let line = invalid.at.and_then(|at| text.lines().nth(at.line.saturating_sub(1))).unwrap_or_default();
                 let tab = line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
@@ -294,27 +301,31 @@ impl Files<'_> {
                 return document;
             }
         };
-        document.places = Places::of(&text);
-        for duplicate in std::mem::take(&mut document.places.duplicates) {
-            let message = format!("duplicate key, first at {}:{}", duplicate.first.line, duplicate.first.column);
-            self.note(
-                Severity::Error,
-                shown,
-                Some(duplicate.second),
-                &duplicate.key_path,
-                message,
-                Some("keep one of the two"),
-            );
+        document.text = text;
+        if parsed.repeats {
+            self.duplicates(&document);
         }
-        match value {
-            Value::Mapping(_) => document.value = value,
+        match parsed.value {
+            value @ Value::Mapping(_) => document.value = value,
             Value::Null => self.note(Severity::Error, shown, None, "", "the file is empty".to_owned(), None),
             _ => {
-                let at = document.places.nearest(&[]).map(|place| place.value);
+                let at = document.places().nearest(&[]).map(|place| place.value);
                 self.note(Severity::Error, shown, at, "", "the file must hold a map of keys".to_owned(), None);
             }
         }
         document
+    }
+
+    /// Keys that stand twice, each with both places.
+    fn duplicates(&mut self, document: &Document) {
+        for duplicate in &document.places().duplicates {
+            let message = format!("duplicate key, first at {}:{}", duplicate.first.line, duplicate.first.column);
+            let (at, hint) = (Some(duplicate.second), Some("keep one of the two"));
+            self.note(Severity::Error, &document.shown, at, &duplicate.key_path, message, hint);
+        }
+        if document.places().duplicates.is_empty() {
+            self.note(Severity::Error, &document.shown, None, "", "a key stands twice".to_owned(), None);
+        }
     }
 
     /// The text with its variables; `None` when it holds what cannot be replaced.
@@ -325,7 +336,11 @@ impl Files<'_> {
         for (at, remark) in remarks {
             let hint = Some("only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced");
             let (severity, message, hint) = match remark {
-                Remark::Refused { tag } => (Severity::Error, format!("ERB that is not supported: `{tag}`"), hint),
+                Remark::Refused { tag } => (
+                    Severity::Error,
+                    format!("ERB that is not supported: `{}`", tag.replace(char::is_control, "")),
+                    hint,
+                ),
                 Remark::Missing { name } => {
                     (Severity::Error, format!("the environment variable `{name}` is not set"), None)
                 }

@@ -57,15 +57,15 @@ fn erb_is_replaced_or_refused_with_its_place() {
 fn yaml_and_json_of_all_sorts_parse() {
     let same = ["a: 1", "{\"a\": 1}", "{\n\t\"a\":\t1,\n}", "---\na: 1\n---\nb: 2\n", "x: &x {a: 1}\n<<: *x"];
     for text in same {
-        let value = parse(text).unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"));
+        let value = parse(text).unwrap_or_else(|invalid| panic!("{text}: {invalid:?}")).value;
         assert_eq!(value.get("a").and_then(serde_yaml::Value::as_u64), Some(1), "{text}");
     }
-    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}").unwrap();
+    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}").unwrap().value;
     assert_eq!(pair.get("a").and_then(serde_yaml::Value::as_str), Some("\u{1f600} / -"));
-    let seed = parse("a: 309485009821345068724781055").unwrap();
+    let seed = parse("a: 309485009821345068724781055").unwrap().value;
     assert_eq!(seed.get("a").and_then(serde_yaml::Value::as_str), Some("309485009821345068724781055"));
     for text in ["", "# note", "---", "null"] {
-        assert!(parse(text).unwrap().is_null(), "{text}");
+        assert!(parse(text).unwrap().value.is_null(), "{text}");
     }
 }
 
@@ -82,6 +82,19 @@ fn hostile_text_is_an_error_and_no_more() {
     assert_eq!(report, "f.yaml: error: not UTF-8 text: byte 6 is not");
     let (name, report) = read(b"\xef\xbb\xbfname: x", |map| map.key("name").text());
     assert_eq!((name, report.as_str()), (Some(Some("x".to_owned())), ""));
+}
+
+#[test]
+fn keys_that_stand_twice_are_refused_with_both_places() {
+    let (_, report) = read(b"name: x\nservices: {a: 1, b: 2,\n  a: 3}\nname: y", |map| map.ignore_rest());
+    insta::assert_snapshot!(report, @"
+    f.yaml:3:3: error: services.a: duplicate key, first at 2:12
+      hint: keep one of the two
+    f.yaml:4:1: error: name: duplicate key, first at 1:1
+      hint: keep one of the two
+    ");
+    let (_, report) = read(b"{\"name\": \"\\ud83d\\ude00\", \"name\": 1}", |map| map.ignore_rest());
+    assert!(report.contains("twice") || report.contains("duplicate key"), "{report}");
 }
 
 #[test]

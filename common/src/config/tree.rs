@@ -1,9 +1,11 @@
 //! Text to values: `serde_yaml` for YAML and JSON, `serde_json` where JSON is not YAML (surrogate pairs).
 
+use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_yaml::{Mapping, Value};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_yaml::Value;
+use serde_yaml::mapping::{Entry, Mapping};
 
 use super::places::Position;
 
@@ -14,20 +16,32 @@ pub(super) struct Invalid {
     pub(super) message: String,
 }
 
-/// The first document of the text with its merges applied; null for an empty text.
-pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
-    let mut value = match read_yaml(text) {
+/// What a text says.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// The first document with its merges applied; null for an empty text.
+    pub(super) value: Value,
+    /// Some key stands twice; the first one counts.
+    pub(super) repeats: bool,
+}
+
+/// Reads the first document.
+pub(super) fn parse(text: &str) -> Result<Parsed, Invalid> {
+    let repeats = Cell::new(false);
+    let mut value = match read_yaml(text, Any(&repeats)) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0,
+        Err(invalid) if text.trim_start().starts_with('{') => {
+            Any(&repeats).deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|_| invalid)?
+        }
         Err(invalid) => return Err(invalid),
     };
     value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
-    Ok(value)
+    Ok(Parsed { value, repeats: repeats.get() })
 }
 
-fn read_yaml(text: &str) -> Result<Value, Invalid> {
+fn read_yaml(text: &str, any: Any<'_>) -> Result<Value, Invalid> {
     let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
-    Any::deserialize(document).map(|any| any.0).map_err(|error| {
+    any.deserialize(document).map_err(|error| {
         let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
         Invalid { at, message: shorten(&error.to_string()) }
     })
@@ -51,18 +65,19 @@ fn shorten(message: &str) -> String {
 }
 
 /// Any value. Unlike `Value` itself it takes integers of 128 bits (as text: the shuffle's seed of some
-/// installations), and the first of two equal keys (which the report refuses, with both places).
-struct Any(Value);
+/// installations), and the first of two equal keys, noting in the cell that there are two.
+#[derive(Clone, Copy)]
+struct Any<'c>(&'c Cell<bool>);
 
-impl<'de> Deserialize<'de> for Any {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyVisitor).map(Any)
+impl<'de> DeserializeSeed<'de> for Any<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
-struct AnyVisitor;
-
-impl<'de> Visitor<'de> for AnyVisitor {
+impl<'de> Visitor<'de> for Any<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -111,7 +126,7 @@ impl<'de> Visitor<'de> for AnyVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Any(value)) = seq.next_element()? {
+        while let Some(value) = seq.next_element_seed(self)? {
             list.push(value);
         }
         Ok(Value::Sequence(list))
@@ -119,8 +134,11 @@ impl<'de> Visitor<'de> for AnyVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut mapping = Mapping::new();
-        while let Some((Any(key), Any(value))) = map.next_entry()? {
-            mapping.entry(key).or_insert(value);
+        while let Some((key, value)) = map.next_entry_seed(self, self)? {
+            match mapping.entry(key) {
+                Entry::Occupied(_) => self.0.set(true),
+                Entry::Vacant(free) => _ = free.insert(value),
+            }
         }
         Ok(Value::Mapping(mapping))
     }

@@ -12,6 +12,7 @@ use super::keys::KEYS;
 use super::service::service;
 use super::text::{config_line, path, section_lines, word};
 use super::{Admin, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates};
+use crate::lines;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -124,6 +125,14 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     let extra_sections = extra_sections
         .iter()
         .filter(|(title, lines)| config_line(lines, title))
+        .inspect(|(title, lines)| {
+            if lines::title_has_address(title) {
+                lines.warn_hint(
+                    "haproxy 1.8 and later refuse an address in a section's title",
+                    "write it as a `bind` line",
+                );
+            }
+        })
         .map(|(title, lines)| (title.trim().to_owned(), section_lines(lines)));
     let switch = |name, default| map.key(name).boolean().unwrap_or(default);
     let (do_writes, do_reloads, do_socket) =
