@@ -37,7 +37,10 @@ pub fn complain(text: &str) {
 
 /// Runs to the end on one thread: a sidecar should cost one core at most.
 pub fn blocking(work: impl Future<Output = u8>) -> u8 {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             let code = LocalSet::new().block_on(&runtime, work);
             // A name server or disk that hangs must not hold up the exit.
@@ -64,19 +67,45 @@ pub async fn status(bind: &Bind) -> Result<Value, String> {
 async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
     let fail = |error: std::io::Error| error.to_string();
     match bind {
-        Bind::Tcp(address) => get(tokio::net::TcpStream::connect(address).await.map_err(fail)?, path).await,
-        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await.map_err(fail)?, path).await,
+        Bind::Tcp(address) => {
+            get(
+                tokio::net::TcpStream::connect(address)
+                    .await
+                    .map_err(fail)?,
+                path,
+            )
+            .await
+        }
+        Bind::Unix(socket) => {
+            get(
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map_err(fail)?,
+                path,
+            )
+            .await
+        }
     }
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> Result<Bytes, String> {
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
+    path: &str,
+) -> Result<Bytes, String> {
     let fail = |error: hyper::Error| Chain(&error).to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path).header("host", "localhost").header("connection", "close");
-    let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
+    let request = Request::get(path)
+        .header("host", "localhost")
+        .header("connection", "close");
+    let request = request
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(fail)?;
-        let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await.map_err(|e| e.to_string())?;
+        let body = Limited::new(response.into_body(), ANSWER_BYTES)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
         Ok(body.to_bytes())
     };
     // The connection's own end says nothing that the answer does not say as well.

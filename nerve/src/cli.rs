@@ -89,16 +89,24 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let environment = Environment::current();
     let on = |name| environment.variable(name).filter(|value| !value.is_empty());
-    let checking = cli.options.check_config || matches!(on("NERVE_CHECK_CONFIG"), Some("true" | "1"));
+    let checking =
+        cli.options.check_config || matches!(on("NERVE_CHECK_CONFIG"), Some("true" | "1"));
     let command = match cli.command.unwrap_or(Command::Run) {
         Command::Run if checking => Command::Check,
         command => command,
     };
-    let source = cli.options.config.or_else(|| on("NERVE_CONFIG").map(PathBuf::from)).map(|path| LoadOptions {
-        path,
-        instance_id: cli.options.instance_id.or_else(|| on("NERVE_INSTANCE_ID").map(str::to_owned)),
-        environment: environment.clone(),
-    });
+    let source = cli
+        .options
+        .config
+        .or_else(|| on("NERVE_CONFIG").map(PathBuf::from))
+        .map(|path| LoadOptions {
+            path,
+            instance_id: cli
+                .options
+                .instance_id
+                .or_else(|| on("NERVE_INSTANCE_ID").map(str::to_owned)),
+            environment: environment.clone(),
+        });
     match (command, source) {
         (Command::Schema, _) => print(&format!("{:#}", config::schema())),
         (Command::Completions { shell }, _) => {
@@ -138,7 +146,8 @@ async fn run(source: LoadOptions) -> u8 {
     tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "nerve starts");
     tell(&warnings);
     let reload = || -> Result<Config, String> {
-        let Loaded { config, warnings } = config::load(&source).map_err(|report| report.to_string())?;
+        let Loaded { config, warnings } =
+            config::load(&source).map_err(|report| report.to_string())?;
         tell(&warnings);
         Ok(config)
     };
@@ -166,7 +175,11 @@ fn check(source: &LoadOptions) -> u8 {
             if !warnings.findings.is_empty() {
                 complain(&warnings.to_string());
             }
-            print(&format!("{}: good, {} services", source.path.display(), config.services.len()))
+            print(&format!(
+                "{}: good, {} services",
+                source.path.display(),
+                config.services.len()
+            ))
         }
         Err(report) => {
             complain(&report.to_string());
@@ -178,7 +191,12 @@ fn check(source: &LoadOptions) -> u8 {
 async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     let bind = match source.as_ref().map(config::load) {
         None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
-        Some(Ok(Loaded { config: Config { admin: Some(admin), .. }, .. })) => admin.bind,
+        Some(Ok(Loaded {
+            config: Config {
+                admin: Some(admin), ..
+            },
+            ..
+        })) => admin.bind,
         Some(Ok(_)) => {
             complain("the configuration turns the admin listener off");
             return exit::START;
@@ -204,19 +222,44 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
 fn summary(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let ready = if status["ready"] == true { "ready" } else { "not ready" };
-    let mut lines = vec![format!("nerve {} pid {} {ready}", text(&status["version"]), status["pid"])];
+    let ready = if status["ready"] == true {
+        "ready"
+    } else {
+        "not ready"
+    };
+    let mut lines = vec![format!(
+        "nerve {} pid {} {ready}",
+        text(&status["version"]),
+        status["pid"]
+    )];
     for link in list(&status["zookeeper"]) {
-        lines.push(format!("zookeeper {} {}", text(&link["hosts"]), text(&link["state"])));
+        lines.push(format!(
+            "zookeeper {} {}",
+            text(&link["hosts"]),
+            text(&link["state"])
+        ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
-        lines.push(format!("{name} {}", service["health"].as_str().unwrap_or("not checked yet")));
+        lines.push(format!(
+            "{name} {}",
+            service["health"].as_str().unwrap_or("not checked yet")
+        ));
         for check in list(&service["checks"]) {
-            let error = check["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
-            lines.push(format!("  {} {}{error}", text(&check["name"]), text(&check["health"])));
+            let error = check["error"]
+                .as_str()
+                .map(|error| format!(": {error}"))
+                .unwrap_or_default();
+            lines.push(format!(
+                "  {} {}{error}",
+                text(&check["name"]),
+                text(&check["health"])
+            ));
         }
         for place in list(&service["registrations"]) {
-            let error = place["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
+            let error = place["error"]
+                .as_str()
+                .map(|error| format!(": {error}"))
+                .unwrap_or_default();
             let (path, node) = (text(&place["path"]), text(&place["node"]));
             lines.push(format!(
                 "  {path}/{node} wanted {}, {}{error}",
@@ -225,7 +268,11 @@ fn summary(status: &Value) -> String {
             ));
         }
     }
-    lines.extend(list(&status["warnings"]).iter().map(|warning| format!("warning: {}", text(warning))));
+    lines.extend(
+        list(&status["warnings"])
+            .iter()
+            .map(|warning| format!("warning: {}", text(warning))),
+    );
     lines.join("\n")
 }
 
@@ -255,14 +302,25 @@ mod tests {
                 "{line}"
             );
         }
-        for line in ["nerve -c f -k", "nerve -c f --check-config", "nerve -c f --check", "nerve -c f --check_config"] {
+        for line in [
+            "nerve -c f -k",
+            "nerve -c f --check-config",
+            "nerve -c f --check",
+            "nerve -c f --check_config",
+        ] {
             assert!(parse(line).unwrap().options.check_config, "{line}");
         }
     }
 
     #[test]
     fn wrong_usage_is_refused() {
-        for line in ["nerve -c", "nerve --nonsense", "nerve stray", "nerve -c f stray", "nerve drain web"] {
+        for line in [
+            "nerve -c",
+            "nerve --nonsense",
+            "nerve stray",
+            "nerve -c f stray",
+            "nerve drain web",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(Cli::try_parse_from(["nerve", "-c", "f", "-i", ""]).is_err());

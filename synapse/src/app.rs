@@ -65,23 +65,41 @@ pub async fn run(
     if let Some(problem) = &loaded.problem {
         warn!(problem = %Chain(problem), "the snapshot cannot be used");
     }
-    let remembered = loaded.snapshot.unwrap_or_else(|| Snapshot { machine: machine_id(), ..Snapshot::default() });
+    let remembered = loaded.snapshot.unwrap_or_else(|| Snapshot {
+        machine: machine_id(),
+        ..Snapshot::default()
+    });
     let (stop, shutdown) = Shutdown::channel();
 
     let (view_sender, view) = watch::channel(Arc::new(View::default()));
     let (snapshot_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-    let outputs = Outputs { view: view_sender, snapshot: snapshot_sender };
-    let reconciler =
-        Reconciler::start(Arc::clone(&config), &remembered, shutdown.clone(), outputs, stop_haproxy).await?;
+    let outputs = Outputs {
+        view: view_sender,
+        snapshot: snapshot_sender,
+    };
+    let reconciler = Reconciler::start(
+        Arc::clone(&config),
+        &remembered,
+        shutdown.clone(),
+        outputs,
+        stop_haproxy,
+    )
+    .await?;
     drop(remembered);
 
-    let counters = Counters { discovery: Arc::clone(&reconciler.sources().counters), snapshot: Arc::default() };
+    let counters = Counters {
+        discovery: Arc::clone(&reconciler.sources().counters),
+        snapshot: Arc::default(),
+    };
     let links = reconciler.sources().links();
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let listener = listen(&config).await?;
     if let Some(listener) = listener {
         info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
-        let serve = listener.serve(routes(view.clone(), links, started, counters.clone()), shutdown.clone());
+        let serve = listener.serve(
+            routes(view.clone(), links, started, counters.clone()),
+            shutdown.clone(),
+        );
         tasks.spawn(async move {
             serve.await;
             "admin listener"
@@ -89,7 +107,12 @@ pub async fn run(
     }
     // The writer outlives the reconciler: it ends when the last state has been written.
     let (writer_stop, writer_shutdown) = Shutdown::channel();
-    let write = snapshot::write_behind(config.snapshot_path.clone(), snapshots, counters.snapshot, writer_shutdown);
+    let write = snapshot::write_behind(
+        config.snapshot_path.clone(),
+        snapshots,
+        counters.snapshot,
+        writer_shutdown,
+    );
     let mut writer = JoinSet::new();
     writer.spawn(write);
     tasks.spawn(tell_systemd(view, shutdown.clone()));
@@ -131,8 +154,10 @@ fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
     let mut locks = Vec::new();
     if config.haproxy.do_writes {
         if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder)
-                .map_err(|source| StartError::Folder { path: folder.to_owned(), source })?;
+            std::fs::create_dir_all(folder).map_err(|source| StartError::Folder {
+                path: folder.to_owned(),
+                source,
+            })?;
         }
         locks.push(Lock::acquire(file)?);
     }
@@ -149,7 +174,9 @@ fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
 }
 
 async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
-    let Some(settings) = &config.admin else { return Ok(None) };
+    let Some(settings) = &config.admin else {
+        return Ok(None);
+    };
     match Listener::bind(&settings.bind).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.configured => Err(error.into()),
@@ -176,20 +203,33 @@ fn routes(
         let view = view.borrow().clone();
         let links = || link_status(&links.borrow());
         Some(match path {
-            "/ready" => Answer::ready((!view.ready).then(|| "haproxy does not serve our generation yet".to_owned())),
+            "/ready" => Answer::ready(
+                (!view.ready).then(|| "haproxy does not serve our generation yet".to_owned()),
+            ),
             "/status" => {
                 let zookeeper = serde_json::to_value(links()).unwrap_or_default();
                 Answer::json(&status::document(&view, started, zookeeper))
             }
-            "/metrics" => Answer::metrics(metrics::encode(&view, &links(), &counters.discovery, &counters.snapshot)),
-            "/" => Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status.html")) },
+            "/metrics" => Answer::metrics(metrics::encode(
+                &view,
+                &links(),
+                &counters.discovery,
+                &counters.snapshot,
+            )),
+            "/" => Answer {
+                content_type: "text/html; charset=utf-8",
+                ..Answer::text(include_str!("status.html"))
+            },
             _ => return None,
         })
     })
 }
 
 /// Ready is told once, when haproxy serves our generation; ZooKeeper is not waited for.
-async fn tell_systemd(mut view: watch::Receiver<Arc<View>>, mut shutdown: Shutdown) -> &'static str {
+async fn tell_systemd(
+    mut view: watch::Receiver<Arc<View>>,
+    mut shutdown: Shutdown,
+) -> &'static str {
     // Cancel-safe: watch receives.
     tokio::select! {
         () = shutdown.wait() => {}

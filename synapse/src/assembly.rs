@@ -29,7 +29,10 @@ impl Fragment {
     #[must_use]
     pub fn new(text: String, names: &BTreeMap<String, BTreeSet<String>>) -> Self {
         let model = Arc::new(Model::parse(&text, Ours::Names(names)));
-        Self { text: text.into(), model }
+        Self {
+            text: text.into(),
+            model,
+        }
     }
 }
 
@@ -51,32 +54,57 @@ impl Piece {
     ///
     /// # Errors
     /// When the template refuses this service.
-    pub fn render(renderer: &Renderer, service: &Arc<Service>, servers: &[Identified]) -> Result<Self, RenderError> {
-        let text = if renderer.is_whole() { String::new() } else { renderer.render_service(service, servers)? };
+    pub fn render(
+        renderer: &Renderer,
+        service: &Arc<Service>,
+        servers: &[Identified],
+    ) -> Result<Self, RenderError> {
+        let text = if renderer.is_whole() {
+            String::new()
+        } else {
+            renderer.render_service(service, servers)?
+        };
         let names = servers.iter().map(|s| s.server.name.clone()).collect();
-        Ok(Self { servers: servers.into(), ..Self::of_text(service, text, names) })
+        Ok(Self {
+            servers: servers.into(),
+            ..Self::of_text(service, text, names)
+        })
     }
 
     /// A piece whose text is known, with the names of our servers in it.
     #[must_use]
     pub fn of_text(service: &Arc<Service>, text: String, names: BTreeSet<String>) -> Self {
-        let backend = service.haproxy.as_ref().map_or(&service.name, |h| &h.backend_name).clone();
+        let backend = service
+            .haproxy
+            .as_ref()
+            .map_or(&service.name, |h| &h.backend_name)
+            .clone();
         let options = service.haproxy.as_ref().map_or("", |h| &h.server_options);
         let fragment = Fragment::new(text, &BTreeMap::from([(backend, names)]));
-        Self { service: Arc::clone(service), servers: Arc::default(), fragment, configured: Options::of(options) }
+        Self {
+            service: Arc::clone(service),
+            servers: Arc::default(),
+            fragment,
+            configured: Options::of(options),
+        }
     }
 
     /// What tells this piece's structure from another's: a quarantine is lifted when it changes.
     #[must_use]
     pub fn structure(&self) -> Vec<u8> {
         let sections = self.fragment.model.sections.iter().flat_map(|s| s.digest);
-        sections.chain(self.configured.to_string().into_bytes()).collect()
+        sections
+            .chain(self.configured.to_string().into_bytes())
+            .collect()
     }
 
     /// Without the servers that have these options of their own. `None` when the template refuses the rest.
     #[must_use]
     pub fn without_options(&self, renderer: &Renderer, options: &str) -> Option<Self> {
-        let others = self.servers.iter().filter(|s| s.server.options.as_deref() != Some(options));
+        let others = self
+            .servers
+            .iter()
+            .filter(|s| s.server.options.as_deref() != Some(options));
         let others: Vec<Identified> = others.cloned().collect();
         Self::render(renderer, &self.service, &others).ok()
     }
@@ -84,7 +112,10 @@ impl Piece {
     /// Name of its backend section.
     #[must_use]
     pub fn backend(&self) -> &str {
-        self.service.haproxy.as_ref().map_or(&self.service.name, |h| &h.backend_name)
+        self.service
+            .haproxy
+            .as_ref()
+            .map_or(&self.service.name, |h| &h.backend_name)
     }
 }
 
@@ -117,16 +148,29 @@ impl Assembly {
 ///
 /// # Errors
 /// When a template of the frame or of the shared frontend is refused.
-pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache) -> Result<Assembly, RenderError> {
-    let configured = pieces.iter().map(|p| (p.backend().to_owned(), p.configured.clone())).collect();
+pub fn assemble(
+    frame: &Renderer,
+    pieces: &[&Piece],
+    cache: &mut EffectiveCache,
+) -> Result<Assembly, RenderError> {
+    let configured = pieces
+        .iter()
+        .map(|p| (p.backend().to_owned(), p.configured.clone()))
+        .collect();
     if let Some(whole) = assemble_whole(frame, pieces, &configured) {
         return whole;
     }
     let shared = frame.render_shared(pieces.iter().map(|p| p.service.as_ref()))?;
     let shared = Fragment::new(shared, &BTreeMap::new());
     let unmarked = Model::parse(&frame.render_frame("")?, Ours::Names(&BTreeMap::new()));
-    let parsed = pieces.iter().map(|p| &p.fragment.model).chain(std::iter::once(&shared.model));
-    let sections = unmarked.sections.iter().chain(parsed.flat_map(|m| &m.sections));
+    let parsed = pieces
+        .iter()
+        .map(|p| &p.fragment.model)
+        .chain(std::iter::once(&shared.model));
+    let sections = unmarked
+        .sections
+        .iter()
+        .chain(parsed.flat_map(|m| &m.sections));
     let generation = Generation::of(sections.map(AsRef::as_ref), &configured);
 
     let frame_text = frame.render_frame(generation.as_str())?;
@@ -139,8 +183,19 @@ pub fn assemble(frame: &Renderer, pieces: &[&Piece], cache: &mut EffectiveCache)
     let text = texts.concat().into();
     let marked = Arc::new(Model::parse(&frame_text, Ours::Names(&BTreeMap::new())));
     let services = pieces.iter().map(|p| Arc::clone(&p.fragment.model));
-    let models = std::iter::once(marked).chain(services).chain(std::iter::once(shared.model)).collect();
-    Ok(Assembly { text, desired: Desired { generation, backends }, map, models })
+    let models = std::iter::once(marked)
+        .chain(services)
+        .chain(std::iter::once(shared.model))
+        .collect();
+    Ok(Assembly {
+        text,
+        desired: Desired {
+            generation,
+            backends,
+        },
+        map,
+        models,
+    })
 }
 
 /// One template makes the whole file: one fragment, nothing kept between renderings. `None` = there is none.
@@ -149,21 +204,41 @@ fn assemble_whole(
     pieces: &[&Piece],
     configured: &BTreeMap<String, Options>,
 ) -> Option<Result<Assembly, RenderError>> {
-    let services: Vec<(&Service, &[Identified])> = pieces.iter().map(|p| (p.service.as_ref(), p.servers.as_ref())).collect();
+    let services: Vec<(&Service, &[Identified])> = pieces
+        .iter()
+        .map(|p| (p.service.as_ref(), p.servers.as_ref()))
+        .collect();
     let names: BTreeMap<String, BTreeSet<String>> = pieces
         .iter()
-        .map(|p| (p.backend().to_owned(), p.servers.iter().map(|s| s.server.name.clone()).collect()))
+        .map(|p| {
+            (
+                p.backend().to_owned(),
+                p.servers.iter().map(|s| s.server.name.clone()).collect(),
+            )
+        })
         .collect();
     let finish = |unmarked: String| {
         let model = Model::parse(&unmarked, Ours::Names(&names));
         let generation = Generation::of(model.sections.iter().map(AsRef::as_ref), configured);
-        let text = frame.render_whole(generation.as_str(), &services).unwrap_or(Ok(unmarked))?;
+        let text = frame
+            .render_whole(generation.as_str(), &services)
+            .unwrap_or(Ok(unmarked))?;
         let map = FragmentMap::new([text.lines().count()]);
         let backends = Scope::default().read(&model);
         let models = vec![Arc::new(model)];
-        Ok(Assembly { text: text.into(), desired: Desired { generation, backends }, map, models })
+        Ok(Assembly {
+            text: text.into(),
+            desired: Desired {
+                generation,
+                backends,
+            },
+            map,
+            models,
+        })
     };
-    frame.render_whole("", &services).map(|unmarked| unmarked.and_then(finish))
+    frame
+        .render_whole("", &services)
+        .map(|unmarked| unmarked.and_then(finish))
 }
 
 /// The effective servers of fragments already read under the same frame, by service.
@@ -174,7 +249,12 @@ pub struct EffectiveCache {
 }
 
 impl EffectiveCache {
-    fn backends(&mut self, frame: &Model, frame_text: &str, pieces: &[&Piece]) -> BTreeMap<String, Arc<Backend>> {
+    fn backends(
+        &mut self,
+        frame: &Model,
+        frame_text: &str,
+        pieces: &[&Piece],
+    ) -> BTreeMap<String, Arc<Backend>> {
         if self.frame != frame_text {
             frame_text.clone_into(&mut self.frame);
             self.known.clear();
@@ -182,20 +262,38 @@ impl EffectiveCache {
         let mut scope = Scope::default();
         let mut all = scope.read(frame);
         // A template may hold a defaults section of its own, which hands down to all that follows.
-        let hands_down = |p: &&Piece| p.fragment.model.sections.iter().any(|s| s.keyword == "defaults");
+        let hands_down = |p: &&Piece| {
+            p.fragment
+                .model
+                .sections
+                .iter()
+                .any(|s| s.keyword == "defaults")
+        };
         if pieces.iter().any(hands_down) {
             self.known.clear();
-            pieces.iter().for_each(|piece| all.extend(scope.read(&piece.fragment.model)));
+            pieces
+                .iter()
+                .for_each(|piece| all.extend(scope.read(&piece.fragment.model)));
             return all;
         }
         let mut known = BTreeMap::new();
         for piece in pieces {
             let name = &piece.service.name;
             let entry = match self.known.remove(name) {
-                Some((model, backends)) if Arc::ptr_eq(&model, &piece.fragment.model) => (model, backends),
-                _ => (Arc::clone(&piece.fragment.model), scope.read(&piece.fragment.model)),
+                Some((model, backends)) if Arc::ptr_eq(&model, &piece.fragment.model) => {
+                    (model, backends)
+                }
+                _ => (
+                    Arc::clone(&piece.fragment.model),
+                    scope.read(&piece.fragment.model),
+                ),
             };
-            all.extend(entry.1.iter().map(|(name, backend)| (name.clone(), Arc::clone(backend))));
+            all.extend(
+                entry
+                    .1
+                    .iter()
+                    .map(|(name, backend)| (name.clone(), Arc::clone(backend))),
+            );
             known.insert(name.clone(), entry);
         }
         self.known = known;

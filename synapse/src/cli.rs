@@ -80,7 +80,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
     };
     let environment = Environment::current();
-    let from_environment = || environment.variable("SYNAPSE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let from_environment = || {
+        environment
+            .variable("SYNAPSE_CONFIG")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+    };
     let path = cli.options.config.clone().or_else(from_environment);
     let source = path.map(|path| LoadOptions { path, environment });
     let command = match cli.command.unwrap_or(Command::Run) {
@@ -127,7 +132,8 @@ async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
     tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "synapse starts");
     tell(&warnings);
     let reload = || -> Result<Config, String> {
-        let Loaded { config, warnings } = config::load(&source).map_err(|report| report.to_string())?;
+        let Loaded { config, warnings } =
+            config::load(&source).map_err(|report| report.to_string())?;
         tell(&warnings);
         Ok(config)
     };
@@ -138,7 +144,9 @@ async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
             match error {
                 app::StartError::Template(_) => exit::CONFIG,
                 app::StartError::Ended(_) => exit::INTERNAL,
-                app::StartError::Admin(_) | app::StartError::Lock(_) | app::StartError::Folder { .. } => exit::START,
+                app::StartError::Admin(_)
+                | app::StartError::Lock(_)
+                | app::StartError::Folder { .. } => exit::START,
             }
         }
     }
@@ -165,7 +173,11 @@ async fn check(source: LoadOptions) -> u8 {
     if !problems.errors.is_empty() {
         return exit::CONFIG;
     }
-    print(&format!("{}: good, {} services", source.path.display(), config.services.len()))
+    print(&format!(
+        "{}: good, {} services",
+        source.path.display(),
+        config.services.len()
+    ))
 }
 
 fn render(source: &LoadOptions) -> u8 {
@@ -176,7 +188,11 @@ fn render(source: &LoadOptions) -> u8 {
     match offline::render(&config) {
         Ok(assembly) => print(&assembly.text),
         Err(error) => {
-            complain(&format!("{}: error: {}", source.path.display(), Chain(&error)));
+            complain(&format!(
+                "{}: error: {}",
+                source.path.display(),
+                Chain(&error)
+            ));
             exit::CONFIG
         }
     }
@@ -201,7 +217,12 @@ fn load(source: &LoadOptions) -> Result<Config, u8> {
 async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     let bind = match source.as_ref().map(config::load) {
         None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
-        Some(Ok(Loaded { config: Config { admin: Some(admin), .. }, .. })) => admin.bind,
+        Some(Ok(Loaded {
+            config: Config {
+                admin: Some(admin), ..
+            },
+            ..
+        })) => admin.bind,
         Some(Ok(_)) => {
             complain("the configuration turns the admin listener off");
             return exit::START;
@@ -215,7 +236,9 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
         Ok(value) if json => print(&format!("{value:#}")),
         Ok(value) => print(&summary(&value)),
         Err(reason) => {
-            complain(&format!("no status from `{bind}`: {reason}\nhint: does synapse run? the address is `admin.bind` of -c FILE"));
+            complain(&format!(
+                "no status from `{bind}`: {reason}\nhint: does synapse run? the address is `admin.bind` of -c FILE"
+            ));
             exit::START
         }
     }
@@ -225,10 +248,18 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
 fn summary(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let ready = if status["ready"] == true { "ready" } else { "not ready" };
+    let ready = if status["ready"] == true {
+        "ready"
+    } else {
+        "not ready"
+    };
     let haproxy = &status["haproxy"];
     let mut lines = vec![
-        format!("synapse {} pid {} {ready}", text(&status["version"]), status["pid"]),
+        format!(
+            "synapse {} pid {} {ready}",
+            text(&status["version"]),
+            status["pid"]
+        ),
         format!(
             "haproxy {} worker {} generation {} divergence {} reloads {} ({} failed)",
             text(&haproxy["state"]),
@@ -240,23 +271,51 @@ fn summary(status: &Value) -> String {
         ),
     ];
     for link in list(&status["zookeeper"]) {
-        lines.push(format!("zookeeper {} {}", text(&link["hosts"]), text(&link["state"])));
+        lines.push(format!(
+            "zookeeper {} {}",
+            text(&link["hosts"]),
+            text(&link["state"])
+        ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
-        let fresh = if service["fresh"] == true { "" } else { ", not in agreement with the registry now" };
+        let fresh = if service["fresh"] == true {
+            ""
+        } else {
+            ", not in agreement with the registry now"
+        };
         lines.push(format!("{name} {}{fresh}", text(&service["origin"])));
         for server in list(&service["servers"]) {
-            let unwanted = if server["wanted"] == true { "" } else { " (not wanted)" };
-            lines.push(format!("  {} {}{unwanted}", text(&server["name"]), text(&server["haproxy"])));
+            let unwanted = if server["wanted"] == true {
+                ""
+            } else {
+                " (not wanted)"
+            };
+            lines.push(format!(
+                "  {} {}{unwanted}",
+                text(&server["name"]),
+                text(&server["haproxy"])
+            ));
         }
         for key in ["hold", "quarantined", "problem"] {
-            lines.extend(service[key].as_str().map(|reason| format!("  {key}: {reason}")));
+            lines.extend(
+                service[key]
+                    .as_str()
+                    .map(|reason| format!("  {key}: {reason}")),
+            );
         }
         for rejected in list(&service["rejected"]) {
-            lines.push(format!("  rejected {}: {}", text(&rejected["znode"]), text(&rejected["reason"])));
+            lines.push(format!(
+                "  rejected {}: {}",
+                text(&rejected["znode"]),
+                text(&rejected["reason"])
+            ));
         }
     }
-    lines.extend(list(&status["problems"]).iter().map(|problem| format!("problem: {}", text(problem))));
+    lines.extend(
+        list(&status["problems"])
+            .iter()
+            .map(|problem| format!("problem: {}", text(problem))),
+    );
     lines.join("\n")
 }
 
@@ -267,11 +326,23 @@ mod tests {
     #[test]
     fn spellings() {
         Cli::command().debug_assert();
-        for line in ["synapse -c f", "synapse --config=f", "synapse --conf f", "synapse run -c f", "synapse -c f check", "synapse -c f render"] {
+        for line in [
+            "synapse -c f",
+            "synapse --config=f",
+            "synapse --conf f",
+            "synapse run -c f",
+            "synapse -c f check",
+            "synapse -c f render",
+        ] {
             let options = Cli::try_parse_from(line.split(' ')).unwrap().options;
             assert_eq!(options.config, Some(PathBuf::from("f")), "{line}");
         }
-        for line in ["synapse -c", "synapse --nonsense", "synapse stray", "synapse -c f explain"] {
+        for line in [
+            "synapse -c",
+            "synapse --nonsense",
+            "synapse stray",
+            "synapse -c f explain",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }

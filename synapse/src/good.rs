@@ -34,11 +34,16 @@ impl Good {
     pub fn of_file(text: &str, services: &[Arc<Service>]) -> Self {
         let model = Model::parse(text, Ours::All);
         let lines: Vec<&str> = text.lines().collect();
-        let starts: Vec<(usize, &str, &str)> =
-            model.sections.iter().map(|s| (s.number, s.keyword.as_str(), s.name.as_str())).collect();
+        let starts: Vec<(usize, &str, &str)> = model
+            .sections
+            .iter()
+            .map(|s| (s.number, s.keyword.as_str(), s.name.as_str()))
+            .collect();
         let mut good = Self::default();
         for service in services {
-            let Some(haproxy) = &service.haproxy else { continue };
+            let Some(haproxy) = &service.haproxy else {
+                continue;
+            };
             let mut fragment = String::new();
             for (index, (start, keyword, name)) in starts.iter().enumerate() {
                 let own = (*keyword == "frontend" && *name == service.name)
@@ -55,7 +60,8 @@ impl Good {
                 }
             }
             if !fragment.is_empty() {
-                good.services.insert(service.name.clone(), Form::Text(fragment));
+                good.services
+                    .insert(service.name.clone(), Form::Text(fragment));
             }
         }
         good
@@ -63,7 +69,10 @@ impl Good {
 
     /// A worker serves this service as rendered by `renderer`.
     pub fn accept(&mut self, renderer: &Arc<Renderer>, service: &Arc<Service>) {
-        self.services.insert(service.name.clone(), Form::Recipe(Arc::clone(renderer), Arc::clone(service)));
+        self.services.insert(
+            service.name.clone(),
+            Form::Recipe(Arc::clone(renderer), Arc::clone(service)),
+        );
     }
 
     /// A worker serves a file without this service.
@@ -86,9 +95,17 @@ fn with_wanted(service: &Arc<Service>, text: &str, servers: &[Identified]) -> Pi
     let wanted: BTreeSet<&str> = servers.iter().map(|s| s.server.name.as_str()).collect();
     let model = Model::parse(text, Ours::All);
     let found = model.servers.values().flatten();
-    let (kept, gone): (Vec<_>, Vec<_>) = found.partition(|(name, _)| wanted.contains(name.as_str()));
+    let (kept, gone): (Vec<_>, Vec<_>) =
+        found.partition(|(name, _)| wanted.contains(name.as_str()));
     let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
-    let lines = text.lines().enumerate().filter(|(index, _)| !gone.contains(&(index + 1)));
+    let lines = text
+        .lines()
+        .enumerate()
+        .filter(|(index, _)| !gone.contains(&(index + 1)));
     let text = lines.fold(String::new(), |text, (_, line)| text + line + "\n");
-    Piece::of_text(service, text, kept.into_iter().map(|(name, _)| name.clone()).collect())
+    Piece::of_text(
+        service,
+        text,
+        kept.into_iter().map(|(name, _)| name.clone()).collect(),
+    )
 }

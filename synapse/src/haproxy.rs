@@ -81,7 +81,8 @@ impl Haproxy {
 
     /// Takes another configuration. A haproxy that is supervised already, with the same program and file, stays so.
     pub fn configure(&mut self, config: &config::Haproxy) {
-        let same = config.reload == config::Reload::Supervise && config.config_file_path == self.config_file;
+        let same = config.reload == config::Reload::Supervise
+            && config.config_file_path == self.config_file;
         let next = Self::new(config);
         let former = std::mem::replace(self, next);
         if same && matches!(former.way, Way::Supervise(_)) {

@@ -1,5 +1,6 @@
 //! synapse: watches the services' ZooKeeper paths and keeps the local haproxy in step with them.
 
+pub mod app;
 pub mod assembly;
 pub mod cfg;
 pub mod cli;
@@ -13,6 +14,8 @@ pub mod good;
 pub mod haproxy;
 pub mod ids;
 pub mod lines;
+pub mod metrics;
+pub mod offline;
 pub mod order;
 pub mod plan;
 pub mod quarantine;
@@ -29,6 +32,3 @@ pub mod source;
 pub mod sources;
 pub mod status;
 pub mod validate;
-pub mod app;
-pub mod metrics;
-pub mod offline;

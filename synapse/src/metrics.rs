@@ -33,21 +33,55 @@ pub fn encode(
     haproxy(&mut all, view);
     let connected = Gauges::default();
     for link in links {
-        connected.get_or_create(&vec![("hosts", link.hosts.clone())]).set(i64::from(link.state == "live"));
+        connected
+            .get_or_create(&vec![("hosts", link.hosts.clone())])
+            .set(i64::from(link.state == "live"));
     }
-    all.register("zk_connected", "Whether the session to an ensemble is live", connected);
+    all.register(
+        "zk_connected",
+        "Whether the session to an ensemble is live",
+        connected,
+    );
     let counters = [
         ("zk_events", "Node events received", &discovery.events),
-        ("zk_requests", "Requests sent: listings, multi-reads, verifications", &discovery.requests),
+        (
+            "zk_requests",
+            "Requests sent: listings, multi-reads, verifications",
+            &discovery.requests,
+        ),
         ("zk_watches", "Watches armed", &discovery.watches),
-        ("zk_full_reads", "Full reads that succeeded", &discovery.full_reads),
-        ("zk_differences", "Children a comparison found different without an event: defects", &discovery.differences),
-        ("zk_read_failures", "Reads or watches that failed", &discovery.failures),
-        ("snapshot_writes", "Snapshot files written", &snapshot.writes),
-        ("snapshot_write_failures", "Snapshot writes that failed", &snapshot.failures),
+        (
+            "zk_full_reads",
+            "Full reads that succeeded",
+            &discovery.full_reads,
+        ),
+        (
+            "zk_differences",
+            "Children a comparison found different without an event: defects",
+            &discovery.differences,
+        ),
+        (
+            "zk_read_failures",
+            "Reads or watches that failed",
+            &discovery.failures,
+        ),
+        (
+            "snapshot_writes",
+            "Snapshot files written",
+            &snapshot.writes,
+        ),
+        (
+            "snapshot_write_failures",
+            "Snapshot writes that failed",
+            &snapshot.failures,
+        ),
     ];
     for (name, help, counter) in counters {
-        all.register(name, help, ConstCounter::new(counter.load(Ordering::Relaxed)));
+        all.register(
+            name,
+            help,
+            ConstCounter::new(counter.load(Ordering::Relaxed)),
+        );
     }
     let mut text = String::new();
     match encode_text(&mut text, &all) {
@@ -64,21 +98,44 @@ fn services(all: &mut Registry, view: &View) {
         let labels = vec![("service", name.clone())];
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let of = |wanted: bool| move |s: &&crate::status::ServerView| s.wanted == wanted;
-        wanted.get_or_create(&labels).set(count(service.servers.iter().filter(of(true)).count()));
-        let up = service.servers.iter().filter(|s| s.haproxy == Some("up")).count();
+        wanted
+            .get_or_create(&labels)
+            .set(count(service.servers.iter().filter(of(true)).count()));
+        let up = service
+            .servers
+            .iter()
+            .filter(|s| s.haproxy == Some("up"))
+            .count();
         serving.get_or_create(&labels).set(count(up));
-        rejected.get_or_create(&labels).set(count(service.rejected.len()));
-        held.get_or_create(&labels).set(i64::from(service.hold.is_some()));
-        quarantined.get_or_create(&labels).set(i64::from(service.quarantined.is_some()));
+        rejected
+            .get_or_create(&labels)
+            .set(count(service.rejected.len()));
+        held.get_or_create(&labels)
+            .set(i64::from(service.hold.is_some()));
+        quarantined
+            .get_or_create(&labels)
+            .set(i64::from(service.quarantined.is_some()));
         if let Some(agreed_at) = service.agreed_at {
             age.get_or_create(&labels).set((now - agreed_at).max(0.0));
         }
     }
     all.register("servers_wanted", "Servers the sources name", wanted);
-    all.register("servers_up", "Servers that haproxy sends requests to", serving);
-    all.register("znodes_rejected", "Registry entries that are not used", rejected);
+    all.register(
+        "servers_up",
+        "Servers that haproxy sends requests to",
+        serving,
+    );
+    all.register(
+        "znodes_rejected",
+        "Registry entries that are not used",
+        rejected,
+    );
     all.register("hold", "Whether an empty registry is held back", held);
-    all.register("quarantined", "Whether a service is not rendered as configured", quarantined);
+    all.register(
+        "quarantined",
+        "Whether a service is not rendered as configured",
+        quarantined,
+    );
     let help = "Time since the service's source last agreed with the registry";
     all.register_with_unit("snapshot_age", help, Unit::Seconds, age);
 }
@@ -86,15 +143,39 @@ fn services(all: &mut Registry, view: &View) {
 fn haproxy(all: &mut Registry, view: &View) {
     let haproxy = &view.haproxy;
     let divergence = i64::try_from(haproxy.divergence).unwrap_or(i64::MAX);
-    all.register("divergence", "Changes that haproxy still lacks", ConstGauge::new(divergence));
-    all.register("ready", "Whether haproxy serves our generation", ConstGauge::new(i64::from(view.ready)));
+    all.register(
+        "divergence",
+        "Changes that haproxy still lacks",
+        ConstGauge::new(divergence),
+    );
+    all.register(
+        "ready",
+        "Whether haproxy serves our generation",
+        ConstGauge::new(i64::from(view.ready)),
+    );
     let problems = i64::try_from(view.problems.len()).unwrap_or(i64::MAX);
-    all.register("problems", "Problems listed in /status", ConstGauge::new(problems));
+    all.register(
+        "problems",
+        "Problems listed in /status",
+        ConstGauge::new(problems),
+    );
     let counters = [
         ("reloads", "Reloads that took", haproxy.reloads),
-        ("reload_failures", "Reloads that failed", haproxy.reload_failures),
-        ("foreign_reloads", "Workers that appeared without us", haproxy.foreign_reloads),
-        ("runtime_ops", "Changes made over the stats socket", haproxy.runtime_ops),
+        (
+            "reload_failures",
+            "Reloads that failed",
+            haproxy.reload_failures,
+        ),
+        (
+            "foreign_reloads",
+            "Workers that appeared without us",
+            haproxy.foreign_reloads,
+        ),
+        (
+            "runtime_ops",
+            "Changes made over the stats socket",
+            haproxy.runtime_ops,
+        ),
     ];
     for (name, help, value) in counters {
         all.register(name, help, ConstCounter::new(value));
@@ -109,14 +190,29 @@ mod tests {
     #[test]
     fn text_has_names_units_and_an_end() {
         let mut view = View::default();
-        let service = ServiceView { agreed_at: Some(seconds(SystemTime::now()) - 10.0), ..ServiceView::default() };
+        let service = ServiceView {
+            agreed_at: Some(seconds(SystemTime::now()) - 10.0),
+            ..ServiceView::default()
+        };
         view.services.insert("web".to_owned(), service);
         view.haproxy.reloads = 3;
-        let text = encode(&view, &[], &discovery::Counters::default(), &snapshot::Counters::default());
+        let text = encode(
+            &view,
+            &[],
+            &discovery::Counters::default(),
+            &snapshot::Counters::default(),
+        );
         assert!(text.ends_with("# EOF\n"), "{text}");
-        for line in ["synapse_reloads_total 3", "synapse_divergence 0", "synapse_servers_wanted{service=\"web\"} 0"] {
+        for line in [
+            "synapse_reloads_total 3",
+            "synapse_divergence 0",
+            "synapse_servers_wanted{service=\"web\"} 0",
+        ] {
             assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
         }
-        assert!(text.contains("synapse_snapshot_age_seconds{service=\"web\"} 1"), "{text}");
+        assert!(
+            text.contains("synapse_snapshot_age_seconds{service=\"web\"} 1"),
+            "{text}"
+        );
     }
 }

@@ -32,8 +32,14 @@ pub struct Problems {
 /// The first template that fails.
 pub fn render(config: &Config) -> Result<Assembly, RenderError> {
     let renderer = Renderer::new(config)?;
-    let pieces = pieces(config, &renderer).into_iter().collect::<Result<Vec<Piece>, _>>()?;
-    assemble(&renderer, &pieces.iter().collect::<Vec<_>>(), &mut EffectiveCache::default())
+    let pieces = pieces(config, &renderer)
+        .into_iter()
+        .collect::<Result<Vec<Piece>, _>>()?;
+    assemble(
+        &renderer,
+        &pieces.iter().collect::<Vec<_>>(),
+        &mut EffectiveCache::default(),
+    )
 }
 
 fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError>> {
@@ -46,12 +52,21 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
         live_ids: &BTreeMap::new(),
         host: &crate::reconciler::host_name(),
     };
-    let rendered = config.services.iter().filter(|service| service.haproxy.is_some());
+    let rendered = config
+        .services
+        .iter()
+        .filter(|service| service.haproxy.is_some());
     rendered
         .map(|service| {
-            let held = source_key(service).and_then(|key| snapshot.hold(&service.name, &key).cloned());
-            let mut state = State::new(Arc::new(service.clone()), held.map_or(Previous::None, Previous::Children));
-            let ids = state.backend().and_then(|backend| snapshot.ids.get(backend));
+            let held =
+                source_key(service).and_then(|key| snapshot.hold(&service.name, &key).cloned());
+            let mut state = State::new(
+                Arc::new(service.clone()),
+                held.map_or(Previous::None, Previous::Children),
+            );
+            let ids = state
+                .backend()
+                .and_then(|backend| snapshot.ids.get(backend));
             let mut known: BTreeMap<String, u32> = ids.cloned().unwrap_or_default();
             state.recompute(config, renderer, &world, &mut known);
             Piece::render(renderer, &state.service, &state.servers)
@@ -75,9 +90,11 @@ pub async fn check(config: &Config) -> Problems {
     };
     problems.warnings.extend(renderer.check_variables());
     let missing = renderer.missing_hitless();
-    problems.warnings.extend(
-        missing.iter().map(|line| format!("`{line}` is missing, and `haproxy.hitless_defaults` is false: reloads lose requests")),
-    );
+    problems.warnings.extend(missing.iter().map(|line| {
+        format!(
+            "`{line}` is missing, and `haproxy.hitless_defaults` is false: reloads lose requests"
+        )
+    }));
     let mut good = Vec::new();
     for piece in pieces(config, &renderer) {
         match piece {
@@ -85,7 +102,11 @@ pub async fn check(config: &Config) -> Problems {
             Err(error) => problems.errors.push(Chain(&error).to_string()),
         }
     }
-    match assemble(&renderer, &good.iter().collect::<Vec<_>>(), &mut EffectiveCache::default()) {
+    match assemble(
+        &renderer,
+        &good.iter().collect::<Vec<_>>(),
+        &mut EffectiveCache::default(),
+    ) {
         Ok(assembly) => ask(config, &assembly, &mut problems).await,
         Err(error) => problems.errors.push(Chain(&error).to_string()),
     }
@@ -101,18 +122,35 @@ async fn ask(config: &Config, assembly: &Assembly, problems: &mut Problems) {
         .and_then(|mut file| file.write_all(assembly.text.as_bytes()).map(|()| file));
     let file = match written {
         Ok(file) => file,
-        Err(error) => return problems.errors.push(format!("cannot write a temporary file to check: {error}")),
+        Err(error) => {
+            return problems
+                .errors
+                .push(format!("cannot write a temporary file to check: {error}"));
+        }
     };
-    match Checker::Binary(haproxy.binary.clone()).check(file.path(), haproxy.reload_timeout).await {
+    match Checker::Binary(haproxy.binary.clone())
+        .check(file.path(), haproxy.reload_timeout)
+        .await
+    {
         Ok(Verdict::Valid) => {}
-        Ok(Verdict::NoListener) => problems.errors.push("haproxy would not start: no frontend listens anywhere".to_owned()),
+        Ok(Verdict::NoListener) => problems
+            .errors
+            .push("haproxy would not start: no frontend listens anywhere".to_owned()),
         Ok(Verdict::Refused(complaints)) => {
             let path = file.path().display().to_string();
-            let alerts = complaints.alerts.iter().map(|alert| alert.words.replace(&path, "haproxy.cfg"));
+            let alerts = complaints
+                .alerts
+                .iter()
+                .map(|alert| alert.words.replace(&path, "haproxy.cfg"));
             let before = problems.errors.len();
-            problems.errors.extend(alerts.map(|words| format!("haproxy refuses what is rendered: {words}")));
+            problems
+                .errors
+                .extend(alerts.map(|words| format!("haproxy refuses what is rendered: {words}")));
             if problems.errors.len() == before {
-                problems.errors.push(format!("haproxy refuses what is rendered: {}", complaints.summary()));
+                problems.errors.push(format!(
+                    "haproxy refuses what is rendered: {}",
+                    complaints.summary()
+                ));
             }
         }
         Err(error) => problems.errors.push(Chain(&error).to_string()),

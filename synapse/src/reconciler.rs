@@ -140,9 +140,19 @@ impl Reconciler {
         let renderer = Arc::new(Renderer::new(&config)?);
         let mut sources = Sources::new(snapshot, shutdown);
         sources.configure(&config, snapshot);
-        let services: Vec<State> = config.services.iter().map(|s| State::new(Arc::new(s.clone()), held(snapshot, s))).collect();
-        let sockets = if config.haproxy.do_socket { config.haproxy.socket_file_path.clone() } else { Vec::new() };
-        let disk = std::fs::read_to_string(&config.haproxy.config_file_path).ok().map(Arc::from);
+        let services: Vec<State> = config
+            .services
+            .iter()
+            .map(|s| State::new(Arc::new(s.clone()), held(snapshot, s)))
+            .collect();
+        let sockets = if config.haproxy.do_socket {
+            config.haproxy.socket_file_path.clone()
+        } else {
+            Vec::new()
+        };
+        let disk = std::fs::read_to_string(&config.haproxy.config_file_path)
+            .ok()
+            .map(Arc::from);
         let mut this = Self {
             dirty: (0..services.len()).collect(),
             ids: snapshot.ids.as_ref().clone(),
@@ -164,7 +174,10 @@ impl Reconciler {
             stop_haproxy,
             jobs: JoinSet::new(),
             driver: Some(job::Driver::new(&config, stop_haproxy)),
-            limiter: Limiter::new(config.haproxy.restart_interval, config.haproxy.restart_jitter),
+            limiter: Limiter::new(
+                config.haproxy.restart_interval,
+                config.haproxy.restart_jitter,
+            ),
             retry_at: None,
             rng: fastrand::Rng::new(),
             host: host_name(),
@@ -187,7 +200,11 @@ impl Reconciler {
     fn plant(&mut self, snapshot: &Snapshot) {
         let file = self.disk.clone().map(|text| Model::parse(&text, Ours::All));
         if let Some(text) = &self.disk {
-            let services: Vec<_> = self.services.iter().map(|s| Arc::clone(&s.service)).collect();
+            let services: Vec<_> = self
+                .services
+                .iter()
+                .map(|s| Arc::clone(&s.service))
+                .collect();
             self.good = Good::of_file(text, &services);
         }
         let written = file.as_ref().map(|model| Scope::default().read(model));
@@ -196,22 +213,36 @@ impl Reconciler {
         {
             self.digests = Digests::of_file(observed.pid(), written);
         }
-        for (backend, ids) in ruby_state::ids(self.config.haproxy.state_file_path.as_deref(), &self.config.services) {
+        for (backend, ids) in ruby_state::ids(
+            self.config.haproxy.state_file_path.as_deref(),
+            &self.config.services,
+        ) {
             let known = self.ids.entry(backend).or_default();
-            ids.into_iter().for_each(|(name, id)| _ = known.entry(name).or_insert(id));
+            ids.into_iter()
+                .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
         let resolved = |host: &str| snapshot.resolved.get(host)?.first().copied();
         for state in &mut self.services {
-            let Some(backend) = state.backend().map(str::to_owned) else { continue };
+            let Some(backend) = state.backend().map(str::to_owned) else {
+                continue;
+            };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
-            let file = file.as_ref().and_then(|model| observed::file_rows(model, &backend));
-            let view = source_key(&state.service).map(|key| self.sources.view(&key)).unwrap_or_default();
+            let file = file
+                .as_ref()
+                .and_then(|model| observed::file_rows(model, &backend));
+            let view = source_key(&state.service)
+                .map(|key| self.sources.view(&key))
+                .unwrap_or_default();
             let inputs = seed::Inputs {
                 live: live.as_deref(),
                 file: file.as_deref(),
                 snapshot: &state.remembered(&self.config, &view, &resolved),
                 defaults: &[],
-                configured_options: state.service.haproxy.as_ref().map_or("", |h| &h.server_options),
+                configured_options: state
+                    .service
+                    .haproxy
+                    .as_ref()
+                    .map_or("", |h| &h.server_options),
             };
             let seed = seed::seed(&inputs);
             let known = self.ids.entry(backend).or_default();
@@ -275,7 +306,8 @@ impl Reconciler {
 
     fn sources_changed(&mut self) {
         let changed = self.sources.take_changed();
-        let dirty = self.indexes(|state| source_key(&state.service).is_some_and(|key| changed.contains(&key)));
+        let dirty = self
+            .indexes(|state| source_key(&state.service).is_some_and(|key| changed.contains(&key)));
         self.dirty.extend(dirty);
     }
 
@@ -291,8 +323,10 @@ impl Reconciler {
         let empty = Snapshot::default();
         self.sources.configure(&config, &empty);
         self.sources.follow(&config);
-        let mut former: BTreeMap<String, State> =
-            std::mem::take(&mut self.services).into_iter().map(|s| (s.service.name.clone(), s)).collect();
+        let mut former: BTreeMap<String, State> = std::mem::take(&mut self.services)
+            .into_iter()
+            .map(|s| (s.service.name.clone(), s))
+            .collect();
         for service in &config.services {
             let service = Arc::new(service.clone());
             let state = match former.remove(&service.name) {
@@ -304,9 +338,16 @@ impl Reconciler {
             };
             self.services.push(state);
         }
-        let sockets = if config.haproxy.do_socket { config.haproxy.socket_file_path.clone() } else { Vec::new() };
+        let sockets = if config.haproxy.do_socket {
+            config.haproxy.socket_file_path.clone()
+        } else {
+            Vec::new()
+        };
         self.api = RuntimeApi::new(sockets);
-        self.limiter.configure(config.haproxy.restart_interval, config.haproxy.restart_jitter);
+        self.limiter.configure(
+            config.haproxy.restart_interval,
+            config.haproxy.restart_jitter,
+        );
         if let Some(driver) = &mut self.driver {
             driver.configure(&config);
         }
@@ -322,7 +363,8 @@ impl Reconciler {
     async fn poll(&mut self) -> bool {
         let now = Instant::now();
         let before = self.quarantined.len();
-        self.quarantined.retain(|_, q| now.duration_since(q.since) < RETRY_QUARANTINED);
+        self.quarantined
+            .retain(|_, q| now.duration_since(q.since) < RETRY_QUARANTINED);
         let retry = self.quarantined.len() != before;
         if !self.jobs.is_empty() || !self.api.is_configured() {
             return retry;
@@ -333,7 +375,11 @@ impl Reconciler {
                 if !same {
                     if let Some(observed) = &self.observed {
                         self.tally.foreign_reloads += 1;
-                        warn!(former = observed.pid(), pid = info.pid, "haproxy runs another worker that we did not start");
+                        warn!(
+                            former = observed.pid(),
+                            pid = info.pid,
+                            "haproxy runs another worker that we did not start"
+                        );
                     }
                     self.stale = true;
                 }
@@ -353,7 +399,10 @@ impl Reconciler {
 
     fn socket_failed(&mut self, problem: &str) {
         if self.socket_problem.as_deref() != Some(problem) {
-            warn!(problem, "the stats socket gives no answer; nothing is reloaded for that");
+            warn!(
+                problem,
+                "the stats socket gives no answer; nothing is reloaded for that"
+            );
             self.socket_problem = Some(problem.to_owned());
         }
     }
@@ -389,9 +438,15 @@ impl Reconciler {
         if maint == self.operator_maint {
             return;
         }
-        let touched: BTreeSet<&str> =
-            maint.symmetric_difference(&self.operator_maint).map(|(backend, _)| backend.as_str()).collect();
-        let dirty = self.indexes(|state| state.backend().is_some_and(|backend| touched.contains(backend)));
+        let touched: BTreeSet<&str> = maint
+            .symmetric_difference(&self.operator_maint)
+            .map(|(backend, _)| backend.as_str())
+            .collect();
+        let dirty = self.indexes(|state| {
+            state
+                .backend()
+                .is_some_and(|backend| touched.contains(backend))
+        });
         self.dirty.extend(dirty);
         self.operator_maint = maint;
     }
@@ -407,7 +462,10 @@ impl Reconciler {
             Ok(assembly) => self.reconcile(assembly).await,
             Err(problem) => {
                 if self.frame_problem.as_ref() != Some(&problem) {
-                    error!(problem, "haproxy.cfg cannot be rendered: the running one stays as it is");
+                    error!(
+                        problem,
+                        "haproxy.cfg cannot be rendered: the running one stays as it is"
+                    );
                     self.frame_problem = Some(problem);
                 }
                 self.publish(None);
@@ -421,7 +479,11 @@ impl Reconciler {
             return;
         }
         let resolved = self.sources.resolved().borrow().clone();
-        let live_ids = self.observed.as_ref().map(Observed::ids).unwrap_or_default();
+        let live_ids = self
+            .observed
+            .as_ref()
+            .map(Observed::ids)
+            .unwrap_or_default();
         let world = World {
             view: &|key: &SourceKey| self.sources.view(key),
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
@@ -431,17 +493,27 @@ impl Reconciler {
             host: &self.host,
         };
         for index in dirty {
-            let Some(state) = self.services.get_mut(index) else { continue };
+            let Some(state) = self.services.get_mut(index) else {
+                continue;
+            };
             let backend = state.backend().unwrap_or(&state.service.name).to_owned();
             let known = self.ids.entry(backend).or_default();
             state.recompute(&self.config, &self.renderer, &world, known);
         }
-        self.sources.want_names(self.services.iter().flat_map(|s| s.names.iter().cloned()).collect());
+        self.sources.want_names(
+            self.services
+                .iter()
+                .flat_map(|s| s.names.iter().cloned())
+                .collect(),
+        );
     }
 
     /// The form each service has at the moment: as configured, or as last accepted while it is quarantined.
     fn pieces(&self) -> Vec<Piece> {
-        self.services.iter().filter_map(|state| self.piece(state)).collect()
+        self.services
+            .iter()
+            .filter_map(|state| self.piece(state))
+            .collect()
     }
 
     fn piece(&self, state: &State) -> Option<Piece> {
@@ -486,7 +558,8 @@ impl Reconciler {
     fn start_job(&mut self, assembly: &Assembly, next: &Plan) {
         let now = Instant::now();
         let reload = self.reload_reason(assembly, next);
-        let other_text = self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
+        let other_text =
+            self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
         if reload.is_none() && !other_text {
             return;
         }
@@ -496,7 +569,9 @@ impl Reconciler {
             if due > now {
                 self.retry_at = Some(due);
                 // After a failure the wait may be long: the file then follows the servers in its last good structure.
-                hold = self.limiter.is_backing_off() && self.good.frame.is_some() && self.write_problem.is_none();
+                hold = self.limiter.is_backing_off()
+                    && self.good.frame.is_some()
+                    && self.write_problem.is_none();
                 if !hold {
                     return;
                 }
@@ -504,7 +579,8 @@ impl Reconciler {
         }
         let job = Job {
             candidates: self.candidates(hold),
-            frame: if hold { self.good.frame.clone() } else { None }.unwrap_or_else(|| Arc::clone(&self.renderer)),
+            frame: if hold { self.good.frame.clone() } else { None }
+                .unwrap_or_else(|| Arc::clone(&self.renderer)),
             good_frame: self.good.frame.clone(),
             reload: reload.filter(|_| !hold),
             running: self.observed.as_ref().map(|o| o.running.clone()),
@@ -521,15 +597,27 @@ impl Reconciler {
             .map(|state| {
                 let good = self.good.piece(&state.service, &state.servers);
                 let quarantined = self.is_quarantined(state);
-                let new = state.piece.as_ref().and_then(|p| p.as_ref().ok()).filter(|_| !quarantined);
-                Candidate { name: state.service.name.clone(), new: if hold { good.clone() } else { new.cloned() }, good }
+                let new = state
+                    .piece
+                    .as_ref()
+                    .and_then(|p| p.as_ref().ok())
+                    .filter(|_| !quarantined);
+                Candidate {
+                    name: state.service.name.clone(),
+                    new: if hold { good.clone() } else { new.cloned() },
+                    good,
+                }
             })
             .collect()
     }
 
     fn is_quarantined(&self, state: &State) -> bool {
-        let Some(Ok(piece)) = &state.piece else { return false };
-        self.quarantined.get(&state.service.name).is_some_and(|q| q.structure == piece.structure())
+        let Some(Ok(piece)) = &state.piece else {
+            return false;
+        };
+        self.quarantined
+            .get(&state.service.name)
+            .is_some_and(|q| q.structure == piece.structure())
     }
 
     /// Why a reload is needed; `None` = it is not, or it must not be.
@@ -539,7 +627,8 @@ impl Reconciler {
         }
         if !self.api.is_configured() {
             let other = self.unconfirmed.as_deref() != Some(&*assembly.text);
-            return other.then(|| "there is no stats socket, so that every change is a reload".to_owned());
+            return other
+                .then(|| "there is no stats socket, so that every change is a reload".to_owned());
         }
         if self.stale {
             // The worker could not be read. Only a proven difference is worth a reload.
@@ -584,13 +673,21 @@ impl Reconciler {
             Outcome::Unconfirmed { assembly } => {
                 self.unconfirmed = Some(assembly.text);
                 self.tally.reloads += 1;
-                info!(?took, reason = done.reason, "haproxy reloaded; nobody can be asked whether it took");
+                info!(
+                    ?took,
+                    reason = done.reason,
+                    "haproxy reloaded; nobody can be asked whether it took"
+                );
                 None
             }
             Outcome::Failed(error) => Some(error),
         };
         if let Some(error) = &error {
-            error!(error, reason = done.reason, "haproxy was not brought to the new state; what runs goes on");
+            error!(
+                error,
+                reason = done.reason,
+                "haproxy was not brought to the new state; what runs goes on"
+            );
             if done.reason.is_none() {
                 self.write_problem = Some(error.clone());
             }
@@ -603,7 +700,13 @@ impl Reconciler {
         if let Some(reason) = done.reason {
             self.tally.reload_failures += u64::from(!ok);
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.tally.last_reload = Some(ReloadView { at: seconds(SystemTime::now() - took), reason, ok, ms, error });
+            self.tally.last_reload = Some(ReloadView {
+                at: seconds(SystemTime::now() - took),
+                reason,
+                ok,
+                ms,
+                error,
+            });
         }
     }
 
@@ -615,17 +718,36 @@ impl Reconciler {
     ) {
         for (service, reason) in bad {
             let state = self.services.iter().find(|s| s.service.name == service);
-            let Some(Ok(piece)) = state.and_then(|s| s.piece.as_ref()) else { continue };
-            error!(service, reason, "haproxy refuses this service as configured: its last good form stays, others proceed");
+            let Some(Ok(piece)) = state.and_then(|s| s.piece.as_ref()) else {
+                continue;
+            };
+            error!(
+                service,
+                reason,
+                "haproxy refuses this service as configured: its last good form stays, others proceed"
+            );
             let structure = piece.structure();
-            self.quarantined.insert(service, Quarantine { structure, reason, since: Instant::now() });
+            self.quarantined.insert(
+                service,
+                Quarantine {
+                    structure,
+                    reason,
+                    since: Instant::now(),
+                },
+            );
         }
         if let Some(problem) = &bad_frame {
-            error!(problem, "haproxy refuses global, defaults or extra sections: their last good form stays");
+            error!(
+                problem,
+                "haproxy refuses global, defaults or extra sections: their last good form stays"
+            );
         }
         self.frame_problem = bad_frame;
         for ((backend, options), reason) in refused_options {
-            warn!(backend, options, reason, "haproxy refuses these server options: their servers are left out");
+            warn!(
+                backend,
+                options, reason, "haproxy refuses these server options: their servers are left out"
+            );
             let dirty: Vec<usize> = self.indexes(|s| s.backend() == Some(backend.as_str()));
             self.dirty.extend(dirty);
             self.refused_options.insert((backend, options), reason);
@@ -633,12 +755,20 @@ impl Reconciler {
     }
 
     fn indexes(&self, of: impl Fn(&State) -> bool) -> Vec<usize> {
-        self.services.iter().enumerate().filter(|(_, s)| of(s)).map(|(i, _)| i).collect()
+        self.services
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| of(s))
+            .map(|(i, _)| i)
+            .collect()
     }
 
     /// The worker serves what was assembled: every form in it is good.
     fn accept(&mut self, assembly: &Assembly) {
-        let serves = self.observed.as_ref().is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
+        let serves = self
+            .observed
+            .as_ref()
+            .is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
         if !serves || self.accepted.as_ref() == Some(&assembly.desired.generation) {
             return;
         }
@@ -693,11 +823,19 @@ fn held(snapshot: &Snapshot, service: &Service) -> Previous {
 }
 
 fn operator_maint(snapshot: &Snapshot) -> BTreeSet<(String, String)> {
-    let maint = snapshot.operator.iter().filter(|(_, state)| *state == "maint");
-    maint.filter_map(|(key, _)| key.split_once('/')).map(|(b, n)| (b.to_owned(), n.to_owned())).collect()
+    let maint = snapshot
+        .operator
+        .iter()
+        .filter(|(_, state)| *state == "maint");
+    maint
+        .filter_map(|(key, _)| key.split_once('/'))
+        .map(|(b, n)| (b.to_owned(), n.to_owned()))
+        .collect()
 }
 
 /// The host's name: the default seed of the shuffle.
 pub(crate) fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .unwrap_or_default()
 }

@@ -12,13 +12,22 @@ use crate::config::Service;
 /// name, server name, `haproxy_server_id`.
 #[must_use]
 pub fn ids(path: Option<&Path>, services: &[Service]) -> BTreeMap<String, BTreeMap<String, u32>> {
-    let text = path.and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
-    let Ok(Value::Object(state)) = serde_json::from_slice(&text) else { return BTreeMap::new() };
+    let text = path
+        .and_then(|path| std::fs::read(path).ok())
+        .unwrap_or_default();
+    let Ok(Value::Object(state)) = serde_json::from_slice(&text) else {
+        return BTreeMap::new();
+    };
     let of_service = |service: &Service| {
         let backend = service.haproxy.as_ref()?.backend_name.clone();
         let id = |server: &Value| u32::try_from(server.get("haproxy_server_id")?.as_u64()?).ok();
         let servers = state.get(&service.name)?.as_object()?.iter();
-        Some((backend, servers.filter_map(|(name, server)| Some((name.clone(), id(server)?))).collect()))
+        Some((
+            backend,
+            servers
+                .filter_map(|(name, server)| Some((name.clone(), id(server)?)))
+                .collect(),
+        ))
     };
     services.iter().filter_map(of_service).collect()
 }

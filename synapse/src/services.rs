@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use crate::assembly::Piece;
 use crate::config::{Config, Discovery, Service};
-use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
 use crate::decode;
+use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
 use crate::ids;
 use crate::order;
 use crate::render::Renderer;
@@ -25,9 +25,10 @@ use smartstack_common::report::Chain;
 pub fn source_key(service: &Service) -> Option<SourceKey> {
     match &service.discovery {
         Discovery::Base => None,
-        Discovery::Zookeeper { ensemble, path, .. } => {
-            Some(SourceKey { ensemble: ensemble.clone(), path: path.clone() })
-        }
+        Discovery::Zookeeper { ensemble, path, .. } => Some(SourceKey {
+            ensemble: ensemble.clone(),
+            path: path.clone(),
+        }),
     }
 }
 
@@ -100,13 +101,19 @@ impl State {
     /// The backend section's name; `None` = not rendered.
     #[must_use]
     pub fn backend(&self) -> Option<&str> {
-        self.service.haproxy.as_ref().map(|h| h.backend_name.as_str())
+        self.service
+            .haproxy
+            .as_ref()
+            .map(|h| h.backend_name.as_str())
     }
 
     /// What is kept for `use_previous_backends`, when it is in use.
     #[must_use]
     pub fn held(&self) -> Option<&Previous> {
-        let held = self.desired.as_ref().is_some_and(|d| d.origin == Origin::Held);
+        let held = self
+            .desired
+            .as_ref()
+            .is_some_and(|d| d.origin == Origin::Held);
         held.then_some(&self.previous)
     }
 
@@ -130,12 +137,23 @@ impl State {
         resolved: &dyn Fn(&str) -> Option<IpAddr>,
     ) -> Vec<Server> {
         let allowed_options = &config.haproxy.allowed_server_options;
-        funnel(Input { service: &self.service, view, previous: &self.previous, resolved, allowed_options }).servers
+        funnel(Input {
+            service: &self.service,
+            view,
+            previous: &self.previous,
+            resolved,
+            allowed_options,
+        })
+        .servers
     }
 
     /// Hosts that are names, in the registry and among the default servers.
     fn names_in(&self, view: &SourceView) -> BTreeSet<String> {
-        let defaults = self.service.default_servers.iter().map(|server| server.host.clone());
+        let defaults = self
+            .service
+            .default_servers
+            .iter()
+            .map(|server| server.host.clone());
         let registered = match &self.service.discovery {
             Discovery::Base => None,
             Discovery::Zookeeper { decode, .. } => Some(
@@ -145,7 +163,10 @@ impl State {
                     .map(|instance| instance.host),
             ),
         };
-        defaults.chain(registered.into_iter().flatten()).filter(|host| resolve::is_name(host)).collect()
+        defaults
+            .chain(registered.into_iter().flatten())
+            .filter(|host| resolve::is_name(host))
+            .collect()
     }
 
     /// Runs the funnel, allocates ids and, where anything changed, renders. `known` holds the ids this backend's servers
@@ -181,7 +202,11 @@ impl State {
         }
         let servers = match &self.seed {
             // Only what runs, or stands in the file, may not be taken away by what is remembered or configured.
-            Some(seed::Seed { origin: seed::Origin::Live | seed::Origin::File, servers, .. }) => servers.clone(),
+            Some(seed::Seed {
+                origin: seed::Origin::Live | seed::Origin::File,
+                servers,
+                ..
+            }) => servers.clone(),
             _ => desired.servers.clone(),
         };
         self.desired = Some(desired);
@@ -192,31 +217,68 @@ impl State {
     }
 
     /// Leaves out what haproxy has refused, marks what an operator has disabled, gives ids and an order.
-    fn identify(&mut self, servers: Vec<Server>, config: &Config, world: &World<'_>, known: &mut BTreeMap<String, u32>) {
+    fn identify(
+        &mut self,
+        servers: Vec<Server>,
+        config: &Config,
+        world: &World<'_>,
+        known: &mut BTreeMap<String, u32>,
+    ) {
         let backend = self.backend().unwrap_or(&self.service.name).to_owned();
         self.refused.clear();
         let mut admitted = Vec::with_capacity(servers.len());
         for mut server in servers {
             let key = (backend.clone(), server.options.clone().unwrap_or_default());
-            if let Some(words) = world.refused_options.get(&key).filter(|_| server.options.is_some()) {
+            if let Some(words) = world
+                .refused_options
+                .get(&key)
+                .filter(|_| server.options.is_some())
+            {
                 let reason = format!("haproxy refuses its options `{}`: {words}", key.1);
-                self.refused.push(Rejected { znode: server.znode.unwrap_or(server.name), reason });
+                self.refused.push(Rejected {
+                    znode: server.znode.unwrap_or(server.name),
+                    reason,
+                });
                 continue;
             }
-            server.disabled |= world.operator_maint.contains(&(backend.clone(), server.name.clone()));
+            server.disabled |= world
+                .operator_maint
+                .contains(&(backend.clone(), server.name.clone()));
             admitted.push(server);
         }
         let live = world.live_ids.get(&backend);
-        known.extend(live.into_iter().flatten().map(|(name, id)| (name.clone(), *id)));
-        let reserved = live.into_iter().flat_map(|ids| ids.values().copied()).collect();
+        known.extend(
+            live.into_iter()
+                .flatten()
+                .map(|(name, id)| (name.clone(), *id)),
+        );
+        let reserved = live
+            .into_iter()
+            .flat_map(|ids| ids.values().copied())
+            .collect();
         let allocation = ids::allocate(known, &admitted, &reserved, config.haproxy.max_server_id);
-        self.id_notes =
-            allocation.notes.iter().map(|(name, text)| Rejected { znode: name.clone(), reason: text.clone() }).collect();
+        self.id_notes = allocation
+            .notes
+            .iter()
+            .map(|(name, text)| Rejected {
+                znode: name.clone(),
+                reason: text.clone(),
+            })
+            .collect();
         self.servers = allocation.identify(admitted);
         *known = allocation.ids;
         if let Some(haproxy) = &self.service.haproxy {
-            let seed = config.haproxy.server_order_seed.as_deref().unwrap_or(world.host);
-            order::arrange(&mut self.servers, haproxy.backend_order, seed, &self.service.name);
+            let seed = config
+                .haproxy
+                .server_order_seed
+                .as_deref()
+                .unwrap_or(world.host);
+            order::arrange(
+                &mut self.servers,
+                haproxy.backend_order,
+                seed,
+                &self.service.name,
+            );
         }
     }
 }

@@ -95,7 +95,11 @@ impl Sources {
         let shards = discovery::shards(&keys, PATH_BUDGET);
         let mut former = std::mem::take(&mut self.sessions);
         for shard in &shards {
-            let only = shards.iter().filter(|s| s.ensemble == shard.ensemble).count() == 1;
+            let only = shards
+                .iter()
+                .filter(|s| s.ensemble == shard.ensemble)
+                .count()
+                == 1;
             let serves = |session: &Session| {
                 session.shard == *shard || (only && session.shard.ensemble == shard.ensemble)
             };
@@ -105,7 +109,12 @@ impl Sources {
             };
             for key in &shard.sources {
                 let followed = session.shard.sources.contains(key);
-                if !followed || self.views.get(key).is_some_and(|view| view.tasks.is_empty()) {
+                if !followed
+                    || self
+                        .views
+                        .get(key)
+                        .is_some_and(|view| view.tasks.is_empty())
+                {
                     self.follow_one(config, key, &session.link);
                 }
             }
@@ -115,33 +124,63 @@ impl Sources {
         for session in former {
             session.stop.send_replace(true);
         }
-        self.links.send_replace(self.sessions.iter().map(|s| (s.shard.ensemble.clone(), s.link.clone())).collect());
+        self.links.send_replace(
+            self.sessions
+                .iter()
+                .map(|s| (s.shard.ensemble.clone(), s.link.clone()))
+                .collect(),
+        );
     }
 
     fn open(&mut self, config: &Config, shard: &Shard) -> Session {
         let (stop, mut stopped) = watch::channel(false);
         let (sender, link) = watch::channel(Link::Connecting);
-        let settings =
-            zk::Settings { ensemble: shard.ensemble.clone(), session_timeout: config.session_timeout };
+        let settings = zk::Settings {
+            ensemble: shard.ensemble.clone(),
+            session_timeout: config.session_timeout,
+        };
         let mut shutdown = self.shutdown.clone();
-        self.tasks.spawn(zk::supervise(settings, sender, async move {
-            // Cancel-safe: two watch receives.
-            tokio::select! {
-                () = shutdown.wait() => {}
-                _ = stopped.wait_for(|stop| *stop) => {}
-            }
-        }));
-        Session { shard: Shard { sources: Vec::new(), ..shard.clone() }, stop, link }
+        self.tasks
+            .spawn(zk::supervise(settings, sender, async move {
+                // Cancel-safe: two watch receives.
+                tokio::select! {
+                    () = shutdown.wait() => {}
+                    _ = stopped.wait_for(|stop| *stop) => {}
+                }
+            }));
+        Session {
+            shard: Shard {
+                sources: Vec::new(),
+                ..shard.clone()
+            },
+            stop,
+            link,
+        }
     }
 
     fn follow_one(&mut self, config: &Config, key: &SourceKey, link: &watch::Receiver<Link>) {
-        let Some(view) = self.views.get_mut(key) else { return };
+        let Some(view) = self.views.get_mut(key) else {
+            return;
+        };
         view.tasks.iter().for_each(AbortHandle::abort);
-        let source = discovery::Source { key: key.clone(), valid: validity(config, key) };
-        let settings = discovery::Settings { jitter: config.jitter, ..discovery::Settings::default() };
+        let source = discovery::Source {
+            key: key.clone(),
+            valid: validity(config, key),
+        };
+        let settings = discovery::Settings {
+            jitter: config.jitter,
+            ..discovery::Settings::default()
+        };
         let counters = Arc::clone(&self.counters);
-        let follower = discovery::follow(source, settings, link.clone(), view.sender.clone(), counters);
-        let (mut receiver, changed, key) = (view.sender.subscribe(), self.changed.clone(), key.clone());
+        let follower = discovery::follow(
+            source,
+            settings,
+            link.clone(),
+            view.sender.clone(),
+            counters,
+        );
+        let (mut receiver, changed, key) =
+            (view.sender.subscribe(), self.changed.clone(), key.clone());
         let notifier = async move {
             while receiver.changed().await.is_ok() {
                 receiver.mark_unchanged();
@@ -156,12 +195,17 @@ impl Sources {
     /// The latest view of a source.
     #[must_use]
     pub fn view(&self, key: &SourceKey) -> SourceView {
-        self.views.get(key).map(|view| view.sender.borrow().clone()).unwrap_or_default()
+        self.views
+            .get(key)
+            .map(|view| view.sender.borrow().clone())
+            .unwrap_or_default()
     }
 
     /// All sources with their latest views.
     pub fn all(&self) -> impl Iterator<Item = (&SourceKey, SourceView)> {
-        self.views.iter().map(|(key, view)| (key, view.sender.borrow().clone()))
+        self.views
+            .iter()
+            .map(|(key, view)| (key, view.sender.borrow().clone()))
     }
 
     /// Wakes when a view changes.
@@ -217,12 +261,18 @@ impl Sources {
 /// The links as `/status` shows them.
 #[must_use]
 pub fn link_status(links: &Links) -> Vec<LinkStatus> {
-    links.iter().map(|(ensemble, link)| LinkStatus::of(ensemble, &link.borrow())).collect()
+    links
+        .iter()
+        .map(|(ensemble, link)| LinkStatus::of(ensemble, &link.borrow()))
+        .collect()
 }
 
 /// A payload is usable when any service of the source can decode it.
 fn validity(config: &Config, key: &SourceKey) -> Validity {
-    let of_source = config.services.iter().filter(|s| source_key(s).as_ref() == Some(key));
+    let of_source = config
+        .services
+        .iter()
+        .filter(|s| source_key(s).as_ref() == Some(key));
     let mut decodes: Vec<Decode> = of_source
         .filter_map(|service| match &service.discovery {
             Discovery::Zookeeper { decode, .. } => Some(decode.clone()),
@@ -231,5 +281,9 @@ fn validity(config: &Config, key: &SourceKey) -> Validity {
         .collect();
     decodes.sort_unstable();
     decodes.dedup();
-    Arc::new(move |znode, data| decodes.iter().any(|decode| decode::child(znode, data, decode).is_ok()))
+    Arc::new(move |znode, data| {
+        decodes
+            .iter()
+            .any(|decode| decode::child(znode, data, decode).is_ok())
+    })
 }

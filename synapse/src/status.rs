@@ -126,7 +126,9 @@ pub struct ReloadView {
 /// Seconds since 1970, for JSON.
 #[must_use]
 pub fn seconds(at: SystemTime) -> f64 {
-    at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+    at.duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO)
+        .as_secs_f64()
 }
 
 /// `/status`: the view in its envelope.

@@ -44,7 +44,11 @@ impl fmt::Display for Finding {
         })?;
         if !self.key_path.is_empty() {
             for c in self.key_path.chars() {
-                if c.is_control() { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+                if c.is_control() {
+                    write!(f, "{}", c.escape_default())?
+                } else {
+                    write!(f, "{c}")?
+                }
             }
             f.write_str(": ")?;
         }
@@ -70,7 +74,9 @@ impl Report {
     /// Whether the configuration is refused.
     #[must_use]
     pub fn has_errors(&self) -> bool {
-        self.findings.iter().any(|finding| finding.severity == Severity::Error)
+        self.findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error)
     }
 }
 

@@ -3,7 +3,9 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, EnumAccess, Error as _, MapAccess, SeqAccess, Visitor,
+};
 use serde_yaml::Value;
 use serde_yaml::mapping::{Entry, Mapping};
 
@@ -30,20 +32,34 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Invalid> {
     let repeats = Cell::new(false);
     let mut value = match read_yaml(text, Any(&repeats)) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => {
-            Any(&repeats).deserialize(&mut serde_json::Deserializer::from_str(text)).map_err(|_| invalid)?
-        }
+        Err(invalid) if text.trim_start().starts_with('{') => Any(&repeats)
+            .deserialize(&mut serde_json::Deserializer::from_str(text))
+            .map_err(|_| invalid)?,
         Err(invalid) => return Err(invalid),
     };
-    value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
-    Ok(Parsed { value, repeats: repeats.get() })
+    value.apply_merge().map_err(|error| Invalid {
+        at: None,
+        message: error.to_string(),
+    })?;
+    Ok(Parsed {
+        value,
+        repeats: repeats.get(),
+    })
 }
 
 fn read_yaml(text: &str, any: Any<'_>) -> Result<Value, Invalid> {
-    let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
+    let Some(document) = serde_yaml::Deserializer::from_str(text).next() else {
+        return Ok(Value::Null);
+    };
     any.deserialize(document).map_err(|error| {
-        let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
-        Invalid { at, message: shorten(&error.to_string()) }
+        let at = error.location().map(|l| Position {
+            line: l.line(),
+            column: l.column(),
+        });
+        Invalid {
+            at,
+            message: shorten(&error.to_string()),
+        }
     })
 }
 
@@ -52,7 +68,10 @@ fn shorten(message: &str) -> String {
     let mut parts = message.split(" at line ");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for (index, part) in parts.enumerate() {
-        let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = |text: &str| {
+            text.find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(text.len())
+        };
         let (line, rest) = part.split_at(digits(part));
         let rest = rest.strip_prefix(" column ").unwrap_or(rest);
         let (column, rest) = rest.split_at(digits(rest));
@@ -121,7 +140,9 @@ impl<'de> Visitor<'de> for Any<'_> {
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
-        Err(A::Error::custom("type tags (`!…`) are not supported: plain data only"))
+        Err(A::Error::custom(
+            "type tags (`!…`) are not supported: plain data only",
+        ))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {

@@ -111,7 +111,8 @@ impl Driver {
         let haproxy = &config.haproxy;
         self.haproxy.configure(haproxy);
         self.file.clone_from(&haproxy.config_file_path);
-        self.candidate.clone_from(&haproxy.candidate_config_file_path);
+        self.candidate
+            .clone_from(&haproxy.candidate_config_file_path);
         self.writes = haproxy.do_writes;
     }
 
@@ -130,7 +131,11 @@ impl Driver {
             refused_options: BTreeMap::new(),
             disk: None,
             cache: EffectiveCache::default(),
-            held: job.disk.as_deref().map(|text| Model::parse(text, crate::cfg::Ours::All)).unwrap_or_default(),
+            held: job
+                .disk
+                .as_deref()
+                .map(|text| Model::parse(text, crate::cfg::Ours::All))
+                .unwrap_or_default(),
             driver: self,
             started: Instant::now(),
             reloads: 0,
@@ -179,7 +184,14 @@ const FRAME: usize = 0;
 impl Work {
     async fn run(&mut self) -> Outcome {
         let everything: Selection = std::iter::once(FRAME)
-            .chain(self.job.candidates.iter().enumerate().filter(|(_, c)| c.new.is_some()).map(|(i, _)| i + 1))
+            .chain(
+                self.job
+                    .candidates
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, c)| c.new.is_some())
+                    .map(|(i, _)| i + 1),
+            )
             .collect();
         let mut selection = match self.settle(everything).await {
             Ok(selection) => selection,
@@ -190,15 +202,22 @@ impl Work {
                 Ok(outcome) => return outcome,
                 Err(Setback::Abort(reason)) => return self.give_up(reason),
                 Err(Setback::Refused(refused)) => {
-                    let blamed: Vec<usize> =
-                        refused.blamed.keys().copied().filter(|i| *i != FRAME && selection.contains(i)).collect();
+                    let blamed: Vec<usize> = refused
+                        .blamed
+                        .keys()
+                        .copied()
+                        .filter(|i| *i != FRAME && selection.contains(i))
+                        .collect();
                     // A way of reloading that does not work says nothing about any service.
                     if blamed.is_empty() || self.reloads >= MOST_RELOADS {
                         return self.give_up(refused.words);
                     }
                     blamed.iter().for_each(|index| _ = selection.remove(index));
                     let new = selection.clone();
-                    let bad = blamed.into_iter().map(|i| (i, refused.blamed[&i].clone())).collect();
+                    let bad = blamed
+                        .into_iter()
+                        .map(|i| (i, refused.blamed[&i].clone()))
+                        .collect();
                     self.note_bad(Found::Accepted { new, bad });
                 }
             }
@@ -226,7 +245,9 @@ impl Work {
                 },
                 Step::Done(Found::Nothing { words }) => return Err(words),
                 Step::Done(found @ Found::Accepted { .. }) => {
-                    let Found::Accepted { new, .. } = &found else { return Ok(sure) };
+                    let Found::Accepted { new, .. } = &found else {
+                        return Ok(sure);
+                    };
                     let selection = new.union(&sure).copied().collect();
                     self.note_bad(found);
                     return Ok(selection);
@@ -237,30 +258,58 @@ impl Work {
 
     /// The search that begins when all new forms together were refused, and the fragments it is about.
     fn search(&self, everything: &Selection, refused: Refused) -> (Search, Selection) {
-        let same_frame = self.job.good_frame.as_ref().map(|good| Arc::ptr_eq(good, &self.job.frame));
+        let same_frame = self
+            .job
+            .good_frame
+            .as_ref()
+            .map(|good| Arc::ptr_eq(good, &self.job.frame));
         let frame = match same_frame {
             Some(true) => Frame::Fixed,
             Some(false) => Frame::Changed(FRAME),
             None => Frame::Only,
         };
-        let changed = |index: &usize| match index.checked_sub(1).and_then(|i| self.job.candidates.get(i)) {
+        let changed = |index: &usize| match index
+            .checked_sub(1)
+            .and_then(|i| self.job.candidates.get(i))
+        {
             None => frame == Frame::Changed(FRAME),
-            Some(Candidate { new: Some(new), good: Some(good), .. }) => new.structure() != good.structure(),
+            Some(Candidate {
+                new: Some(new),
+                good: Some(good),
+                ..
+            }) => new.structure() != good.structure(),
             Some(_) => true,
         };
         let mut suspects: Selection = everything.iter().copied().filter(changed).collect();
-        suspects.extend(refused.blamed.keys().filter(|index| everything.contains(index) && **index != FRAME));
+        suspects.extend(
+            refused
+                .blamed
+                .keys()
+                .filter(|index| everything.contains(index) && **index != FRAME),
+        );
         if suspects.is_empty() {
             // Nothing changed and yet it is refused: something outside did. Everything is suspect.
-            suspects = everything.iter().copied().filter(|index| *index != FRAME).collect();
+            suspects = everything
+                .iter()
+                .copied()
+                .filter(|index| *index != FRAME)
+                .collect();
         }
-        (Search::new(suspects.iter().copied(), frame, refused), suspects)
+        (
+            Search::new(suspects.iter().copied(), frame, refused),
+            suspects,
+        )
     }
 
     fn note_bad(&mut self, found: Found) {
-        let Found::Accepted { bad, .. } = found else { return };
+        let Found::Accepted { bad, .. } = found else {
+            return;
+        };
         for (index, words) in bad {
-            match index.checked_sub(1).and_then(|i| self.job.candidates.get(i)) {
+            match index
+                .checked_sub(1)
+                .and_then(|i| self.job.candidates.get(i))
+            {
                 Some(candidate) => _ = self.bad.insert(candidate.name.clone(), words),
                 None => self.bad_frame = Some(words),
             }
@@ -286,28 +335,56 @@ impl Work {
                 return self.ports(&assembly, selection, &included);
             };
             if !self.drop_refused_options(&complaints, &assembly) {
-                return Err(Setback::Refused(self.refused(&complaints, &assembly, &included)));
+                return Err(Setback::Refused(self.refused(
+                    &complaints,
+                    &assembly,
+                    &included,
+                )));
             }
         }
-        Err(Setback::Abort("haproxy refuses the options of ever more servers".to_owned()))
+        Err(Setback::Abort(
+            "haproxy refuses the options of ever more servers".to_owned(),
+        ))
     }
 
     /// `haproxy -c` does not bind: a port of another process would show only when the reload fails.
-    fn ports(&self, assembly: &Assembly, selection: &Selection, included: &[usize]) -> Result<(), Setback> {
+    fn ports(
+        &self,
+        assembly: &Assembly,
+        selection: &Selection,
+        included: &[usize],
+    ) -> Result<(), Setback> {
         let mut refused = Refused::default();
         for bind in bind::taken(&assembly.model(), &self.held) {
             let words = format!("{} is in use by another process", bind.address);
-            let at = assembly.models.iter().position(|m| m.sections.iter().any(|s| s.name == bind.section));
-            if let Some(index) = at.and_then(|at| included.get(at)).filter(|index| selection.contains(index)) {
-                refused.blamed.entry(*index).or_insert_with(|| words.clone());
+            let at = assembly
+                .models
+                .iter()
+                .position(|m| m.sections.iter().any(|s| s.name == bind.section));
+            if let Some(index) = at
+                .and_then(|at| included.get(at))
+                .filter(|index| selection.contains(index))
+            {
+                refused
+                    .blamed
+                    .entry(*index)
+                    .or_insert_with(|| words.clone());
             }
             refused.words = words;
         }
-        if refused.blamed.is_empty() { Ok(()) } else { Err(Setback::Refused(refused)) }
+        if refused.blamed.is_empty() {
+            Ok(())
+        } else {
+            Err(Setback::Refused(refused))
+        }
     }
 
     fn assemble(&mut self, selection: &Selection) -> Result<(Assembly, Vec<usize>), Setback> {
-        let fixed = self.job.good_frame.as_ref().is_none_or(|good| Arc::ptr_eq(good, &self.job.frame));
+        let fixed = self
+            .job
+            .good_frame
+            .as_ref()
+            .is_none_or(|good| Arc::ptr_eq(good, &self.job.frame));
         let frame = match &self.job.good_frame {
             Some(good) if !fixed && !selection.contains(&FRAME) => good,
             _ => &self.job.frame,
@@ -315,7 +392,11 @@ impl Work {
         let mut pieces = Vec::new();
         let mut included = vec![FRAME];
         for (index, candidate) in self.job.candidates.iter().enumerate() {
-            let piece = if selection.contains(&(index + 1)) { &candidate.new } else { &candidate.good };
+            let piece = if selection.contains(&(index + 1)) {
+                &candidate.new
+            } else {
+                &candidate.good
+            };
             if let Some(piece) = piece {
                 pieces.push(piece);
                 included.push(index + 1);
@@ -328,13 +409,14 @@ impl Work {
 
     /// Complaints, or `None` when haproxy takes it.
     async fn complaints(&mut self, assembly: &Assembly) -> Result<Option<Complaints>, Setback> {
-        self.write_to(&self.driver.candidate, &assembly.text).map_err(Setback::Abort)?;
+        self.write_to(&self.driver.candidate, &assembly.text)
+            .map_err(Setback::Abort)?;
         match self.driver.haproxy.check(&self.driver.candidate).await {
             Ok(Verdict::Valid) => Ok(None),
             Ok(Verdict::Refused(complaints)) => Ok(Some(complaints)),
-            Ok(Verdict::NoListener) => {
-                Ok(Some(Complaints::parse("no frontend is left that listens anywhere, so haproxy would not start")))
-            }
+            Ok(Verdict::NoListener) => Ok(Some(Complaints::parse(
+                "no frontend is left that listens anywhere, so haproxy would not start",
+            ))),
             Err(error) => Err(Setback::Abort(Chain(&error).to_string())),
         }
     }
@@ -347,13 +429,23 @@ impl Work {
         for ((backend, name), words) in named {
             for candidate in &mut self.job.candidates {
                 for form in [&mut candidate.new, &mut candidate.good] {
-                    let Some(piece) = form.as_ref().filter(|p| p.backend() == backend) else { continue };
-                    let own = |s: &&crate::server::Identified| s.server.name == name && s.server.options.is_some();
-                    let Some(options) = piece.servers.iter().find(own).and_then(|s| s.server.options.clone()) else {
+                    let Some(piece) = form.as_ref().filter(|p| p.backend() == backend) else {
+                        continue;
+                    };
+                    let own = |s: &&crate::server::Identified| {
+                        s.server.name == name && s.server.options.is_some()
+                    };
+                    let Some(options) = piece
+                        .servers
+                        .iter()
+                        .find(own)
+                        .and_then(|s| s.server.options.clone())
+                    else {
                         continue;
                     };
                     *form = piece.without_options(&self.job.frame, &options);
-                    self.refused_options.insert((backend.clone(), options), words.clone());
+                    self.refused_options
+                        .insert((backend.clone(), options), words.clone());
                     dropped = true;
                 }
             }
@@ -365,28 +457,59 @@ impl Work {
         let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
         let mut blamed = BTreeMap::new();
         for (fragment, words) in complaints.blamed(&assembly.map, &models) {
-            let index = included.get(fragment).copied().or_else(|| self.owner_of_shared(complaints, assembly, fragment));
+            let index = included
+                .get(fragment)
+                .copied()
+                .or_else(|| self.owner_of_shared(complaints, assembly, fragment));
             if let Some(index) = index {
                 blamed.entry(index).or_insert(words);
             }
         }
-        Refused { blamed, words: complaints.summary() }
+        Refused {
+            blamed,
+            words: complaints.summary(),
+        }
     }
 
     /// A complaint about the shared frontend is about the service whose line it is.
-    fn owner_of_shared(&self, complaints: &Complaints, assembly: &Assembly, fragment: usize) -> Option<usize> {
+    fn owner_of_shared(
+        &self,
+        complaints: &Complaints,
+        assembly: &Assembly,
+        fragment: usize,
+    ) -> Option<usize> {
         let model = assembly.models.get(fragment)?;
-        let numbers = complaints.alerts.iter().filter_map(|a| assembly.map.locate(a.line?));
+        let numbers = complaints
+            .alerts
+            .iter()
+            .filter_map(|a| assembly.map.locate(a.line?));
         let lines: BTreeSet<&str> = numbers
             .filter(|(at, _)| *at == fragment)
-            .filter_map(|(_, number)| model.sections.iter().flat_map(|s| &s.lines).find(|l| l.number == number))
+            .filter_map(|(_, number)| {
+                model
+                    .sections
+                    .iter()
+                    .flat_map(|s| &s.lines)
+                    .find(|l| l.number == number)
+            })
             .map(|line| line.text.as_str())
             .collect();
         let owns = |candidate: &Candidate| {
-            let service = candidate.new.as_ref().and_then(|p| p.service.haproxy.as_ref());
-            service.is_some_and(|h| h.shared_frontend.iter().any(|line| lines.contains(line.trim())))
+            let service = candidate
+                .new
+                .as_ref()
+                .and_then(|p| p.service.haproxy.as_ref());
+            service.is_some_and(|h| {
+                h.shared_frontend
+                    .iter()
+                    .any(|line| lines.contains(line.trim()))
+            })
         };
-        self.job.candidates.iter().position(owns).map(|index| index + 1)
+        self.job
+            .candidates
+            .iter()
+            .position(owns)
+            .map(|index| index + 1)
     }
 
     /// Puts an accepted combination in place, and has it loaded where that is needed.
@@ -397,23 +520,40 @@ impl Work {
         }
         if self.job.reload.is_none() || self.serves(&assembly) {
             let same = self.on_disk() == Some(&*assembly.text);
-            let written = if same { Ok(Outcome::Unneeded) } else { self.write(&assembly.text).map(|()| Outcome::Written) };
+            let written = if same {
+                Ok(Outcome::Unneeded)
+            } else {
+                self.write(&assembly.text).map(|()| Outcome::Written)
+            };
             return written.map_err(Setback::Abort);
         }
         self.write(&assembly.text).map_err(Setback::Abort)?;
         self.reloads += 1;
         let expected = Some(&assembly.desired.generation);
-        let servers = assembly.desired.backends.values().map(|b| b.servers.len()).sum();
+        let servers = assembly
+            .desired
+            .backends
+            .values()
+            .map(|b| b.servers.len())
+            .sum();
         let outcome = match self.job.running {
             None => self.driver.haproxy.start(expected, servers).await,
             Some(_) => self.driver.haproxy.reload(expected, servers).await,
         };
         match outcome {
-            ReloadOutcome::Confirmed { pid, .. } => Ok(Outcome::Reloaded { pid, assembly: Box::new(assembly) }),
-            ReloadOutcome::Unconfirmed => Ok(Outcome::Unconfirmed { assembly: Box::new(assembly) }),
+            ReloadOutcome::Confirmed { pid, .. } => Ok(Outcome::Reloaded {
+                pid,
+                assembly: Box::new(assembly),
+            }),
+            ReloadOutcome::Unconfirmed => Ok(Outcome::Unconfirmed {
+                assembly: Box::new(assembly),
+            }),
             ReloadOutcome::Failed { reason, output } => {
                 let refused = self.refused(&Complaints::parse(&output), &assembly, &included);
-                Err(Setback::Refused(Refused { words: reason, ..refused }))
+                Err(Setback::Refused(Refused {
+                    words: reason,
+                    ..refused
+                }))
             }
         }
     }
@@ -421,7 +561,8 @@ impl Work {
     /// The worker has loaded this structure, and nothing in its servers needs a reload.
     fn serves(&self, assembly: &Assembly) -> bool {
         let running = self.job.running.as_ref();
-        running.is_some_and(|running| !matches!(plan(running, &assembly.desired), Plan::Reload { .. }))
+        running
+            .is_some_and(|running| !matches!(plan(running, &assembly.desired), Plan::Reload { .. }))
     }
 
     /// `do_writes: false`: somebody else writes the file; only the reload is ours.
@@ -431,7 +572,9 @@ impl Work {
         }
         match self.driver.haproxy.reload(None, 0).await {
             ReloadOutcome::Failed { reason, .. } => Err(Setback::Abort(reason)),
-            _ => Ok(Outcome::Unconfirmed { assembly: Box::new(assembly) }),
+            _ => Ok(Outcome::Unconfirmed {
+                assembly: Box::new(assembly),
+            }),
         }
     }
 
@@ -449,7 +592,11 @@ impl Work {
     }
 
     fn write_to(&self, path: &Path, text: &str) -> Result<(), String> {
-        let durability = if self.job.reload.is_some() { Durability::Synced } else { Durability::Rename };
+        let durability = if self.job.reload.is_some() {
+            Durability::Synced
+        } else {
+            Durability::Rename
+        };
         replace(path, text.as_bytes(), FILE_MODE, durability).map_err(|e| Chain(&e).to_string())
     }
 }

@@ -23,7 +23,13 @@ impl Limiter {
     /// `interval` is the least time between starts; `jitter` J adds uniform 0..J x interval to a postponed one.
     #[must_use]
     pub fn new(interval: Duration, jitter: f64) -> Self {
-        Self { interval, jitter, last_start: None, failures: 0, postponed_by: None }
+        Self {
+            interval,
+            jitter,
+            last_start: None,
+            failures: 0,
+            postponed_by: None,
+        }
     }
 
     /// Takes other settings; what was measured stays.
@@ -35,13 +41,17 @@ impl Limiter {
     /// When a reload wanted at `now` may start; `now` itself when nothing holds it. The jitter of a postponed reload
     /// is drawn once, so that asking again gives the same answer.
     pub fn due(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Instant {
-        let Some(last) = self.last_start else { return now };
+        let Some(last) = self.last_start else {
+            return now;
+        };
         let earliest = last + self.interval.max(self.backoff());
         if earliest <= now && self.postponed_by.is_none() {
             return now;
         }
         let spread = self.interval.mul_f64(self.jitter.max(0.0));
-        let jitter = *self.postponed_by.get_or_insert_with(|| spread.mul_f64(rng.f64()));
+        let jitter = *self
+            .postponed_by
+            .get_or_insert_with(|| spread.mul_f64(rng.f64()));
         (earliest + jitter).max(now)
     }
 
@@ -59,13 +69,19 @@ impl Limiter {
 
     /// It ended.
     pub fn ended(&mut self, succeeded: bool) {
-        self.failures = if succeeded { 0 } else { self.failures.saturating_add(1) };
+        self.failures = if succeeded {
+            0
+        } else {
+            self.failures.saturating_add(1)
+        };
     }
 
     fn backoff(&self) -> Duration {
         match self.failures {
             0 => Duration::ZERO,
-            n => FIRST_BACKOFF.saturating_mul(2u32.saturating_pow(n - 1)).min(LONGEST_BACKOFF),
+            n => FIRST_BACKOFF
+                .saturating_mul(2u32.saturating_pow(n - 1))
+                .min(LONGEST_BACKOFF),
         }
     }
 }
@@ -104,10 +120,23 @@ mod tests {
     fn failures_back_off_to_a_minute_and_a_success_ends_it() {
         let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
         let mut limiter = Limiter::new(2 * SECOND, 0.0);
-        for (failures, wait) in [(1, 2), (2, 2), (3, 4), (4, 8), (5, 16), (6, 32), (7, 60), (8, 60)] {
+        for (failures, wait) in [
+            (1, 2),
+            (2, 2),
+            (3, 4),
+            (4, 8),
+            (5, 16),
+            (6, 32),
+            (7, 60),
+            (8, 60),
+        ] {
             limiter.started(now);
             limiter.ended(false);
-            assert_eq!(limiter.due(now, &mut rng), now + wait * SECOND, "after {failures} failures");
+            assert_eq!(
+                limiter.due(now, &mut rng),
+                now + wait * SECOND,
+                "after {failures} failures"
+            );
         }
         limiter.started(now);
         limiter.ended(true);

@@ -36,14 +36,28 @@ impl Observed {
     fn new(info: Info, servers: Vec<ServerRow>, digests: &Digests) -> Self {
         let mut rows: BTreeMap<String, BTreeMap<String, ServerRow>> = BTreeMap::new();
         for row in servers {
-            rows.entry(row.backend.clone()).or_default().insert(row.name.clone(), row);
+            rows.entry(row.backend.clone())
+                .or_default()
+                .insert(row.name.clone(), row);
         }
         let running = |backend: &String, rows: &BTreeMap<String, ServerRow>| {
             let server = |row: &ServerRow| row.running(digests.of(info.pid, backend, &row.name));
-            rows.iter().map(|(name, row)| (name.clone(), server(row))).collect()
+            rows.iter()
+                .map(|(name, row)| (name.clone(), server(row)))
+                .collect()
         };
-        let backends = rows.iter().map(|(backend, rows)| (backend.clone(), running(backend, rows))).collect();
-        Self { running: Running { generation: info.generation(), backends }, rows, info }
+        let backends = rows
+            .iter()
+            .map(|(backend, rows)| (backend.clone(), running(backend, rows)))
+            .collect();
+        Self {
+            running: Running {
+                generation: info.generation(),
+                backends,
+            },
+            rows,
+            info,
+        }
     }
 
     /// Whether this is still the worker and the file it has loaded.
@@ -66,20 +80,37 @@ impl Observed {
 
     /// Names of the servers in a backend.
     pub(super) fn names(&self, backend: &str) -> impl Iterator<Item = &String> {
-        self.running.backends.get(backend).into_iter().flat_map(BTreeMap::keys)
+        self.running
+            .backends
+            .get(backend)
+            .into_iter()
+            .flat_map(BTreeMap::keys)
     }
 
     /// Ids in use: backend, NAME.
     pub(super) fn ids(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
-        let ids = |servers: &BTreeMap<String, RunningServer>| servers.iter().map(|(name, s)| (name.clone(), s.id)).collect();
-        self.running.backends.iter().map(|(backend, servers)| (backend.clone(), ids(servers))).collect()
+        let ids = |servers: &BTreeMap<String, RunningServer>| {
+            servers
+                .iter()
+                .map(|(name, s)| (name.clone(), s.id))
+                .collect()
+        };
+        self.running
+            .backends
+            .iter()
+            .map(|(backend, servers)| (backend.clone(), ids(servers)))
+            .collect()
     }
 
     /// Servers an operator has put in maint.
     pub(super) fn operator_maint(&self) -> BTreeSet<(String, String)> {
         let of = |(backend, servers): (&String, &BTreeMap<String, RunningServer>)| {
-            let maint = servers.iter().filter(|(_, server)| server.state == State::OperatorMaint);
-            maint.map(|(name, _)| (backend.clone(), name.clone())).collect::<Vec<_>>()
+            let maint = servers
+                .iter()
+                .filter(|(_, server)| server.state == State::OperatorMaint);
+            maint
+                .map(|(name, _)| (backend.clone(), name.clone()))
+                .collect::<Vec<_>>()
         };
         self.running.backends.iter().flat_map(of).collect()
     }
@@ -129,9 +160,9 @@ pub(super) fn file_rows(model: &Model, backend: &str) -> Option<Vec<Row>> {
             options: None,
         };
         let mut options = Vec::new();
-        let mut words = line.words.iter();
+        let mut words = line.options.split_ascii_whitespace();
         while let Some(word) = words.next() {
-            match word.as_str() {
+            match word {
                 "id" => row.id = words.next().and_then(|w| w.parse().ok()),
                 "weight" => row.weight = words.next().and_then(|w| w.parse().ok()),
                 "cookie" => _ = words.next(),
@@ -156,11 +187,17 @@ impl Digests {
     /// As the snapshot remembers them.
     pub(super) fn of_snapshot(snapshot: &Snapshot) -> Self {
         let mut digests = Self::default();
-        let Some(worker) = &snapshot.worker else { return digests };
+        let Some(worker) = &snapshot.worker else {
+            return digests;
+        };
         digests.pid = Some(worker.pid);
         for (key, digest) in &worker.options {
             if let Some((backend, name)) = key.split_once('/') {
-                digests.servers.entry(backend.to_owned()).or_default().insert(name.to_owned(), digest.clone());
+                digests
+                    .servers
+                    .entry(backend.to_owned())
+                    .or_default()
+                    .insert(name.to_owned(), digest.clone());
             }
         }
         digests
@@ -168,13 +205,19 @@ impl Digests {
 
     /// The worker has loaded this.
     pub(super) fn loaded(pid: u32, desired: &Desired) -> Self {
-        Self { pid: Some(pid), servers: of_backends(&desired.backends) }
+        Self {
+            pid: Some(pid),
+            servers: of_backends(&desired.backends),
+        }
     }
 
     /// A worker that we did not start, or forgot: the file says what it has loaded. File and reload are one step of ours,
     /// so that they differ in options only when we died between the two.
     pub(super) fn of_file(pid: u32, written: &BTreeMap<String, Arc<Backend>>) -> Self {
-        Self { pid: Some(pid), servers: of_backends(written) }
+        Self {
+            pid: Some(pid),
+            servers: of_backends(written),
+        }
     }
 
     /// The worker they are valid for.
@@ -193,13 +236,30 @@ impl Digests {
     pub(super) fn worker(&self) -> Option<Worker> {
         let servers = self.servers.iter();
         let options = servers.flat_map(|(backend, servers)| {
-            servers.iter().map(move |(name, digest)| (format!("{backend}/{name}"), digest.clone()))
+            servers
+                .iter()
+                .map(move |(name, digest)| (format!("{backend}/{name}"), digest.clone()))
         });
-        self.pid.map(|pid| Worker { pid, start: smartstack_common::process::start_time(pid), options: options.collect() })
+        self.pid.map(|pid| Worker {
+            pid,
+            start: smartstack_common::process::start_time(pid),
+            options: options.collect(),
+        })
     }
 }
 
-fn of_backends(backends: &BTreeMap<String, Arc<Backend>>) -> BTreeMap<String, BTreeMap<String, String>> {
-    let digests = |backend: &Backend| backend.servers.iter().map(|(n, s)| (n.clone(), s.digest.clone())).collect();
-    backends.iter().map(|(name, backend)| (name.clone(), digests(backend))).collect()
+fn of_backends(
+    backends: &BTreeMap<String, Arc<Backend>>,
+) -> BTreeMap<String, BTreeMap<String, String>> {
+    let digests = |backend: &Backend| {
+        backend
+            .servers
+            .iter()
+            .map(|(n, s)| (n.clone(), s.digest.clone()))
+            .collect()
+    };
+    backends
+        .iter()
+        .map(|(name, backend)| (name.clone(), digests(backend)))
+        .collect()
 }

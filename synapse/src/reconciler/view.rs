@@ -18,7 +18,10 @@ impl Reconciler {
     pub(super) fn publish(&mut self, pass: Option<(&Assembly, &Plan)>) {
         let view = self.view_now(pass);
         if view.ready && !self.view.borrow().ready {
-            tracing::info!(generation = view.haproxy.generation, "haproxy serves what the sources say");
+            tracing::info!(
+                generation = view.haproxy.generation,
+                "haproxy serves what the sources say"
+            );
         }
         self.view.send_replace(Arc::new(view));
         let snapshot = self.snapshot_now();
@@ -33,8 +36,12 @@ impl Reconciler {
 
     fn view_now(&self, pass: Option<(&Assembly, &Plan)>) -> View {
         let serving = pass.is_some_and(|(assembly, _)| match &self.observed {
-            Some(observed) => observed.running.generation.as_ref() == Some(&assembly.desired.generation),
-            None => !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text),
+            Some(observed) => {
+                observed.running.generation.as_ref() == Some(&assembly.desired.generation)
+            }
+            None => {
+                !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text)
+            }
         });
         let state = match (&self.observed, serving) {
             (None, true) => "unconfirmed",
@@ -42,7 +49,12 @@ impl Reconciler {
             (Some(_), true) => "serving",
             (Some(_), false) => "other generation",
         };
-        let Tally { reloads, reload_failures, last_reload, .. } = &self.tally;
+        let Tally {
+            reloads,
+            reload_failures,
+            last_reload,
+            ..
+        } = &self.tally;
         let info = self.observed.as_ref().map(|o| &o.info);
         let haproxy = HaproxyView {
             state,
@@ -56,13 +68,24 @@ impl Reconciler {
             foreign_reloads: self.tally.foreign_reloads,
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
-            fallbacks: pass.map(|(assembly, _)| fallbacks(assembly)).unwrap_or_default(),
+            fallbacks: pass
+                .map(|(assembly, _)| fallbacks(assembly))
+                .unwrap_or_default(),
         };
-        let problems = [&self.socket_problem, &self.write_problem, &self.frame_problem, &self.reload_problem];
+        let problems = [
+            &self.socket_problem,
+            &self.write_problem,
+            &self.frame_problem,
+            &self.reload_problem,
+        ];
         View {
             // Ready once, whatever fails later: what serves goes on serving.
             ready: serving || self.view.borrow().ready,
-            services: self.services.iter().map(|s| (s.service.name.clone(), self.service_view(s))).collect(),
+            services: self
+                .services
+                .iter()
+                .map(|s| (s.service.name.clone(), self.service_view(s)))
+                .collect(),
             haproxy,
             problems: problems.into_iter().flatten().cloned().collect(),
         }
@@ -91,33 +114,62 @@ impl Reconciler {
             servers.extend(unwanted(observed, backend, state));
         }
         let seeded = state.is_seeded();
-        let origin = if seeded { "snapshot" } else { desired.map_or("snapshot", |d| d.origin.as_str()) };
+        let origin = if seeded {
+            "snapshot"
+        } else {
+            desired.map_or("snapshot", |d| d.origin.as_str())
+        };
         let hold = desired.filter(|d| d.origin == Origin::Held).map(|_| {
-            "nothing is registered; the last set stays because `use_previous_backends` is true".to_owned()
+            "nothing is registered; the last set stays because `use_previous_backends` is true"
+                .to_owned()
         });
         let mut rejected: Vec<Rejected> = desired.map(|d| d.rejected.clone()).unwrap_or_default();
         rejected.extend(state.refused.iter().cloned());
         if let Some(source) = &source {
             let skipped = source.skipped.iter();
-            rejected.extend(skipped.map(|(znode, reason)| Rejected { znode: znode.clone(), reason: reason.clone() }));
+            rejected.extend(skipped.map(|(znode, reason)| Rejected {
+                znode: znode.clone(),
+                reason: reason.clone(),
+            }));
         }
         let mut notes: Vec<Rejected> = state.id_notes.clone();
-        notes.extend(desired.into_iter().flat_map(|d| &d.notes).map(|n| Rejected { znode: n.znode.clone(), reason: n.text.clone() }));
-        let template = state.piece.as_ref().and_then(|piece| piece.as_ref().err()).cloned();
+        notes.extend(
+            desired
+                .into_iter()
+                .flat_map(|d| &d.notes)
+                .map(|n| Rejected {
+                    znode: n.znode.clone(),
+                    reason: n.text.clone(),
+                }),
+        );
+        let template = state
+            .piece
+            .as_ref()
+            .and_then(|piece| piece.as_ref().err())
+            .cloned();
         let fresh = source.as_ref().is_none_or(|s| s.fresh);
         let now = std::time::SystemTime::now();
         ServiceView {
             origin,
-            agreed_at: source.as_ref().and_then(|s| if s.fresh { Some(now) } else { s.agreed_at }).map(seconds),
+            agreed_at: source
+                .as_ref()
+                .and_then(|s| if s.fresh { Some(now) } else { s.agreed_at })
+                .map(seconds),
             fresh,
             backend: backend.map(str::to_owned),
             servers,
             rejected,
             notes,
             withdrawn: desired.map(|d| d.withdrawn.clone()).unwrap_or_default(),
-            filtered: desired.map(|d| d.filtered.iter().cloned().collect()).unwrap_or_default(),
+            filtered: desired
+                .map(|d| d.filtered.iter().cloned().collect())
+                .unwrap_or_default(),
             hold,
-            quarantined: template.or_else(|| self.quarantined.get(&state.service.name).map(|q| q.reason.clone())),
+            quarantined: template.or_else(|| {
+                self.quarantined
+                    .get(&state.service.name)
+                    .map(|q| q.reason.clone())
+            }),
             problem: source.as_ref().and_then(|s| s.problem.clone()),
             parent_data: source.as_ref().map_or(0, |s| s.parent_data),
         }
@@ -129,16 +181,32 @@ impl Reconciler {
             fresh: view.fresh,
             children: view.children,
         };
-        let sources = self.sources.all().filter(|(_, v)| v.confirmed || v.agreed_at.is_some());
+        let sources = self
+            .sources
+            .all()
+            .filter(|(_, v)| v.confirmed || v.agreed_at.is_some());
         let hold = |state: &State| {
-            let Previous::Children(children) = state.held()? else { return None };
+            let Previous::Children(children) = state.held()? else {
+                return None;
+            };
             let source = source_key(&state.service)?.to_string();
-            Some((state.service.name.clone(), Hold { source, children: Arc::clone(children) }))
+            Some((
+                state.service.name.clone(),
+                Hold {
+                    source,
+                    children: Arc::clone(children),
+                },
+            ))
         };
-        let operator = self.operator_maint.iter().map(|(backend, name)| (format!("{backend}/{name}"), "maint".to_owned()));
+        let operator = self
+            .operator_maint
+            .iter()
+            .map(|(backend, name)| (format!("{backend}/{name}"), "maint".to_owned()));
         Snapshot {
             machine: self.machine.clone(),
-            sources: sources.map(|(key, view)| (key.to_string(), record(view))).collect(),
+            sources: sources
+                .map(|(key, view)| (key.to_string(), record(view)))
+                .collect(),
             resolved: self.sources.resolved().borrow().clone(),
             ids: Arc::new(self.ids.clone()),
             operator: Arc::new(operator.collect()),
@@ -150,22 +218,32 @@ impl Reconciler {
 
 /// What haproxy has in the backend beside the wanted servers and the user's own lines: removed ones waiting for the next
 /// reload, or ones that somebody else added.
-fn unwanted<'a>(observed: &'a Observed, backend: &'a str, state: &'a State) -> impl Iterator<Item = ServerView> + 'a {
+fn unwanted<'a>(
+    observed: &'a Observed,
+    backend: &'a str,
+    state: &'a State,
+) -> impl Iterator<Item = ServerView> + 'a {
     let wanted = |name: &str| state.servers.iter().any(|s| s.server.name == name);
-    observed.names(backend).filter(move |name| !wanted(name)).filter_map(move |name| {
-        let server = observed.server(backend, name)?;
-        Some(ServerView {
-            name: name.clone(),
-            address: server.address.map(|a| a.ip().to_string()).unwrap_or_default(),
-            port: server.address.map_or(0, |a| a.port()),
-            id: Some(server.id),
-            weight: Some(server.weight),
-            znode: None,
-            wanted: false,
-            haproxy: observed.word(backend, name),
-            held: false,
+    observed
+        .names(backend)
+        .filter(move |name| !wanted(name))
+        .filter_map(move |name| {
+            let server = observed.server(backend, name)?;
+            Some(ServerView {
+                name: name.clone(),
+                address: server
+                    .address
+                    .map(|a| a.ip().to_string())
+                    .unwrap_or_default(),
+                port: server.address.map_or(0, |a| a.port()),
+                id: Some(server.id),
+                weight: Some(server.weight),
+                znode: None,
+                wanted: false,
+                haproxy: observed.word(backend, name),
+                held: false,
+            })
         })
-    })
 }
 
 /// Servers and structures in which haproxy and the wanted state differ.
@@ -180,5 +258,7 @@ fn divergence(plan: &Plan) -> usize {
 /// Backends that need a reload for every change, and why.
 fn fallbacks(assembly: &Assembly) -> BTreeMap<String, String> {
     let backends = assembly.desired.backends.iter();
-    backends.filter_map(|(name, backend)| Some((name.clone(), backend.reload_only.clone()?))).collect()
+    backends
+        .filter_map(|(name, backend)| Some((name.clone(), backend.reload_only.clone()?)))
+        .collect()
 }

@@ -71,7 +71,9 @@ pub fn read(path: &Path, machine: &str) -> Loaded {
 /// Reads the snapshot without touching it: `None` when there is no usable one.
 #[must_use]
 pub fn peek(path: &Path, machine: &str) -> Option<Snapshot> {
-    parse(&read_text(path).ok()?).ok().filter(|snapshot| snapshot.machine == machine)
+    parse(&read_text(path).ok()?)
+        .ok()
+        .filter(|snapshot| snapshot.machine == machine)
 }
 
 fn unusable(path: &Path, reason: String) -> Loaded {
