@@ -51,6 +51,11 @@ impl Site {
             .expect("it is missing only while another starts")
     }
 
+    /// Kills it, master and workers.
+    pub(crate) fn kill(&mut self) {
+        self.real.as_mut().expect("it is missing only while another starts").kill();
+    }
+
     /// Where clients go.
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))

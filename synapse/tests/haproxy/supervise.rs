@@ -136,7 +136,7 @@ async fn a_stopped_master_is_not_fought() {
 /// What a dead haproxy leaves behind is no haproxy.
 #[tokio::test]
 async fn stale_files_do_not_stop_a_start() {
-    let site = Site::new();
+    let mut site = Site::new();
     let desired = site.write(&[], "");
     let mut haproxy = site.haproxy(Reload::Supervise);
     assert!(
@@ -145,7 +145,7 @@ async fn stale_files_do_not_stop_a_start() {
             .await
             .succeeded()
     );
-    site.real().kill();
+    site.kill();
     eventually("all are dead", SOON, async || {
         if site.real().pids().is_empty() {
             Ok(())
