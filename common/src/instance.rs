@@ -264,7 +264,9 @@ mod tests {
 
         #[test]
         fn any_bytes_are_read_or_refused(data in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _: Result<Instance, String> = Instance::parse(&data);
+            if let Ok(instance) = Instance::parse(&data) {
+                prop_assert!(!instance.host.is_empty() && instance.port > 0);
+            }
         }
     }
 }

@@ -241,20 +241,18 @@ fn assemble_whole(
         .map(|unmarked| unmarked.and_then(finish))
 }
 
+/// Effective servers by backend.
+type Backends = BTreeMap<String, Arc<Backend>>;
+
 /// The effective servers of fragments already read under the same frame, by service.
 #[derive(Debug, Default)]
 pub struct EffectiveCache {
     frame: String,
-    known: BTreeMap<String, (Arc<Model>, BTreeMap<String, Arc<Backend>>)>,
+    known: BTreeMap<String, (Arc<Model>, Backends)>,
 }
 
 impl EffectiveCache {
-    fn backends(
-        &mut self,
-        frame: &Model,
-        frame_text: &str,
-        pieces: &[&Piece],
-    ) -> BTreeMap<String, Arc<Backend>> {
+    fn backends(&mut self, frame: &Model, frame_text: &str, pieces: &[&Piece]) -> Backends {
         if self.frame != frame_text {
             frame_text.clone_into(&mut self.frame);
             self.known.clear();

@@ -53,7 +53,10 @@ impl Site {
 
     /// Kills it, master and workers.
     pub(crate) fn kill(&mut self) {
-        self.real.as_mut().expect("it is missing only while another starts").kill();
+        self.real
+            .as_mut()
+            .expect("it is missing only while another starts")
+            .kill();
     }
 
     /// Where clients go.
