@@ -329,7 +329,8 @@ async fn silence_is_noticed_within_two_fifths_of_the_session() {
 async fn a_call_that_timed_out_is_carried_out_all_the_same() {
     let zookeeper = ZooKeeper::start().await;
     let proxy = TcpProxy::start(&zookeeper.hosts()).await;
-    let live = Supervised::start(&proxy.host(), SESSION).live(1).await;
+    let mut supervised = Supervised::start(&proxy.host(), SESSION);
+    let live = supervised.live(1).await;
     proxy.set(Mode::Delay(Duration::from_millis(200))).await;
     let write = call(
         Duration::from_millis(50),
