@@ -111,8 +111,11 @@ impl Haproxy {
                     .map_err(|e| format!("stats socket: {e}"))?;
                 // The master listens a moment after its first worker.
                 if process.is_some() {
-                    ask(master, "show proc")
-                        .await
+                    let answer =
+                        tokio::time::timeout(Duration::from_secs(1), ask(master, "show proc"))
+                            .await;
+                    answer
+                        .map_err(|_| "master socket: silent")?
                         .map_err(|e| format!("master socket: {e}"))?;
                 }
                 Ok::<(), String>(())
@@ -240,6 +243,8 @@ async fn ask(socket: &Path, command: &str) -> io::Result<String> {
     let exchange = async {
         let mut stream = UnixStream::connect(socket).await?;
         stream.write_all(format!("{command}\n").as_bytes()).await?;
+        // The master keeps a connection open until its client has closed its half.
+        stream.shutdown().await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
