@@ -10,8 +10,9 @@ use std::time::Duration;
 use smartstack_common::backoff::Backoff;
 use tokio::time::Instant;
 
+use crate::job::{Done, Job};
 use crate::registration::{Change, Node, Owner, Plan, Want, plan};
-use crate::registry::{Failure, Found, Registry};
+use crate::registry::Found;
 use crate::service::{Stance, Wanted};
 use crate::throttle::Throttle;
 
@@ -29,57 +30,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// All services' wishes, by name.
 pub(crate) type Wants = BTreeMap<String, Wanted>;
-
-/// Work on one group: write, then look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Job {
-    pub(crate) path: String,
-    ids: BTreeSet<String>,
-    sync: bool,
-    parents: bool,
-    changes: Vec<Change>,
-}
-
-/// A job's end.
-#[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) path: String,
-    /// Changes that were confirmed.
-    pub(crate) written: Vec<Change>,
-    /// A write that was refused for sure; the look is good all the same.
-    pub(crate) refused: Option<Failure>,
-    /// What stands below the parent, or why that is not known.
-    pub(crate) look: Result<Option<Vec<Found>>, Failure>,
-}
-
-/// Carries a job out. Dropping it leaves an unknown outcome.
-pub(crate) async fn perform(registry: impl Registry, job: Job) -> Done {
-    let mut done = Done { path: job.path.clone(), written: Vec::new(), refused: None, look: Ok(None) };
-    done.look = write_and_look(&registry, job, &mut done.written, &mut done.refused).await;
-    done
-}
-
-async fn write_and_look(
-    registry: &impl Registry,
-    job: Job,
-    written: &mut Vec<Change>,
-    refused: &mut Option<Failure>,
-) -> Result<Option<Vec<Found>>, Failure> {
-    if job.sync {
-        registry.sync().await?;
-    }
-    if job.parents {
-        registry.make_parents(&job.path).await?;
-    }
-    for change in job.changes {
-        match registry.apply(&job.path, &change).await {
-            Ok(()) => written.push(change),
-            Err(failure) if failure.is_unknown() => return Err(failure),
-            Err(failure) => *refused = Some(failure),
-        }
-    }
-    registry.look(&job.path, &job.ids).await
-}
 
 /// The registrations below one parent.
 #[derive(Debug)]

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_service, of_write};
-use crate::reconcile::{Done, Reconciler, Wants, perform};
+use crate::reconcile::{Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -169,7 +170,8 @@ impl Registrar {
         }
         for failure in done.look.as_ref().err().into_iter().chain(&done.refused) {
             count("failed");
-            tracing::warn!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
+            // The operator is told by `tell`, once: the same failure may come back at every try.
+            tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
         }
         let path = done.path.clone();
         self.reconciler.finished(done, &self.setup.wants.borrow(), Instant::now());
