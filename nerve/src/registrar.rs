@@ -81,6 +81,8 @@ struct Registrar {
     watches: JoinSet<(String, String)>,
     watched: BTreeSet<(String, String)>,
     link: LinkStatus,
+    /// Whether `link` was not published yet.
+    link_news: bool,
     process: ProcessId,
 }
 
@@ -98,6 +100,7 @@ impl Registrar {
             watches: JoinSet::new(),
             watched: BTreeSet::new(),
             link,
+            link_news: true,
             process: ProcessId::own(),
         }
     }
@@ -124,6 +127,7 @@ impl Registrar {
         }
         let connected = self.setup.metrics.connected.get_or_create_owned(&of_hosts(&self.hosts));
         connected.set(i64::from(live.is_some()));
+        self.link_news |= self.link != status;
         self.link = status;
     }
 
@@ -192,7 +196,10 @@ impl Registrar {
         self.watched.remove(&(path, node));
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        if !self.reconciler.take_news() && !std::mem::take(&mut self.link_news) {
+            return;
+        }
         let report = EnsembleReport {
             link: self.link.clone(),
             registrations: self.reconciler.report(),
