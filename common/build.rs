@@ -21,11 +21,16 @@ fn main() {
             hasher.write(&bytes);
         }
     }
-    println!("cargo::rustc-env=SMARTSTACK_BUILD={:08x}", hasher.finish() as u32);
+    println!(
+        "cargo::rustc-env=SMARTSTACK_BUILD={:08x}",
+        hasher.finish() as u32
+    );
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return;
+    };
     for entry in entries.flatten() {
         let path = entry.path();
         if path.is_dir() {

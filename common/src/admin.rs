@@ -49,20 +49,32 @@ impl Answer {
     /// 200 with a line of text.
     #[must_use]
     pub fn text(body: impl Into<String>) -> Self {
-        Self { status: StatusCode::OK, content_type: "text/plain; charset=utf-8", body: body.into() }
+        Self {
+            status: StatusCode::OK,
+            content_type: "text/plain; charset=utf-8",
+            body: body.into(),
+        }
     }
 
     /// 200 with JSON.
     #[must_use]
     pub fn json(value: &serde_json::Value) -> Self {
-        Self { status: StatusCode::OK, content_type: "application/json", body: format!("{value:#}\n") }
+        Self {
+            status: StatusCode::OK,
+            content_type: "application/json",
+            body: format!("{value:#}\n"),
+        }
     }
 
     /// Prometheus text.
     #[must_use]
     pub fn metrics(body: String) -> Self {
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        Self { status: StatusCode::OK, content_type, body }
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body,
+        }
     }
 
     /// 200 `ok`, or 503 with what is still missing.
@@ -70,7 +82,10 @@ impl Answer {
     pub fn ready(missing: Option<String>) -> Self {
         match missing {
             None => Self::text("ok\n"),
-            Some(missing) => Self { status: StatusCode::SERVICE_UNAVAILABLE, ..Self::text(format!("{missing}\n")) },
+            Some(missing) => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                ..Self::text(format!("{missing}\n"))
+            },
         }
     }
 }
@@ -104,16 +119,25 @@ impl Listener {
     /// # Errors
     /// When the address is taken or not ours.
     pub async fn bind(bind: &Bind) -> Result<Self, BindError> {
-        let fail = |source| BindError { bind: bind.clone(), source };
+        let fail = |source| BindError {
+            bind: bind.clone(),
+            source,
+        };
         match bind {
             Bind::Tcp(address) => {
                 let socket = TcpListener::bind(address).await.map_err(fail)?;
                 let address = Bind::Tcp(socket.local_addr().map_err(fail)?.to_string());
-                Ok(Self { socket: Socket::Tcp(socket), address })
+                Ok(Self {
+                    socket: Socket::Tcp(socket),
+                    address,
+                })
             }
             Bind::Unix(path) => {
                 let socket = bind_unix(path, 0o660).map_err(fail)?;
-                Ok(Self { socket: Socket::Unix(socket), address: bind.clone() })
+                Ok(Self {
+                    socket: Socket::Unix(socket),
+                    address: bind.clone(),
+                })
             }
         }
     }
@@ -149,7 +173,10 @@ pub fn bind_unix(path: &std::path::Path, mode: u32) -> std::io::Result<UnixListe
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, "another process answers there"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::AddrInUse,
+                "another process answers there",
+            ));
         }
         std::fs::remove_file(path)?;
     }
@@ -164,8 +191,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 impl Socket {
     async fn accept(&self) -> std::io::Result<Box<dyn Stream>> {
         match self {
-            Socket::Tcp(listener) => listener.accept().await.map(|(s, _)| Box::new(s) as Box<dyn Stream>),
-            Socket::Unix(listener) => listener.accept().await.map(|(s, _)| Box::new(s) as Box<dyn Stream>),
+            Socket::Tcp(listener) => listener
+                .accept()
+                .await
+                .map(|(s, _)| Box::new(s) as Box<dyn Stream>),
+            Socket::Unix(listener) => listener
+                .accept()
+                .await
+                .map(|(s, _)| Box::new(s) as Box<dyn Stream>),
         }
     }
 }
@@ -187,14 +220,23 @@ async fn answer(stream: Box<dyn Stream>, routes: Routes) {
 fn respond(method: &Method, path: &str, routes: &Routes) -> Response<Full<Bytes>> {
     let answer = if !matches!(*method, Method::GET | Method::HEAD) {
         let body = "read only: GET\n";
-        Answer { status: StatusCode::METHOD_NOT_ALLOWED, ..Answer::text(body) }
+        Answer {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            ..Answer::text(body)
+        }
     } else if path == "/live" {
         Answer::text("ok\n")
     } else {
-        routes(path).unwrap_or_else(|| Answer { status: StatusCode::NOT_FOUND, ..Answer::text("no such page\n") })
+        routes(path).unwrap_or_else(|| Answer {
+            status: StatusCode::NOT_FOUND,
+            ..Answer::text("no such page\n")
+        })
     };
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(answer.content_type));
+    response.headers_mut().insert(
+        CONTENT_TYPE,
+        hyper::header::HeaderValue::from_static(answer.content_type),
+    );
     response
 }

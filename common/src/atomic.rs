@@ -26,9 +26,23 @@ pub enum Durability {
 ///
 /// # Errors
 /// The step that failed, with the path. The old file is then untouched and nothing is left beside it.
-pub fn replace(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> Result<(), ReplaceError> {
-    let fail = |step| move |source| ReplaceError { step, path: path.to_owned(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+pub fn replace(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    durability: Durability,
+) -> Result<(), ReplaceError> {
+    let fail = |step| {
+        move |source| ReplaceError {
+            step,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
     let mut file = tempfile::Builder::new()
         .prefix(".tmp-")
         .permissions(std::fs::Permissions::from_mode(mode))
@@ -36,13 +50,18 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32, durability: Durability) -> 
         .map_err(fail("create a temporary file beside"))?;
     file.write_all(bytes).map_err(fail("write"))?;
     // The creation mode went through the umask.
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode)).map_err(fail("set the mode of"))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))
+        .map_err(fail("set the mode of"))?;
     if durability == Durability::Synced {
         file.as_file().sync_all().map_err(fail("sync"))?;
     }
-    file.persist(path).map_err(|e| fail("rename into")(e.error))?;
+    file.persist(path)
+        .map_err(|e| fail("rename into")(e.error))?;
     if durability == Durability::Synced {
-        std::fs::File::open(folder).and_then(|f| f.sync_all()).map_err(fail("sync the folder of"))?;
+        std::fs::File::open(folder)
+            .and_then(|f| f.sync_all())
+            .map_err(fail("sync the folder of"))?;
     }
     Ok(())
 }
@@ -58,14 +77,23 @@ mod tests {
         replace(&path, b"one", 0o600, Durability::Synced).unwrap();
         replace(&path, b"two", 0o644, Durability::Rename).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o644
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn failure_names_the_path() {
         let folder = tempfile::tempdir().unwrap();
-        let error = replace(&folder.path().join("no/such"), b"", 0o600, Durability::Rename).unwrap_err();
+        let error = replace(
+            &folder.path().join("no/such"),
+            b"",
+            0o600,
+            Durability::Rename,
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("no/such"), "{error}");
     }
 }

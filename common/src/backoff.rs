@@ -15,12 +15,19 @@ impl Backoff {
     #[must_use]
     pub fn new(base: Duration, cap: Duration) -> Self {
         let base = base.max(Duration::from_millis(1));
-        Self { base, cap: cap.max(base), attempt: 0 }
+        Self {
+            base,
+            cap: cap.max(base),
+            attempt: 0,
+        }
     }
 
     /// The next pause: at least half of `base`, at most `cap`.
     pub fn next(&mut self, rng: &mut fastrand::Rng) -> Duration {
-        let ceiling = self.base.saturating_mul(2u32.saturating_pow(self.attempt)).min(self.cap);
+        let ceiling = self
+            .base
+            .saturating_mul(2u32.saturating_pow(self.attempt))
+            .min(self.cap);
         self.attempt = self.attempt.saturating_add(1);
         ceiling.mul_f64(rng.f64()).max(self.base / 2)
     }

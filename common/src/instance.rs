@@ -77,7 +77,10 @@ impl Instance {
     /// As [`Instance::parse`].
     pub fn from_value(value: &Value) -> Result<Self, String> {
         let Value::Object(map) = value else {
-            return Err(format!("a JSON {} where an object with `host` and `port` is needed", kind(value)));
+            return Err(format!(
+                "a JSON {} where an object with `host` and `port` is needed",
+                kind(value)
+            ));
         };
         let host = match map.get("host") {
             Some(Value::String(host)) if !host.is_empty() => host.clone(),
@@ -94,9 +97,19 @@ impl Instance {
         };
         let (weight, weight_problem) = match map.get("weight") {
             None | Some(Value::Null) => (None, None),
-            Some(value) => match value.as_u64().and_then(|w| u16::try_from(w).ok()).filter(|w| *w <= 256) {
+            Some(value) => match value
+                .as_u64()
+                .and_then(|w| u16::try_from(w).ok())
+                .filter(|w| *w <= 256)
+            {
                 Some(weight) => (Some(weight), None),
-                None => (None, Some(format!("`weight` is {}, not an integer of 0..256", short(value)))),
+                None => (
+                    None,
+                    Some(format!(
+                        "`weight` is {}, not an integer of 0..256",
+                        short(value)
+                    )),
+                ),
             },
         };
         let haproxy_server_options = match map.get("haproxy_server_options") {
@@ -104,11 +117,22 @@ impl Instance {
             _ => None,
         };
         let labels = match map.get("labels") {
-            Some(Value::Object(labels)) => labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+            Some(Value::Object(labels)) => {
+                labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect()
+            }
             _ => BTreeMap::new(),
         };
         let available = map.get("available") != Some(&Value::Bool(false));
-        Ok(Self { host, port, name, weight, weight_problem, haproxy_server_options, labels, available })
+        Ok(Self {
+            host,
+            port,
+            name,
+            weight,
+            weight_problem,
+            haproxy_server_options,
+            labels,
+            available,
+        })
     }
 }
 
@@ -126,7 +150,12 @@ pub fn parse_port(value: Option<&Value>) -> Result<u16, String> {
     number
         .and_then(|n| u16::try_from(n).ok())
         .filter(|n| *n > 0)
-        .ok_or_else(|| format!("`port` is {}, not 1..65535", short(value.unwrap_or(&Value::Null))))
+        .ok_or_else(|| {
+            format!(
+                "`port` is {}, not 1..65535",
+                short(value.unwrap_or(&Value::Null))
+            )
+        })
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -169,7 +198,13 @@ mod tests {
             String::from_utf8(payload.to_bytes()).unwrap(),
             r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"}}"#
         );
-        let bare = Payload { weight: None, haproxy_server_options: None, labels: None, port: Value::from("3000"), ..payload };
+        let bare = Payload {
+            weight: None,
+            haproxy_server_options: None,
+            labels: None,
+            port: Value::from("3000"),
+            ..payload
+        };
         assert_eq!(
             String::from_utf8(bare.to_bytes()).unwrap(),
             r#"{"host":"10.0.0.12","port":"3000","name":"i-0a1b2c3d"}"#

@@ -18,7 +18,11 @@ impl ProcessId {
     #[must_use]
     pub fn own() -> Self {
         let pid = std::process::id();
-        Self { pid, start: start_time(pid).unwrap_or(0), boot: boot_id() }
+        Self {
+            pid,
+            start: start_time(pid).unwrap_or(0),
+            boot: boot_id(),
+        }
     }
 
     /// Whether that very process still runs on this boot of this machine.
@@ -31,13 +35,17 @@ impl ProcessId {
 /// The id of this boot; empty where the kernel does not tell.
 #[must_use]
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|t| t.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// The id of this installation of the operating system; empty where there is none.
 #[must_use]
 pub fn machine_id() -> String {
-    std::fs::read_to_string("/etc/machine-id").map(|t| t.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/etc/machine-id")
+        .map(|t| t.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Start time of a process in clock ticks since boot; `None` when there is no such process or it is a zombie.
@@ -61,7 +69,19 @@ mod tests {
     fn own_process_is_alive_and_another_start_is_not() {
         let own = ProcessId::own();
         assert!(own.is_alive());
-        assert!(!ProcessId { start: own.start + 1, ..own.clone() }.is_alive());
-        assert!(!ProcessId { boot: "another".to_owned(), ..own }.is_alive());
+        assert!(
+            !ProcessId {
+                start: own.start + 1,
+                ..own.clone()
+            }
+            .is_alive()
+        );
+        assert!(
+            !ProcessId {
+                boot: "another".to_owned(),
+                ..own
+            }
+            .is_alive()
+        );
     }
 }

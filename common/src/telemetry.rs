@@ -17,9 +17,15 @@ pub enum LogFormat {
 /// Starts logging. `RUST_LOG` rules; without it the level is info, or debug when `DEBUG` is set (as in the Ruby
 /// programs). Call once.
 pub fn start(format: LogFormat) {
-    let default = if std::env::var_os("DEBUG").is_some() { "debug" } else { "info" };
+    let default = if std::env::var_os("DEBUG").is_some() {
+        "debug"
+    } else {
+        "info"
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

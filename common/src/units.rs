@@ -36,18 +36,31 @@ impl Ensemble {
             let root = root.trim_end_matches('/');
             if !root.is_empty() {
                 if !chroot.is_empty() && chroot != root {
-                    return Err(format!("two different chroots, `{chroot}` and `{root}`; allowed: one"));
+                    return Err(format!(
+                        "two different chroots, `{chroot}` and `{root}`; allowed: one"
+                    ));
                 }
                 ZkPath::new(root).map_err(|e| format!("chroot of `{entry}`: {e}"))?;
                 root.clone_into(&mut chroot);
             }
-            let port = host.rsplit_once(':').map(|(name, port)| (name, port.parse::<u16>()));
+            let port = host
+                .rsplit_once(':')
+                .map(|(name, port)| (name, port.parse::<u16>()));
             match port {
-                Some((name, Ok(1..))) if !name.is_empty() && !name.contains([' ', ',', '@']) => hosts.push(host),
-                _ => return Err(format!("`{entry}` is not `host:port` with a port of 1..65535")),
+                Some((name, Ok(1..))) if !name.is_empty() && !name.contains([' ', ',', '@']) => {
+                    hosts.push(host)
+                }
+                _ => {
+                    return Err(format!(
+                        "`{entry}` is not `host:port` with a port of 1..65535"
+                    ));
+                }
             }
         }
-        Ok(Self { hosts: hosts.join(","), chroot })
+        Ok(Self {
+            hosts: hosts.join(","),
+            chroot,
+        })
     }
 
     /// The connect string, without the chroot.
@@ -73,10 +86,17 @@ impl Ensemble {
     #[must_use]
     pub fn cluster_tag(&self) -> &str {
         let first = self.hosts.split(',').next().unwrap_or_default();
-        if first.rsplit_once(':').is_some_and(|(host, _)| host.parse::<std::net::IpAddr>().is_ok()) {
+        if first
+            .rsplit_once(':')
+            .is_some_and(|(host, _)| host.parse::<std::net::IpAddr>().is_ok())
+        {
             return first;
         }
-        first.split('.').next().unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_digit())
+        first
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .trim_end_matches(|c: char| c.is_ascii_digit())
     }
 }
 
@@ -103,10 +123,16 @@ impl ZkPath {
         if text.ends_with('/') {
             return Err(format!("`{text}` ends in `/`"));
         }
-        if text.chars().any(|c| c.is_control() || ('\u{f000}'..='\u{f8ff}').contains(&c)) {
+        if text
+            .chars()
+            .any(|c| c.is_control() || ('\u{f000}'..='\u{f8ff}').contains(&c))
+        {
             return Err(format!("{text:?} holds a character ZooKeeper refuses"));
         }
-        if text[1..].split('/').any(|part| matches!(part, "" | "." | "..")) {
+        if text[1..]
+            .split('/')
+            .any(|part| matches!(part, "" | "." | ".."))
+        {
             return Err(format!("`{text}` holds an empty, `.` or `..` part"));
         }
         Ok(Self(text.to_owned()))
@@ -132,7 +158,9 @@ impl fmt::Display for ZkPath {
 /// A sentence naming the value and what is allowed.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let factor = match unit {
         "ms" => 0.001,
@@ -140,7 +168,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         "d" => 86400.0,
-        _ => return Err(format!("`{text}` is not a duration; allowed: seconds (`0.5`), `20ms`, `10s`, `5m`, `1h`")),
+        _ => {
+            return Err(format!(
+                "`{text}` is not a duration; allowed: seconds (`0.5`), `20ms`, `10s`, `5m`, `1h`"
+            ));
+        }
     };
     number
         .trim()
@@ -148,5 +180,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|n| n.is_finite() && *n >= 0.0)
         .and_then(|n| Duration::try_from_secs_f64(n * factor).ok())
-        .ok_or_else(|| format!("`{text}` is not a duration; allowed: seconds (`0.5`), `20ms`, `10s`, `5m`, `1h`"))
+        .ok_or_else(|| {
+            format!(
+                "`{text}` is not a duration; allowed: seconds (`0.5`), `20ms`, `10s`, `5m`, `1h`"
+            )
+        })
 }

@@ -143,7 +143,10 @@ impl App {
             ensembles: BTreeSet::new(),
             ready: false,
             rng: fastrand::Rng::new(),
-            config: Config { services: BTreeMap::new(), ..config.clone() },
+            config: Config {
+                services: BTreeMap::new(),
+                ..config.clone()
+            },
         };
         app.listen(registry).await?;
         if let Some(path) = config.heartbeat_path.clone() {
@@ -154,26 +157,41 @@ impl App {
         Ok(app)
     }
 
-    async fn listen(&mut self, registry: prometheus_client::registry::Registry) -> Result<(), RunError> {
-        let Some(admin) = self.config.admin.clone() else { return Ok(()) };
+    async fn listen(
+        &mut self,
+        registry: prometheus_client::registry::Registry,
+    ) -> Result<(), RunError> {
+        let Some(admin) = self.config.admin.clone() else {
+            return Ok(());
+        };
         match Listener::bind(&admin.bind).await {
             Ok(listener) => {
                 tracing::info!(address = %listener.address, "admin listener");
                 let pages = routes(self.boards.clone(), registry);
                 let closing = self.closing.1.clone();
-                self.spawn(Task::Core("admin listener".to_owned()), listener.serve(pages, closing));
+                self.spawn(
+                    Task::Core("admin listener".to_owned()),
+                    listener.serve(pages, closing),
+                );
                 Ok(())
             }
             Err(error) if admin.configured => Err(error.into()),
             Err(error) => {
                 let error = smartstack_common::report::Chain(&error).to_string();
-                tracing::warn!(error, "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`");
+                tracing::warn!(
+                    error,
+                    "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`"
+                );
                 Ok(())
             }
         }
     }
 
-    fn spawn(&mut self, role: Task, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+    fn spawn(
+        &mut self,
+        role: Task,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
         let handle = self.tasks.spawn(task);
         self.roles.insert(handle.id(), role);
         handle
@@ -191,21 +209,34 @@ impl App {
                 "failed"
             }
         };
-        self.metrics.reloads.get_or_create(&vec![("result", result.to_owned())]).inc();
+        self.metrics
+            .reloads
+            .get_or_create(&vec![("result", result.to_owned())])
+            .inc();
     }
 
     /// Makes the services as `config` says, touching only those that differ.
     fn apply(&mut self, config: Config) {
         warn_of_restart_keys(&self.config, &config);
         let renamed = config.instance_id != self.config.instance_id;
-        let gone: Vec<String> = self.services.keys().filter(|n| !config.services.contains_key(*n)).cloned().collect();
+        let gone: Vec<String> = self
+            .services
+            .keys()
+            .filter(|n| !config.services.contains_key(*n))
+            .cloned()
+            .collect();
         for name in &gone {
             self.remove(name);
         }
         let (mut added, mut changed) = (0u32, 0u32);
-        let count = u32::try_from(config.services.len()).unwrap_or(u32::MAX).max(1);
+        let count = u32::try_from(config.services.len())
+            .unwrap_or(u32::MAX)
+            .max(1);
         for (index, service) in (0u32..).zip(config.services.values()) {
-            let running = self.services.get(&service.name).map(|running| Arc::clone(&running.service));
+            let running = self
+                .services
+                .get(&service.name)
+                .map(|running| Arc::clone(&running.service));
             if !renamed && running.as_deref() == Some(service) {
                 continue;
             }
@@ -217,8 +248,17 @@ impl App {
             let delay = service.check_interval * index / count;
             self.take_in(service, running.as_deref(), &config.instance_id, delay);
         }
-        self.config = Config { services: BTreeMap::new(), ..config };
-        tracing::info!(services = self.services.len(), added, changed, removed = gone.len(), "configuration applied");
+        self.config = Config {
+            services: BTreeMap::new(),
+            ..config
+        };
+        tracing::info!(
+            services = self.services.len(),
+            added,
+            changed,
+            removed = gone.len(),
+            "configuration applied"
+        );
     }
 
     fn remove(&mut self, name: &str) {
@@ -226,18 +266,30 @@ impl App {
             running.task.abort();
             self.metrics.forget(name, &running.service.checks);
         }
-        self.boards.services.send_modify(|services| drop(services.remove(name)));
+        self.boards
+            .services
+            .send_modify(|services| drop(services.remove(name)));
         self.wants.send_modify(|wants| drop(wants.remove(name)));
     }
 
     /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
-    fn take_in(&mut self, service: &Service, before: Option<&Service>, instance_id: &str, delay: Duration) {
+    fn take_in(
+        &mut self,
+        service: &Service,
+        before: Option<&Service>,
+        instance_id: &str,
+        delay: Duration,
+    ) {
         let name = service.name.clone();
         let registration = Registration::new(service, instance_id);
         self.connect(service);
         let same_checks = before.is_some_and(|before| {
             (&before.checks, before.check_mocked, before.check_interval)
-                == (&service.checks, service.check_mocked, service.check_interval)
+                == (
+                    &service.checks,
+                    service.check_mocked,
+                    service.check_interval,
+                )
         });
         let fresh = Wanted {
             registration: registration.clone(),
@@ -249,19 +301,36 @@ impl App {
         self.wants.send_modify(|wants| {
             let old = wants.get(&name).cloned();
             let place = |r: &Registration| (r.hosts.clone(), r.path.clone());
-            if let Some(old) = old.clone().filter(|old| place(&old.registration) != place(&registration)) {
+            if let Some(old) = old
+                .clone()
+                .filter(|old| place(&old.registration) != place(&registration))
+            {
                 let key = former_key(&name, &old.registration.hosts, &old.registration.path);
-                wants.insert(key.clone(), Wanted { verdict: Verdict::Held, ..old });
+                wants.insert(
+                    key.clone(),
+                    Wanted {
+                        verdict: Verdict::Held,
+                        ..old
+                    },
+                );
                 handover = Some(key);
             }
             let wanted = match old.filter(|_| same_checks) {
-                Some(old) => Wanted { registration: registration.clone(), ..old },
+                Some(old) => Wanted {
+                    registration: registration.clone(),
+                    ..old
+                },
                 None => fresh,
             };
             wants.insert(name.clone(), wanted);
         });
         if let Some(key) = handover {
-            let task = confirmed(name.clone(), registration, self.wants.clone(), self.boards.clone());
+            let task = confirmed(
+                name.clone(),
+                registration,
+                self.wants.clone(),
+                self.boards.clone(),
+            );
             self.spawn(Task::Handover(key), task);
         }
         let service = Arc::new(service.clone());
@@ -280,10 +349,19 @@ impl App {
             progress: Instant::now(),
             window: freshness(&service),
         };
-        self.boards.services.send_modify(|services| drop(services.insert(name.clone(), report)));
+        self.boards
+            .services
+            .send_modify(|services| drop(services.insert(name.clone(), report)));
         let task = self.watch(&service, delay);
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-        self.services.insert(name, Running { service, task, backoff });
+        self.services.insert(
+            name,
+            Running {
+                service,
+                task,
+                backoff,
+            },
+        );
     }
 
     fn watch(&mut self, service: &Arc<Service>, delay: Duration) -> AbortHandle {
@@ -292,7 +370,10 @@ impl App {
             reports: Arc::clone(&self.boards.services),
             metrics: self.metrics.clone(),
         };
-        self.spawn(Task::Service(service.name.clone()), watch_service(Arc::clone(service), delay, outputs))
+        self.spawn(
+            Task::Service(service.name.clone()),
+            watch_service(Arc::clone(service), delay, outputs),
+        )
     }
 
     /// One session and one registrar per ensemble; they stay when their last service goes.
@@ -314,10 +395,19 @@ impl App {
             board: Arc::clone(&self.boards.ensembles),
             metrics: self.metrics.clone(),
         };
-        let settings = zk::Settings { ensemble: (*ensemble).clone(), session_timeout: self.config.session_timeout };
+        let settings = zk::Settings {
+            ensemble: (*ensemble).clone(),
+            session_timeout: self.config.session_timeout,
+        };
         let mut closing = self.closing.1.clone();
-        self.sessions.spawn(zk::supervise(settings, link, async move { closing.wait().await }));
-        self.spawn(Task::Core(format!("registrar of {hosts}")), registrar::run(setup));
+        self.sessions
+            .spawn(zk::supervise(settings, link, async move {
+                closing.wait().await
+            }));
+        self.spawn(
+            Task::Core(format!("registrar of {hosts}")),
+            registrar::run(setup),
+        );
     }
 
     fn ended(&mut self, id: Id) -> Result<(), RunError> {
@@ -329,13 +419,24 @@ impl App {
                 Ok(())
             }
             Some(Task::Service(name)) => {
-                let Some(running) = self.services.get_mut(&name).filter(|running| running.task.id() == id) else {
+                let Some(running) = self
+                    .services
+                    .get_mut(&name)
+                    .filter(|running| running.task.id() == id)
+                else {
                     return Ok(());
                 };
                 let delay = running.backoff.next(&mut self.rng);
                 let service = Arc::clone(&running.service);
-                tracing::error!(service = name, ?delay, "the service's task ended, a defect of nerve: started again");
-                self.metrics.restarts.get_or_create(&of_service(&name)).inc();
+                tracing::error!(
+                    service = name,
+                    ?delay,
+                    "the service's task ended, a defect of nerve: started again"
+                );
+                self.metrics
+                    .restarts
+                    .get_or_create(&of_service(&name))
+                    .inc();
                 let task = self.watch(&service, delay);
                 if let Some(running) = self.services.get_mut(&name) {
                     running.task = task;
@@ -352,9 +453,14 @@ impl App {
         for running in self.services.values() {
             running.task.abort();
         }
-        self.wants.send_modify(|wants| wants.values_mut().for_each(|wanted| wanted.verdict = Verdict::Leaving));
+        self.wants.send_modify(|wants| {
+            wants
+                .values_mut()
+                .for_each(|wanted| wanted.verdict = Verdict::Leaving)
+        });
         let mut reports = self.boards.ensembles.subscribe();
-        let all_gone = reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
+        let all_gone =
+            reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
         match timeout_at(withdrawn_by, all_gone).await {
             Ok(_) => tracing::info!("everything is withdrawn"),
             Err(_) => self.tell_left(),
@@ -372,7 +478,13 @@ impl App {
     }
 
     fn tell_left(&self) {
-        for report in self.boards.ensembles.borrow().values().filter(|report| !report.withdrawn) {
+        for report in self
+            .boards
+            .ensembles
+            .borrow()
+            .values()
+            .filter(|report| !report.withdrawn)
+        {
             for (service, left) in &report.registrations {
                 let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
                 let state = report.link.state;
@@ -394,10 +506,16 @@ async fn confirmed(name: String, registration: Registration, wants: Board<Wanted
     let mut wants = wants.subscribe();
     let mut ensembles = boards.ensembles.subscribe();
     let stands = ensembles.wait_for(|ensembles| {
-        let there = ensembles.get(&registration.hosts).and_then(|report| report.registrations.get(&name));
+        let there = ensembles
+            .get(&registration.hosts)
+            .and_then(|report| report.registrations.get(&name));
         there.is_some_and(|there| there.path == registration.path && there.node.is_some())
     });
-    let not_to_stand = wants.wait_for(|wants| wants.get(&name).is_none_or(|wanted| wanted.verdict == Verdict::Down));
+    let not_to_stand = wants.wait_for(|wants| {
+        wants
+            .get(&name)
+            .is_none_or(|wanted| wanted.verdict == Verdict::Down)
+    });
     // Both are watch receives, and the function ends with the first.
     tokio::select! {
         _ = stands => {}
@@ -409,14 +527,24 @@ async fn confirmed(name: String, registration: Registration, wants: Board<Wanted
 fn warn_of_restart_keys(old: &Config, new: &Config) {
     let keys = [
         ("heartbeat_path", old.heartbeat_path != new.heartbeat_path),
-        ("zookeeper.session_timeout", old.session_timeout != new.session_timeout),
+        (
+            "zookeeper.session_timeout",
+            old.session_timeout != new.session_timeout,
+        ),
         ("zookeeper.jitter", old.jitter != new.jitter),
         ("zookeeper.write_rate", old.write_rate != new.write_rate),
         ("admin", old.admin != new.admin),
         ("state_path", old.state_path != new.state_path),
     ];
-    let changed: Vec<&str> = keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect();
+    let changed: Vec<&str> = keys
+        .iter()
+        .filter(|(_, changed)| *changed)
+        .map(|(key, _)| *key)
+        .collect();
     if !changed.is_empty() {
-        tracing::warn!(keys = changed.join(", "), "takes effect when nerve is started again");
+        tracing::warn!(
+            keys = changed.join(", "),
+            "takes effect when nerve is started again"
+        );
     }
 }

@@ -56,7 +56,9 @@ impl Outcome {
         match self {
             Outcome::Pass => None,
             Outcome::Fail(reason) => Some(reason.clone()),
-            Outcome::Timeout { step, after } => Some(format!("{step} within {} ms", after.as_millis())),
+            Outcome::Timeout { step, after } => {
+                Some(format!("{step} within {} ms", after.as_millis()))
+            }
         }
     }
 }
@@ -94,11 +96,20 @@ pub fn deadline(check: &Check) -> Duration {
 /// a name server that fails costs this attempt only). A literal may stand in brackets.
 async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Outcome> {
     let until = Instant::now() + limit;
-    let late = |_| Outcome::Timeout { step: Step::Connect, after: limit };
-    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-    let lookup = timeout_at(until, tokio::net::lookup_host((bare, port))).await.map_err(late)?;
-    let addresses: Vec<SocketAddr> =
-        lookup.map_err(|error| Outcome::Fail(format!("cannot resolve `{host}`: {error}")))?.collect();
+    let late = |_| Outcome::Timeout {
+        step: Step::Connect,
+        after: limit,
+    };
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|h| h.strip_suffix(']'))
+        .unwrap_or(host);
+    let lookup = timeout_at(until, tokio::net::lookup_host((bare, port)))
+        .await
+        .map_err(late)?;
+    let addresses: Vec<SocketAddr> = lookup
+        .map_err(|error| Outcome::Fail(format!("cannot resolve `{host}`: {error}")))?
+        .collect();
     let mut last = Outcome::Fail(format!("`{host}` has no address"));
     for (tried, address) in addresses.iter().enumerate() {
         // An address that swallows packets must leave the later ones their share of the time.
@@ -106,7 +117,9 @@ async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Ou
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
         last = match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => Outcome::Fail(format!("cannot connect to `{address}`: {}", reason(&error))),
+            Ok(Err(error)) => {
+                Outcome::Fail(format!("cannot connect to `{address}`: {}", reason(&error)))
+            }
             Err(elapsed) => late(elapsed),
         };
     }

@@ -98,16 +98,24 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     };
     let environment = Environment::current();
     let on = |name| environment.variable(name).filter(|value| !value.is_empty());
-    let checking = cli.options.check_config || matches!(on("NERVE_CHECK_CONFIG"), Some("true" | "1"));
+    let checking =
+        cli.options.check_config || matches!(on("NERVE_CHECK_CONFIG"), Some("true" | "1"));
     let command = match cli.command.unwrap_or(Command::Run) {
         Command::Run if checking => Command::Check,
         command => command,
     };
-    let source = cli.options.config.or_else(|| on("NERVE_CONFIG").map(PathBuf::from)).map(|path| LoadOptions {
-        path,
-        instance_id: cli.options.instance_id.or_else(|| on("NERVE_INSTANCE_ID").map(str::to_owned)),
-        environment: environment.clone(),
-    });
+    let source = cli
+        .options
+        .config
+        .or_else(|| on("NERVE_CONFIG").map(PathBuf::from))
+        .map(|path| LoadOptions {
+            path,
+            instance_id: cli
+                .options
+                .instance_id
+                .or_else(|| on("NERVE_INSTANCE_ID").map(str::to_owned)),
+            environment: environment.clone(),
+        });
     match (command, source) {
         (Command::Schema, _) => print(&format!("{:#}", config::schema())),
         (Command::Completions { shell }, _) => {
@@ -130,7 +138,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 
 /// On one thread: a sidecar should cost one core at most.
 fn blocking(work: impl Future<Output = u8>) -> u8 {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => {
             let code = runtime.block_on(work);
             // A name server or disk that hangs must not hold up the exit.
@@ -163,7 +174,8 @@ async fn run(source: LoadOptions) -> u8 {
     tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "nerve starts");
     tell(&warnings);
     let reload = || -> Result<Config, String> {
-        let Loaded { config, warnings } = config::load(&source).map_err(|report| report.to_string())?;
+        let Loaded { config, warnings } =
+            config::load(&source).map_err(|report| report.to_string())?;
         tell(&warnings);
         Ok(config)
     };
@@ -191,7 +203,11 @@ fn check(source: &LoadOptions) -> u8 {
             if !warnings.findings.is_empty() {
                 complain(&warnings.to_string());
             }
-            print(&format!("{}: good, {} services", source.path.display(), config.services.len()))
+            print(&format!(
+                "{}: good, {} services",
+                source.path.display(),
+                config.services.len()
+            ))
         }
         Err(report) => {
             complain(&report.to_string());
@@ -203,7 +219,12 @@ fn check(source: &LoadOptions) -> u8 {
 async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     let bind = match source.as_ref().map(config::load) {
         None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
-        Some(Ok(Loaded { config: Config { admin: Some(admin), .. }, .. })) => admin.bind,
+        Some(Ok(Loaded {
+            config: Config {
+                admin: Some(admin), ..
+            },
+            ..
+        })) => admin.bind,
         Some(Ok(_)) => {
             complain("the configuration turns the admin listener off");
             return exit::START;
@@ -215,7 +236,9 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     };
     let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(&bind, "/status")).await;
     let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
-    match answer.and_then(|text| serde_json::from_slice::<Value>(&text).map_err(|e| format!("not JSON: {e}"))) {
+    match answer.and_then(|text| {
+        serde_json::from_slice::<Value>(&text).map_err(|e| format!("not JSON: {e}"))
+    }) {
         Ok(value) if json => print(&format!("{value:#}")),
         Ok(value) => print(&summary(&value)),
         Err(reason) => {
@@ -230,19 +253,44 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
 async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
     let fail = |error: std::io::Error| error.to_string();
     match bind {
-        Bind::Tcp(address) => get(tokio::net::TcpStream::connect(address).await.map_err(fail)?, path).await,
-        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await.map_err(fail)?, path).await,
+        Bind::Tcp(address) => {
+            get(
+                tokio::net::TcpStream::connect(address)
+                    .await
+                    .map_err(fail)?,
+                path,
+            )
+            .await
+        }
+        Bind::Unix(socket) => {
+            get(
+                tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map_err(fail)?,
+                path,
+            )
+            .await
+        }
     }
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> Result<Bytes, String> {
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
+    path: &str,
+) -> Result<Bytes, String> {
     let fail = |error: hyper::Error| Chain(&error).to_string();
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path).header("host", "nerve").header("connection", "close").body(Empty::<Bytes>::new());
+    let request = Request::get(path)
+        .header("host", "nerve")
+        .header("connection", "close")
+        .body(Empty::<Bytes>::new());
     let request = request.map_err(|error| error.to_string())?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(fail)?;
-        let body = Limited::new(response.into_body(), 64 << 20).collect().await.map_err(|e| e.to_string())?;
+        let body = Limited::new(response.into_body(), 64 << 20)
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
         Ok(body.to_bytes())
     };
     // The connection's own end says nothing that the answer does not say as well.
@@ -254,19 +302,44 @@ async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> 
 fn summary(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let ready = if status["ready"] == true { "ready" } else { "not ready" };
-    let mut lines = vec![format!("nerve {} pid {} {ready}", text(&status["version"]), status["pid"])];
+    let ready = if status["ready"] == true {
+        "ready"
+    } else {
+        "not ready"
+    };
+    let mut lines = vec![format!(
+        "nerve {} pid {} {ready}",
+        text(&status["version"]),
+        status["pid"]
+    )];
     for link in list(&status["zookeeper"]) {
-        lines.push(format!("zookeeper {} {}", text(&link["hosts"]), text(&link["state"])));
+        lines.push(format!(
+            "zookeeper {} {}",
+            text(&link["hosts"]),
+            text(&link["state"])
+        ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
-        lines.push(format!("{name} {}", service["health"].as_str().unwrap_or("not checked yet")));
+        lines.push(format!(
+            "{name} {}",
+            service["health"].as_str().unwrap_or("not checked yet")
+        ));
         for check in list(&service["checks"]) {
-            let error = check["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
-            lines.push(format!("  {} {}{error}", text(&check["name"]), text(&check["health"])));
+            let error = check["error"]
+                .as_str()
+                .map(|error| format!(": {error}"))
+                .unwrap_or_default();
+            lines.push(format!(
+                "  {} {}{error}",
+                text(&check["name"]),
+                text(&check["health"])
+            ));
         }
         for place in list(&service["registrations"]) {
-            let error = place["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
+            let error = place["error"]
+                .as_str()
+                .map(|error| format!(": {error}"))
+                .unwrap_or_default();
             let (path, node) = (text(&place["path"]), text(&place["node"]));
             lines.push(format!(
                 "  {path}/{node} wanted {}, {}{error}",
@@ -275,7 +348,11 @@ fn summary(status: &Value) -> String {
             ));
         }
     }
-    lines.extend(list(&status["warnings"]).iter().map(|warning| format!("warning: {}", text(warning))));
+    lines.extend(
+        list(&status["warnings"])
+            .iter()
+            .map(|warning| format!("warning: {}", text(warning))),
+    );
     lines.join("\n")
 }
 
@@ -318,14 +395,25 @@ mod tests {
                 "{line}"
             );
         }
-        for line in ["nerve -c f -k", "nerve -c f --check-config", "nerve -c f --check", "nerve -c f --check_config"] {
+        for line in [
+            "nerve -c f -k",
+            "nerve -c f --check-config",
+            "nerve -c f --check",
+            "nerve -c f --check_config",
+        ] {
             assert!(parse(line).unwrap().options.check_config, "{line}");
         }
     }
 
     #[test]
     fn wrong_usage_is_refused() {
-        for line in ["nerve -c", "nerve --nonsense", "nerve stray", "nerve -c f stray", "nerve drain web"] {
+        for line in [
+            "nerve -c",
+            "nerve --nonsense",
+            "nerve stray",
+            "nerve -c f stray",
+            "nerve drain web",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
         assert!(Cli::try_parse_from(["nerve", "-c", "f", "-i", ""]).is_err());

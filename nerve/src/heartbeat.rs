@@ -26,7 +26,8 @@ pub(crate) async fn run(path: PathBuf, boards: Boards, metrics: Metrics) {
             None => {
                 let path = path.clone();
                 let done = tokio::task::spawn_blocking(move || touch(&path)).await;
-                done.map_err(|e| e.to_string()).and_then(|touched| touched.map_err(|e| e.to_string()))
+                done.map_err(|e| e.to_string())
+                    .and_then(|touched| touched.map_err(|e| e.to_string()))
             }
         };
         if let Err(reason) = &touched {
@@ -41,6 +42,10 @@ pub(crate) async fn run(path: PathBuf, boards: Boards, metrics: Metrics) {
 }
 
 fn touch(path: &Path) -> std::io::Result<()> {
-    let file = std::fs::File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     file.set_modified(SystemTime::now())
 }

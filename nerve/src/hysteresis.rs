@@ -31,14 +31,29 @@ impl Hysteresis {
     /// Without any result. Both numbers count as at least 1.
     #[must_use]
     pub fn new(rise: u32, fall: u32) -> Self {
-        Self { rise: rise.max(1), fall: fall.max(1), health: None, proven: false, last: false, run: 0 }
+        Self {
+            rise: rise.max(1),
+            fall: fall.max(1),
+            health: None,
+            proven: false,
+            last: false,
+            run: 0,
+        }
     }
 
     /// Takes the next result and tells the health after it.
     pub fn record(&mut self, passed: bool) -> Health {
-        self.run = if passed == self.last { self.run.saturating_add(1) } else { 1 };
+        self.run = if passed == self.last {
+            self.run.saturating_add(1)
+        } else {
+            1
+        };
         self.last = passed;
-        let (needed, health) = if passed { (self.rise, Health::Up) } else { (self.fall, Health::Down) };
+        let (needed, health) = if passed {
+            (self.rise, Health::Up)
+        } else {
+            (self.fall, Health::Down)
+        };
         if self.run >= needed {
             self.health = Some(health);
             self.proven = true;

@@ -33,7 +33,12 @@ pub(crate) struct Done {
 
 /// Carries a job out. Dropping it leaves an unknown outcome.
 pub(crate) async fn perform(registry: impl Registry, job: Job) -> Done {
-    let mut done = Done { path: job.path.clone(), written: Vec::new(), refused: None, look: Ok(None) };
+    let mut done = Done {
+        path: job.path.clone(),
+        written: Vec::new(),
+        refused: None,
+        look: Ok(None),
+    };
     done.look = write_and_look(&registry, job, &mut done.written, &mut done.refused).await;
     done
 }

@@ -48,19 +48,61 @@ impl Metrics {
         };
         let mut all = Registry::with_prefix("nerve");
         let m = &metrics;
-        all.register("service_up", "Whether the checks of a service are up", m.service_up.clone());
-        all.register("checks", "Check attempts by service, check and result", m.checks.clone());
-        all.register("check_duration_seconds", "Time of one check attempt", m.check_seconds.clone());
-        all.register("registered", "Whether a service's own node stands in ZooKeeper", m.registered.clone());
+        all.register(
+            "service_up",
+            "Whether the checks of a service are up",
+            m.service_up.clone(),
+        );
+        all.register(
+            "checks",
+            "Check attempts by service, check and result",
+            m.checks.clone(),
+        );
+        all.register(
+            "check_duration_seconds",
+            "Time of one check attempt",
+            m.check_seconds.clone(),
+        );
+        all.register(
+            "registered",
+            "Whether a service's own node stands in ZooKeeper",
+            m.registered.clone(),
+        );
         all.register("twins", "Nodes of others under our name", m.twins.clone());
-        all.register("zk_writes", "Writes by ensemble and result: registered, withdrawn, failed", m.writes.clone());
-        all.register("zk_connected", "Whether the session to an ensemble is live", m.connected.clone());
-        all.register("state_failures", "Failed writes of state_path", m.state_failures.clone());
-        all.register("heartbeat_failures", "Failed touches of heartbeat_path", m.heartbeat_failures.clone());
-        all.register("task_restarts", "Service tasks that ended and were started again", m.restarts.clone());
-        all.register("config_reloads", "Re-reads of the configuration by result", m.reloads.clone());
+        all.register(
+            "zk_writes",
+            "Writes by ensemble and result: registered, withdrawn, failed",
+            m.writes.clone(),
+        );
+        all.register(
+            "zk_connected",
+            "Whether the session to an ensemble is live",
+            m.connected.clone(),
+        );
+        all.register(
+            "state_failures",
+            "Failed writes of state_path",
+            m.state_failures.clone(),
+        );
+        all.register(
+            "heartbeat_failures",
+            "Failed touches of heartbeat_path",
+            m.heartbeat_failures.clone(),
+        );
+        all.register(
+            "task_restarts",
+            "Service tasks that ended and were started again",
+            m.restarts.clone(),
+        );
+        all.register(
+            "config_reloads",
+            "Re-reads of the configuration by result",
+            m.reloads.clone(),
+        );
         let build: Family<Labels, Gauge> = Family::default();
-        build.get_or_create(&vec![("version", smartstack_common::BUILD.to_owned())]).set(1);
+        build
+            .get_or_create(&vec![("version", smartstack_common::BUILD.to_owned())])
+            .set(1);
         all.register("build_info", "The running build", build);
         (metrics, all)
     }
@@ -68,8 +110,11 @@ impl Metrics {
     /// Forgets what is labelled with a service that is no more.
     pub(crate) fn forget(&self, service: &str, checks: &[crate::config::Check]) {
         let labels = of_service(service);
-        let _known =
-            [self.service_up.remove(&labels), self.registered.remove(&labels), self.check_seconds.remove(&labels)];
+        let _known = [
+            self.service_up.remove(&labels),
+            self.registered.remove(&labels),
+            self.check_seconds.remove(&labels),
+        ];
         for check in checks {
             for result in ["pass", "fail"] {
                 self.checks.remove(&of_check(service, &check.name, result));
@@ -101,7 +146,11 @@ pub(crate) fn of_write(hosts: &str, result: &str) -> Labels {
 }
 
 pub(crate) fn of_check(service: &str, check: &str, result: &str) -> Labels {
-    vec![("service", service.to_owned()), ("check", check.to_owned()), ("result", result.to_owned())]
+    vec![
+        ("service", service.to_owned()),
+        ("check", check.to_owned()),
+        ("result", result.to_owned()),
+    ]
 }
 
 #[cfg(test)]
@@ -111,9 +160,15 @@ mod tests {
     #[test]
     fn text_has_names_units_and_an_end() {
         let (metrics, registry) = Metrics::new();
-        metrics.checks.get_or_create(&of_check("web", "http-x:1/", "pass")).inc();
+        metrics
+            .checks
+            .get_or_create(&of_check("web", "http-x:1/", "pass"))
+            .inc();
         let text = text(&registry);
-        assert!(text.contains(r#"nerve_checks_total{service="web",check="http-x:1/",result="pass"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"nerve_checks_total{service="web",check="http-x:1/",result="pass"} 1"#),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"));
         metrics.forget("web", &[]);
     }

@@ -48,7 +48,10 @@ impl Registration {
             hosts: service.ensemble.hosts().to_owned(),
             path: service.ensemble.absolute(&service.path),
             instance_id: instance_id.to_owned(),
-            prefix: prefix(instance_id, service.use_path_encoding.then_some(payload.as_slice())),
+            prefix: prefix(
+                instance_id,
+                service.use_path_encoding.then_some(payload.as_slice()),
+            ),
             node_type: service.node_type,
             payload,
         }
@@ -118,19 +121,31 @@ fn endpoint(data: &[u8]) -> Option<(Value, String)> {
 mod tests {
     use super::*;
 
-    const ENCODED: &str = "base64_64_eyJob3N0IjoiMTAuMC4wLjEyIiwicG9ydCI6MzAwMCwibmFtZSI6ImktYWJjIn0=_";
+    const ENCODED: &str =
+        "base64_64_eyJob3N0IjoiMTAuMC4wLjEyIiwicG9ydCI6MzAwMCwibmFtZSI6ImktYWJjIn0=_";
 
     /// The example measured on Ruby nerve.
     #[test]
     fn encodes_as_ruby() {
-        assert_eq!(prefix("i-abc", Some(br#"{"host":"10.0.0.12","port":3000,"name":"i-abc"}"#)), ENCODED);
+        assert_eq!(
+            prefix(
+                "i-abc",
+                Some(br#"{"host":"10.0.0.12","port":3000,"name":"i-abc"}"#)
+            ),
+            ENCODED
+        );
         assert_eq!(prefix("i-abc", Some(&[b'x'; MAX_ENCODED])), "i-abc_");
         assert_eq!(prefix("i-abc", None), "i-abc_");
     }
 
     #[test]
     fn only_the_exact_form_claims() {
-        for name in ["i-abc_", "i-abc_0000000007", ENCODED, &format!("{ENCODED}0000000000")] {
+        for name in [
+            "i-abc_",
+            "i-abc_0000000007",
+            ENCODED,
+            &format!("{ENCODED}0000000000"),
+        ] {
             assert!(claims(name, "i-abc"), "{name}");
         }
         for name in [

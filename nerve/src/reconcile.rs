@@ -79,7 +79,9 @@ impl Group {
 
     fn is_bare(&self) -> bool {
         match &self.plan {
-            Some(plan) => plan.changes.is_empty() && plan.standings.iter().all(|s| s.nodes.is_empty()),
+            Some(plan) => {
+                plan.changes.is_empty() && plan.standings.iter().all(|s| s.nodes.is_empty())
+            }
             None => !self.wrote,
         }
     }
@@ -126,7 +128,13 @@ pub(crate) struct Reconciler {
 }
 
 impl Reconciler {
-    pub(crate) fn new(hosts: &str, jitter: Duration, write_rate: u32, rng: fastrand::Rng, now: Instant) -> Self {
+    pub(crate) fn new(
+        hosts: &str,
+        jitter: Duration,
+        write_rate: u32,
+        rng: fastrand::Rng,
+        now: Instant,
+    ) -> Self {
         Self {
             hosts: hosts.to_owned(),
             groups: BTreeMap::new(),
@@ -151,7 +159,11 @@ impl Reconciler {
         self.news = true;
         let first = self.session.is_none();
         self.former.extend(former);
-        if let Some(before) = self.session.replace(session).filter(|before| *before != session) {
+        if let Some(before) = self
+            .session
+            .replace(session)
+            .filter(|before| *before != session)
+        {
             self.former.insert(before);
             self.displaced.clear();
         }
@@ -159,8 +171,15 @@ impl Reconciler {
         self.former.remove(&session);
         self.connected = true;
         for group in self.groups.values_mut() {
-            let withdrawing = group.planned.iter().any(|(_, _, stance)| matches!(stance, Stance::Absent(_)));
-            let spread = if first || withdrawing { Duration::ZERO } else { self.jitter.mul_f64(self.rng.f64()) };
+            let withdrawing = group
+                .planned
+                .iter()
+                .any(|(_, _, stance)| matches!(stance, Stance::Absent(_)));
+            let spread = if first || withdrawing {
+                Duration::ZERO
+            } else {
+                self.jitter.mul_f64(self.rng.f64())
+            };
             group.running = false;
             group.sync = true;
             group.changes.clear();
@@ -198,21 +217,35 @@ impl Reconciler {
     /// Takes the wishes as they are now, and returns the jobs that are to be started.
     pub(crate) fn jobs(&mut self, wants: &Wants, now: Instant) -> Vec<Job> {
         self.note_staleness(wants, now);
-        for wanted in wants.values().filter(|wanted| wanted.registration.hosts == self.hosts) {
-            let group = self.groups.entry(wanted.registration.path.clone()).or_insert_with(Group::new);
+        for wanted in wants
+            .values()
+            .filter(|wanted| wanted.registration.hosts == self.hosts)
+        {
+            let group = self
+                .groups
+                .entry(wanted.registration.path.clone())
+                .or_insert_with(Group::new);
             group.ids.insert(wanted.registration.instance_id.clone());
         }
         let mut now_wished: BTreeMap<&str, Vec<Wish<'_>>> = BTreeMap::new();
-        for (service, wanted) in wants.iter().filter(|(_, wanted)| wanted.registration.hosts == self.hosts) {
+        for (service, wanted) in wants
+            .iter()
+            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts)
+        {
             let stance = wanted.stance(now, self.stale_since.get(service).copied());
-            now_wished.entry(&wanted.registration.path).or_default().push((service, wanted, stance));
+            now_wished
+                .entry(&wanted.registration.path)
+                .or_default()
+                .push((service, wanted, stance));
         }
         let mut jobs = Vec::new();
         for (path, group) in &mut self.groups {
             let wishes = now_wished.remove(path.as_str()).unwrap_or_default();
             if is_other(&group.planned, &wishes) {
                 // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
-                if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave) || group.plan.is_some() {
+                if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave)
+                    || group.plan.is_some()
+                {
                     group.hurry(now);
                 }
                 group.planned = owned(&wishes);
@@ -236,7 +269,8 @@ impl Reconciler {
     }
 
     fn note_staleness(&mut self, wants: &Wants, now: Instant) {
-        self.stale_since.retain(|service, _| wants.contains_key(service));
+        self.stale_since
+            .retain(|service, _| wants.contains_key(service));
         for (service, wanted) in wants {
             if wanted.is_fresh(now, self.not_before) {
                 self.stale_since.remove(service);
@@ -249,7 +283,9 @@ impl Reconciler {
     /// Takes a job's end and plans what comes next.
     pub(crate) fn finished(&mut self, done: Done, wants: &Wants, now: Instant) {
         self.news = true;
-        let here = |wanted: &Wanted| wanted.registration.hosts == self.hosts && wanted.registration.path == done.path;
+        let here = |wanted: &Wanted| {
+            wanted.registration.hosts == self.hosts && wanted.registration.path == done.path
+        };
         let wishes: Vec<Wish<'_>> = wants
             .iter()
             .filter(|(_, wanted)| here(wanted))
@@ -258,7 +294,9 @@ impl Reconciler {
                 (service, wanted, stance)
             })
             .collect();
-        let Some(group) = self.groups.get_mut(&done.path) else { return };
+        let Some(group) = self.groups.get_mut(&done.path) else {
+            return;
+        };
         group.running = false;
         let found = match done.look {
             Ok(found) => found,
@@ -270,31 +308,43 @@ impl Reconciler {
                 return;
             }
         };
-        let observed: Vec<Node> =
-            found.iter().flatten().map(|node| classify(node, self.session, &self.former)).collect();
+        let observed: Vec<Node> = found
+            .iter()
+            .flatten()
+            .map(|node| classify(node, self.session, &self.former))
+            .collect();
         group.planned = owned(&wishes);
         let wants: Vec<Want<'_>> = group
             .planned
             .iter()
-            .map(|(service, wanted, stance)| Want { service, registration: &wanted.registration, stance: *stance })
+            .map(|(service, wanted, stance)| Want {
+                service,
+                registration: &wanted.registration,
+                stance: *stance,
+            })
             .collect();
         let mut plan = plan(&wants, &observed, &self.displaced);
         for standing in &plan.standings {
             let entry = group.since.get(&standing.service);
             if entry.is_none_or(|(nodes, _)| *nodes != standing.nodes) {
-                group.since.insert(standing.service.clone(), (standing.nodes.clone(), now));
+                group
+                    .since
+                    .insert(standing.service.clone(), (standing.nodes.clone(), now));
             }
         }
         let mut throttled = None;
         let mut changes = std::mem::take(&mut plan.changes);
-        changes.retain(|change| match change.create.as_ref().map(|_| self.throttle.take(now)) {
-            Some(Err(at)) => {
-                throttled = Some(at);
-                false
-            }
-            None | Some(Ok(())) => true,
-        });
-        self.displaced.extend(changes.iter().filter_map(|change| change.displaces));
+        changes.retain(
+            |change| match change.create.as_ref().map(|_| self.throttle.take(now)) {
+                Some(Err(at)) => {
+                    throttled = Some(at);
+                    false
+                }
+                None | Some(Ok(())) => true,
+            },
+        );
+        self.displaced
+            .extend(changes.iter().filter_map(|change| change.displaces));
         group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
         group.error = done.refused.as_ref().map(ToString::to_string);
         plan.changes.clone_from(&changes);
@@ -305,7 +355,11 @@ impl Reconciler {
                 self.groups.remove(&done.path);
                 return;
             }
-            let every = if std::mem::replace(&mut group.calm, true) { VERIFY } else { VERIFY_SOON };
+            let every = if std::mem::replace(&mut group.calm, true) {
+                VERIFY
+            } else {
+                VERIFY_SOON
+            };
             let again = every.mul_f64(0.5 + self.rng.f64());
             group.hurry(throttled.unwrap_or(now + again));
             return;
@@ -313,16 +367,26 @@ impl Reconciler {
         group.calm = false;
         group.changes = changes;
         // A write that was refused once is tried again at once, on the new look; then with pauses.
-        let pause = done.refused.map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
+        let pause = done
+            .refused
+            .map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
         group.due = Some(now + pause);
     }
 
     /// When to tick and ask for jobs again, if nothing happens before.
     pub(crate) fn wake_at(&self, wants: &Wants, now: Instant) -> Instant {
-        let due = self.groups.values().filter(|g| self.connected && !g.running).filter_map(|g| g.due);
-        let own = wants.iter().filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
+        let due = self
+            .groups
+            .values()
+            .filter(|g| self.connected && !g.running)
+            .filter_map(|g| g.due);
+        let own = wants
+            .iter()
+            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
         let aging = own.map(|(service, wanted)| {
-            *self.stale_since.get(service).unwrap_or(&wanted.as_of) + wanted.window + Duration::from_millis(1)
+            *self.stale_since.get(service).unwrap_or(&wanted.as_of)
+                + wanted.window
+                + Duration::from_millis(1)
         });
         let aging = aging.filter(|at| *at > now);
         due.chain(aging).fold(self.last_tick + TICK, Instant::min)
@@ -330,9 +394,15 @@ impl Reconciler {
 
     /// Nodes to be watched: all that carry our name, with their group.
     pub(crate) fn nodes(&self, path: &str) -> Vec<String> {
-        let Some(plan) = self.groups.get(path).and_then(|group| group.plan.as_ref()) else { return Vec::new() };
-        let own = plan.standings.iter().flat_map(|standing| standing.nodes.iter().cloned());
-        own.chain(plan.twins.iter().map(|twin| twin.node.clone())).collect()
+        let Some(plan) = self.groups.get(path).and_then(|group| group.plan.as_ref()) else {
+            return Vec::new();
+        };
+        let own = plan
+            .standings
+            .iter()
+            .flat_map(|standing| standing.nodes.iter().cloned());
+        own.chain(plan.twins.iter().map(|twin| twin.node.clone()))
+            .collect()
     }
 
     /// Whether every wish is to be absent, and nothing of ours is left (or ever was).
@@ -340,7 +410,10 @@ impl Reconciler {
         self.groups.values().all(|group| {
             !group.running
                 && group.is_bare()
-                && group.planned.iter().all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
+                && group
+                    .planned
+                    .iter()
+                    .all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
         })
     }
 
@@ -354,7 +427,11 @@ impl Reconciler {
         let mut report = BTreeMap::new();
         for (path, group) in &self.groups {
             for (service, _, stance) in &group.planned {
-                let standing = group.plan.iter().flat_map(|p| &p.standings).find(|s| s.service == *service);
+                let standing = group
+                    .plan
+                    .iter()
+                    .flat_map(|p| &p.standings)
+                    .find(|s| s.service == *service);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
                 report.insert(
@@ -374,8 +451,12 @@ impl Reconciler {
                         },
                         node,
                         since: group.since.get(service).map(|(_, since)| *since),
-                        error: standing.and_then(|s| s.conflict.clone()).or_else(|| group.error.clone()),
-                        twins: twins.map(|twin| format!("{} (session {:#x})", twin.node, twin.owner)).collect(),
+                        error: standing
+                            .and_then(|s| s.conflict.clone())
+                            .or_else(|| group.error.clone()),
+                        twins: twins
+                            .map(|twin| format!("{} (session {:#x})", twin.node, twin.owner))
+                            .collect(),
                     },
                 );
             }
@@ -388,7 +469,10 @@ impl Reconciler {
 type Wish<'a> = (&'a String, &'a Wanted, Stance);
 
 fn owned(wishes: &[Wish<'_>]) -> Vec<(String, Wanted, Stance)> {
-    wishes.iter().map(|(service, wanted, stance)| ((*service).clone(), (*wanted).clone(), *stance)).collect()
+    wishes
+        .iter()
+        .map(|(service, wanted, stance)| ((*service).clone(), (*wanted).clone(), *stance))
+        .collect()
 }
 
 /// Whether the wishes need another plan: the age of a result alone does not.
@@ -405,7 +489,12 @@ fn classify(found: &Found, session: Option<i64>, former: &BTreeSet<i64>) -> Node
         owner if former.contains(&owner) => Owner::Former,
         owner => Owner::Foreign(owner),
     };
-    Node { name: found.name.clone(), owner, czxid: found.czxid, data: found.data.clone() }
+    Node {
+        name: found.name.clone(),
+        owner,
+        czxid: found.czxid,
+        data: found.data.clone(),
+    }
 }
 
 #[cfg(test)]

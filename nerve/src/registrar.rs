@@ -50,7 +50,12 @@ pub(crate) async fn run(setup: Setup) {
         registrar.start_jobs();
         registrar.publish();
         let wake = registrar.wake_at();
-        let Registrar { setup, jobs, watches, .. } = &mut registrar;
+        let Registrar {
+            setup,
+            jobs,
+            watches,
+            ..
+        } = &mut registrar;
         // Watch receives, joins of a JoinSet and a sleep that is made anew: all may be dropped anywhere.
         tokio::select! {
             Ok(()) = setup.link.changed() => {}
@@ -89,7 +94,13 @@ struct Registrar {
 impl Registrar {
     fn new(setup: Setup) -> Self {
         let hosts = setup.ensemble.hosts().to_owned();
-        let reconciler = Reconciler::new(&hosts, setup.jitter, setup.write_rate, fastrand::Rng::new(), Instant::now());
+        let reconciler = Reconciler::new(
+            &hosts,
+            setup.jitter,
+            setup.write_rate,
+            fastrand::Rng::new(),
+            Instant::now(),
+        );
         let link = LinkStatus::of(&setup.ensemble, &setup.link.borrow());
         Self {
             setup,
@@ -112,7 +123,9 @@ impl Registrar {
             Link::Live(live) => Some(live),
             _ => None,
         };
-        if live.map(|live| live.epoch) == self.registry.as_ref().map(|(epoch, _)| *epoch) && live.is_some() {
+        if live.map(|live| live.epoch) == self.registry.as_ref().map(|(epoch, _)| *epoch)
+            && live.is_some()
+        {
             return;
         }
         let status = LinkStatus::of(&self.setup.ensemble, &link);
@@ -125,16 +138,25 @@ impl Registrar {
         if let Some(live) = live {
             self.take_up(live).await;
         }
-        let connected = self.setup.metrics.connected.get_or_create_owned(&of_hosts(&self.hosts));
+        let connected = self
+            .setup
+            .metrics
+            .connected
+            .get_or_create_owned(&of_hosts(&self.hosts));
         connected.set(i64::from(live.is_some()));
         self.link_news |= self.link != status;
         self.link = status;
     }
 
     async fn take_up(&mut self, live: &Live) {
-        let (path, hosts, session) = (self.setup.state_path.clone(), self.hosts.clone(), live.session);
+        let (path, hosts, session) = (
+            self.setup.state_path.clone(),
+            self.hosts.clone(),
+            live.session,
+        );
         let process = self.process.clone();
-        let remember = tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
+        let remember =
+            tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
         let former = match tokio::time::timeout(STATE_LIMIT, remember).await {
             Ok(Ok(Ok(former))) => former,
             Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
@@ -142,7 +164,13 @@ impl Registrar {
             Err(_) => self.without_state(&"the disk or the lock is slow"),
         };
         self.reconciler.connected(session, &former, Instant::now());
-        self.registry = Some((live.epoch, ZooKeeper { client: live.client.clone(), limit: self.setup.call_limit }));
+        self.registry = Some((
+            live.epoch,
+            ZooKeeper {
+                client: live.client.clone(),
+                limit: self.setup.call_limit,
+            },
+        ));
     }
 
     fn without_state(&self, reason: &dyn std::fmt::Display) -> BTreeSet<i64> {
@@ -153,23 +181,42 @@ impl Registrar {
     }
 
     fn start_jobs(&mut self) {
-        let jobs = self.reconciler.jobs(&self.setup.wants.borrow_and_update(), Instant::now());
-        let Some((_, registry)) = &self.registry else { return };
+        let jobs = self
+            .reconciler
+            .jobs(&self.setup.wants.borrow_and_update(), Instant::now());
+        let Some((_, registry)) = &self.registry else {
+            return;
+        };
         for job in jobs {
             self.jobs.spawn(perform(registry.clone(), job));
         }
     }
 
     fn wake_at(&self) -> Instant {
-        self.reconciler.wake_at(&self.setup.wants.borrow(), Instant::now())
+        self.reconciler
+            .wake_at(&self.setup.wants.borrow(), Instant::now())
     }
 
     fn finished(&mut self, done: Done) {
-        let count = |result| self.setup.metrics.writes.get_or_create_owned(&of_write(&self.hosts, result)).inc();
+        let count = |result| {
+            self.setup
+                .metrics
+                .writes
+                .get_or_create_owned(&of_write(&self.hosts, result))
+                .inc()
+        };
         for change in &done.written {
-            count(if change.create.is_some() { "registered" } else { "withdrawn" });
+            count(if change.create.is_some() {
+                "registered"
+            } else {
+                "withdrawn"
+            });
             if change.service.is_none() {
-                tracing::info!(path = done.path, nodes = change.delete.join(", "), "own nodes of no service deleted");
+                tracing::info!(
+                    path = done.path,
+                    nodes = change.delete.join(", "),
+                    "own nodes of no service deleted"
+                );
             }
         }
         for failure in done.look.as_ref().err().into_iter().chain(&done.refused) {
@@ -178,8 +225,11 @@ impl Registrar {
             tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
         }
         let path = done.path.clone();
-        self.reconciler.finished(done, &self.setup.wants.borrow(), Instant::now());
-        let Some((_, registry)) = &self.registry else { return };
+        self.reconciler
+            .finished(done, &self.setup.wants.borrow(), Instant::now());
+        let Some((_, registry)) = &self.registry else {
+            return;
+        };
         for node in self.reconciler.nodes(&path) {
             if self.watched.insert((path.clone(), node.clone())) {
                 let (registry, path) = (registry.clone(), path.clone());
@@ -225,23 +275,57 @@ impl Registrar {
             let old_node = old.and_then(|old| old.node.as_ref());
             if now.node.as_ref() != old_node {
                 match &now.node {
-                    Some(node) => tracing::info!(service, path = now.path, node, wanted = now.wanted, "node present"),
-                    None => tracing::info!(service, path = now.path, node = old_node, wanted = now.wanted, "node gone"),
+                    Some(node) => tracing::info!(
+                        service,
+                        path = now.path,
+                        node,
+                        wanted = now.wanted,
+                        "node present"
+                    ),
+                    None => tracing::info!(
+                        service,
+                        path = now.path,
+                        node = old_node,
+                        wanted = now.wanted,
+                        "node gone"
+                    ),
                 }
             }
-            metrics.registered.get_or_create(&of_service(service)).set(i64::from(now.node.is_some()));
-            for twin in now.twins.iter().filter(|twin| !old.is_some_and(|old| old.twins.contains(twin))) {
-                tracing::warn!(service, path = now.path, twin, "two nerves claim one instance_id, left alone");
-            }
-            if let Some(error) =
-                now.error.as_ref().filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error))
+            metrics
+                .registered
+                .get_or_create(&of_service(service))
+                .set(i64::from(now.node.is_some()));
+            for twin in now
+                .twins
+                .iter()
+                .filter(|twin| !old.is_some_and(|old| old.twins.contains(twin)))
             {
-                tracing::warn!(service, path = now.path, error, "registration is not as wanted");
+                tracing::warn!(
+                    service,
+                    path = now.path,
+                    twin,
+                    "two nerves claim one instance_id, left alone"
+                );
+            }
+            if let Some(error) = now
+                .error
+                .as_ref()
+                .filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error))
+            {
+                tracing::warn!(
+                    service,
+                    path = now.path,
+                    error,
+                    "registration is not as wanted"
+                );
             }
             twins.extend(&now.twins);
         }
         let count = i64::try_from(twins.len()).unwrap_or(i64::MAX);
-        metrics.twins.get_or_create_owned(&of_hosts(&self.hosts)).set(count);
+        metrics
+            .twins
+            .get_or_create_owned(&of_hosts(&self.hosts))
+            .set(count);
     }
 }
 

@@ -117,7 +117,12 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
     let (assigned, surplus) = assign(wants, observed);
     let mut plan = Plan::default();
     if !surplus.is_empty() {
-        plan.changes.push(Change { service: None, create: None, delete: surplus, displaces: None });
+        plan.changes.push(Change {
+            service: None,
+            create: None,
+            delete: surplus,
+            displaces: None,
+        });
     }
     for (want, nodes) in wants.iter().zip(assigned) {
         let (change, conflict) = plan_one(want, &nodes, observed, displaced);
@@ -133,7 +138,10 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
     plan.twins = observed
         .iter()
         .filter_map(|node| match node.owner {
-            Owner::Foreign(owner) => Some(Twin { node: node.name.clone(), owner }),
+            Owner::Foreign(owner) => Some(Twin {
+                node: node.name.clone(),
+                owner,
+            }),
             Owner::Own | Owner::Former => None,
         })
         .collect();
@@ -143,16 +151,21 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
 /// Gives each of our nodes to a want: by its exact form and bytes, by address, and what is left to wants without any
 /// (their address changed). Returns the names of those nobody takes.
 fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<String>) {
-    let mut ours: Vec<&Node> = observed.iter().filter(|node| !matches!(node.owner, Owner::Foreign(_))).collect();
+    let mut ours: Vec<&Node> = observed
+        .iter()
+        .filter(|node| !matches!(node.owner, Owner::Foreign(_)))
+        .collect();
     // Own before former and older before younger, so that what is right already is found first and stays.
     ours.sort_by_key(|node| (node.owner == Owner::Former, node.czxid));
     let mut assigned: Vec<Vec<&Node>> = vec![Vec::new(); wants.len()];
     type Fits = fn(&Want<'_>, &Node) -> bool;
     let exactly: Fits = |want, node| want.registration.is_met_by(&node.name, &node.data);
     let by_address: Fits = |want, node| want.registration.has_endpoint_of(&node.data);
-    for (fits, only_empty) in
-        [(exactly, true), (by_address, false), (|want, _| !matches!(want.stance, Stance::Absent(_)), true)]
-    {
+    for (fits, only_empty) in [
+        (exactly, true),
+        (by_address, false),
+        (|want, _| !matches!(want.stance, Stance::Absent(_)), true),
+    ] {
         ours.retain(|node| {
             let takers = (0..wants.len()).filter(|i| fits(&wants[*i], node));
             // Two services of one address are told apart by number only: the one with the fewest takes it.
@@ -165,7 +178,10 @@ fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, 
             }
         });
     }
-    (assigned, ours.into_iter().map(|node| node.name.clone()).collect())
+    (
+        assigned,
+        ours.into_iter().map(|node| node.name.clone()).collect(),
+    )
 }
 
 fn plan_one(
@@ -177,10 +193,19 @@ fn plan_one(
     let registration = want.registration;
     let change = |create: Option<Create>, delete: Vec<String>, displaces| {
         let empty = create.is_none() && delete.is_empty();
-        (!empty).then(|| Change { service: Some(want.service.to_owned()), create, delete, displaces })
+        (!empty).then(|| Change {
+            service: Some(want.service.to_owned()),
+            create,
+            delete,
+            displaces,
+        })
     };
     let names = |keep: Option<&Node>| -> Vec<String> {
-        nodes.iter().filter(|n| keep.is_none_or(|k| k.name != n.name)).map(|n| n.name.clone()).collect()
+        nodes
+            .iter()
+            .filter(|n| keep.is_none_or(|k| k.name != n.name))
+            .map(|n| n.name.clone())
+            .collect()
     };
     match want.stance {
         Stance::Leave => return (None, None),
@@ -188,7 +213,9 @@ fn plan_one(
         Stance::Keep if nodes.is_empty() => return (None, None),
         Stance::Keep | Stance::Present => {}
     }
-    let right = nodes.iter().find(|n| n.owner == Owner::Own && registration.is_met_by(&n.name, &n.data));
+    let right = nodes
+        .iter()
+        .find(|n| n.owner == Owner::Own && registration.is_met_by(&n.name, &n.data));
     if let Some(right) = right {
         return (change(None, names(Some(right)), None), None);
     }
@@ -202,10 +229,20 @@ fn plan_one(
         Owner::Foreign(owner) if node.name == registration.prefix => Some((node, owner)),
         _ => None,
     });
-    let Some((blocking, owner)) = blocking.filter(|_| registration.node_type == NodeType::Ephemeral) else {
+    let Some((blocking, owner)) =
+        blocking.filter(|_| registration.node_type == NodeType::Ephemeral)
+    else {
         return (change(Some(create), delete, None), None);
     };
-    let conflict = |why: &str| (None, Some(format!("`{}` is held by session {owner:#x}, {why}", blocking.name)));
+    let conflict = |why: &str| {
+        (
+            None,
+            Some(format!(
+                "`{}` is held by session {owner:#x}, {why}",
+                blocking.name
+            )),
+        )
+    };
     if !registration.has_endpoint_of(&blocking.data) {
         return conflict("which advertises another address: two hosts with one instance_id");
     }

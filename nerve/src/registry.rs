@@ -16,7 +16,8 @@ use crate::registration::{Change, Create};
 
 /// Open to all, as Ruby nerve makes its nodes and their parents.
 const PARENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
-const SEQUENTIAL: CreateOptions<'static> = CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
+const SEQUENTIAL: CreateOptions<'static> =
+    CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 const FIXED: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
 
 /// A node below the parent whose name claims to be ours.
@@ -61,7 +62,11 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
     fn make_parents(&self, path: &str) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Carries out one transaction below `path`.
-    fn apply(&self, path: &str, change: &Change) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn apply(
+        &self,
+        path: &str,
+        change: &Change,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Returns when the node at `path` was changed or deleted, or when that can no longer be told. Keeps no hold on
     /// the session while it waits.
@@ -102,8 +107,15 @@ impl Registry for ZooKeeper {
         self.call("sync", "/", self.client.sync("/")).await
     }
 
-    async fn look(&self, path: &str, ids: &BTreeSet<String>) -> Result<Option<Vec<Found>>, Failure> {
-        let mut names = match self.call("list", path, self.client.list_children(path)).await {
+    async fn look(
+        &self,
+        path: &str,
+        ids: &BTreeSet<String>,
+    ) -> Result<Option<Vec<Found>>, Failure> {
+        let mut names = match self
+            .call("list", path, self.client.list_children(path))
+            .await
+        {
             Err(failure) if failure.trouble == Trouble::NoNode => return Ok(None),
             names => names?,
         };
@@ -121,7 +133,12 @@ impl Registry for ZooKeeper {
         for (name, child, read) in reads {
             match self.call("read", &child, read).await {
                 Ok((data, stat)) => {
-                    found.push(Found { name, owner: stat.ephemeral_owner, czxid: stat.czxid, data });
+                    found.push(Found {
+                        name,
+                        owner: stat.ephemeral_owner,
+                        czxid: stat.czxid,
+                        data,
+                    });
                 }
                 Err(failure) if failure.trouble == Trouble::NoNode => {}
                 Err(failure) => return Err(failure),
@@ -131,7 +148,12 @@ impl Registry for ZooKeeper {
     }
 
     async fn make_parents(&self, path: &str) -> Result<(), Failure> {
-        self.call("create the parents of", path, self.client.mkdir(path, &PARENT)).await
+        self.call(
+            "create the parents of",
+            path,
+            self.client.mkdir(path, &PARENT),
+        )
+        .await
     }
 
     async fn apply(&self, path: &str, change: &Change) -> Result<(), Failure> {
@@ -141,10 +163,16 @@ impl Registry for ZooKeeper {
                 NodeType::EphemeralSequential => &SEQUENTIAL,
                 NodeType::Ephemeral => &FIXED,
             };
-            multi.add_create(&format!("{path}/{}", create.prefix), &create.payload, options)
+            multi.add_create(
+                &format!("{path}/{}", create.prefix),
+                &create.payload,
+                options,
+            )
         };
         let (first, last) = match &change.create {
-            Some(create) if create.node_type == NodeType::EphemeralSequential => (Some(create), None),
+            Some(create) if create.node_type == NodeType::EphemeralSequential => {
+                (Some(create), None)
+            }
             other => (None, other.as_ref()),
         };
         let mut fill = || {
@@ -160,11 +188,15 @@ impl Registry for ZooKeeper {
             reason: error.to_string(),
             trouble: Trouble::from(&error),
         })?;
-        self.call("write below", path, multi.commit()).await.map(|_| ())
+        self.call("write below", path, multi.commit())
+            .await
+            .map(|_| ())
     }
 
     async fn touched(self, path: String) {
-        let watched = self.call("watch", &path, self.client.check_and_watch_stat(&path)).await;
+        let watched = self
+            .call("watch", &path, self.client.check_and_watch_stat(&path))
+            .await;
         drop(self);
         match watched {
             Ok((Some(_), watcher)) => drop(watcher.changed().await),

@@ -98,7 +98,11 @@ impl Wanted {
             (Verdict::Unknown, None) => Stance::Leave,
             (Verdict::Up | Verdict::Unproven | Verdict::Unknown, Some(since)) => {
                 let given_up = now.saturating_duration_since(since) > self.window;
-                if given_up { Stance::Absent(Reason::Stale) } else { Stance::Leave }
+                if given_up {
+                    Stance::Absent(Reason::Stale)
+                } else {
+                    Stance::Leave
+                }
             }
         }
     }
@@ -115,8 +119,17 @@ impl Machine {
     /// (as Ruby).
     #[must_use]
     pub fn new(service: &Service) -> Self {
-        let checks = if service.check_mocked { &[][..] } else { &service.checks[..] };
-        Self { checks: checks.iter().map(|c| Hysteresis::new(c.rise, c.fall)).collect() }
+        let checks = if service.check_mocked {
+            &[][..]
+        } else {
+            &service.checks[..]
+        };
+        Self {
+            checks: checks
+                .iter()
+                .map(|c| Hysteresis::new(c.rise, c.fall))
+                .collect(),
+        }
     }
 
     /// Takes one round: whether each check passed, in the order of the configuration.
@@ -128,7 +141,12 @@ impl Machine {
             check.record(*passed);
         }
         let down = |check: &&Hysteresis| check.health() != Some(Health::Up);
-        if self.checks.iter().filter(down).any(|check| !check.is_unproven_down()) {
+        if self
+            .checks
+            .iter()
+            .filter(down)
+            .any(|check| !check.is_unproven_down())
+        {
             Verdict::Down
         } else if self.checks.iter().any(|check| down(&check)) {
             Verdict::Unproven
@@ -147,8 +165,15 @@ impl Machine {
 /// would look like a stopped one).
 #[must_use]
 pub fn freshness(service: &Service) -> Duration {
-    let longest = service.checks.iter().map(crate::check::deadline).max().unwrap_or_default();
-    (service.check_interval.saturating_add(longest)).saturating_mul(3).max(Duration::from_secs(1))
+    let longest = service
+        .checks
+        .iter()
+        .map(crate::check::deadline)
+        .max()
+        .unwrap_or_default();
+    (service.check_interval.saturating_add(longest))
+        .saturating_mul(3)
+        .max(Duration::from_secs(1))
 }
 
 #[cfg(test)]
@@ -165,7 +190,12 @@ mod tests {
             node_type: NodeType::Ephemeral,
             payload: Vec::new(),
         };
-        Wanted { registration, verdict, as_of, window: Duration::from_secs(3) }
+        Wanted {
+            registration,
+            verdict,
+            as_of,
+            window: Duration::from_secs(3),
+        }
     }
 
     /// Every verdict: fresh, just stale, and stale for longer than its window.
@@ -173,7 +203,10 @@ mod tests {
     fn stance_of_every_verdict_at_every_age() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
-        let (stale, unhealthy) = (Stance::Absent(Reason::Stale), Stance::Absent(Reason::Unhealthy));
+        let (stale, unhealthy) = (
+            Stance::Absent(Reason::Stale),
+            Stance::Absent(Reason::Unhealthy),
+        );
         let leaving = Stance::Absent(Reason::Leaving);
         for (verdict, fresh, just_stale, long_stale) in [
             (Verdict::Unknown, Stance::Leave, Stance::Leave, stale),
@@ -185,8 +218,16 @@ mod tests {
         ] {
             let wanted = wanted(verdict, begin);
             assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");
-            assert_eq!(wanted.stance(at(103), Some(at(100))), just_stale, "{verdict:?} stale");
-            assert_eq!(wanted.stance(at(104), Some(at(100))), long_stale, "{verdict:?} stale for long");
+            assert_eq!(
+                wanted.stance(at(103), Some(at(100))),
+                just_stale,
+                "{verdict:?} stale"
+            );
+            assert_eq!(
+                wanted.stance(at(104), Some(at(100))),
+                long_stale,
+                "{verdict:?} stale for long"
+            );
         }
     }
 
@@ -202,7 +243,12 @@ mod tests {
     }
 
     fn machine(rise_fall: &[(u32, u32)]) -> Machine {
-        Machine { checks: rise_fall.iter().map(|(r, f)| Hysteresis::new(*r, *f)).collect() }
+        Machine {
+            checks: rise_fall
+                .iter()
+                .map(|(r, f)| Hysteresis::new(*r, *f))
+                .collect(),
+        }
     }
 
     #[test]

@@ -35,32 +35,51 @@ struct Session {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
     #[error("cannot lock `{path}`")]
-    Lock { path: PathBuf, source: std::io::Error },
+    Lock {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot read `{path}`")]
-    Read { path: PathBuf, source: std::io::Error },
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Write(#[from] ReplaceError),
 }
 
 /// Notes that this process has `session`, and returns the former ones of the same ensemble: those of dead processes and
 /// the earlier ones of this process. Blocking. Call before the first node of the session is created.
-pub(crate) fn remember(path: &Path, hosts: &str, session: i64, own: &ProcessId) -> Result<BTreeSet<i64>, StateError> {
+pub(crate) fn remember(
+    path: &Path,
+    hosts: &str,
+    session: i64,
+    own: &ProcessId,
+) -> Result<BTreeSet<i64>, StateError> {
     if let Some(folder) = path.parent() {
         // Failing this, the lock fails and says why.
         let _made = std::fs::create_dir_all(folder).is_ok();
     }
     let lock_path = path.with_extension("lock");
-    let _lock = lock(&lock_path).map_err(|source| StateError::Lock { path: lock_path, source })?;
+    let _lock = lock(&lock_path).map_err(|source| StateError::Lock {
+        path: lock_path,
+        source,
+    })?;
     let mut state = read(path)?;
     let former = note(&mut state, hosts, session, own, &ProcessId::is_alive);
-    let mut text = serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
+    let mut text =
+        serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
     text.push(b'\n');
     replace(path, &text, 0o600, Durability::Synced)?;
     Ok(former)
 }
 
 fn lock(path: &Path) -> std::io::Result<Flock<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
 }
 
@@ -69,7 +88,12 @@ fn read(path: &Path) -> Result<State, StateError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
-        Err(source) => return Err(StateError::Read { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), %error, "state file not understood: begun anew");
@@ -85,21 +109,31 @@ fn note(
     is_alive: &dyn Fn(&ProcessId) -> bool,
 ) -> BTreeSet<i64> {
     state.format = 1;
-    state.sessions.retain(|s| s.session != session || !same_ensemble(&s.hosts, hosts));
+    state
+        .sessions
+        .retain(|s| s.session != session || !same_ensemble(&s.hosts, hosts));
     let is_former = |s: &Session| s.process == *own || !is_alive(&s.process);
-    let former = state.sessions.iter().filter(|s| same_ensemble(&s.hosts, hosts) && is_former(s));
+    let former = state
+        .sessions
+        .iter()
+        .filter(|s| same_ensemble(&s.hosts, hosts) && is_former(s));
     let former = former.map(|s| s.session).collect();
     while state.sessions.len() >= MAX_SESSIONS {
         let victim = state.sessions.iter().position(is_former).unwrap_or(0);
         state.sessions.remove(victim);
     }
-    state.sessions.push(Session { hosts: hosts.to_owned(), session, process: own.clone() });
+    state.sessions.push(Session {
+        hosts: hosts.to_owned(),
+        session,
+        process: own.clone(),
+    });
     former
 }
 
 /// A list that gained or lost a server still means the same ensemble.
 fn same_ensemble(a: &str, b: &str) -> bool {
-    a.split(',').any(|host| b.split(',').any(|other| other == host))
+    a.split(',')
+        .any(|host| b.split(',').any(|other| other == host))
 }
 
 #[cfg(test)]
@@ -109,7 +143,11 @@ mod tests {
     use super::*;
 
     fn process(pid: u32) -> ProcessId {
-        ProcessId { pid, start: 1, boot: "b".to_owned() }
+        ProcessId {
+            pid,
+            start: 1,
+            boot: "b".to_owned(),
+        }
     }
 
     #[test]
@@ -119,9 +157,19 @@ mod tests {
         assert!(note(&mut state, "a:1,b:1", 10, &process(1), &alive).is_empty());
         note(&mut state, "other:1", 11, &process(1), &alive);
         note(&mut state, "a:1,b:1", 12, &process(2), &alive);
-        assert_eq!(note(&mut state, "b:1,c:1", 13, &process(3), &alive), BTreeSet::from([10]));
-        assert_eq!(note(&mut state, "b:1,c:1", 14, &process(3), &alive), BTreeSet::from([10, 13]));
-        assert_eq!(note(&mut state, "b:1,c:1", 14, &process(3), &alive), BTreeSet::from([10, 13]), "a resumed session");
+        assert_eq!(
+            note(&mut state, "b:1,c:1", 13, &process(3), &alive),
+            BTreeSet::from([10])
+        );
+        assert_eq!(
+            note(&mut state, "b:1,c:1", 14, &process(3), &alive),
+            BTreeSet::from([10, 13])
+        );
+        assert_eq!(
+            note(&mut state, "b:1,c:1", 14, &process(3), &alive),
+            BTreeSet::from([10, 13]),
+            "a resumed session"
+        );
     }
 
     #[test]
@@ -133,7 +181,13 @@ mod tests {
             note(&mut state, "a:1", session, &process(8), &alive);
         }
         assert_eq!(state.sessions.len(), MAX_SESSIONS);
-        assert_eq!((state.sessions[0].session, state.sessions[MAX_SESSIONS - 1].session), (1, 499));
+        assert_eq!(
+            (
+                state.sessions[0].session,
+                state.sessions[MAX_SESSIONS - 1].session
+            ),
+            (1, 499)
+        );
     }
 
     #[test]
@@ -147,17 +201,23 @@ mod tests {
             }
         });
         assert_eq!(read(&path).unwrap().sessions.len(), 8);
-        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 
     #[test]
     fn garbage_is_replaced_and_a_refusal_names_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        std::fs::File::create(&path).and_then(|mut f| std::io::Write::write_all(&mut f, b"[garbage")).unwrap();
+        std::fs::File::create(&path)
+            .and_then(|mut f| std::io::Write::write_all(&mut f, b"[garbage"))
+            .unwrap();
         assert!(remember(&path, "a:1", 1, &process(1)).unwrap().is_empty());
         assert_eq!(read(&path).unwrap().sessions.len(), 1);
-        let error = remember(Path::new("/proc/nowhere/state.json"), "a:1", 1, &process(1)).unwrap_err();
+        let error =
+            remember(Path::new("/proc/nowhere/state.json"), "a:1", 1, &process(1)).unwrap_err();
         assert!(error.to_string().contains("/proc/nowhere"), "{error}");
     }
 }

@@ -63,14 +63,24 @@ pub(crate) struct Boards {
 
 impl Boards {
     pub(crate) fn new() -> Self {
-        let (services, ensembles) = (watch::Sender::new(BTreeMap::new()), watch::Sender::new(BTreeMap::new()));
-        Self { services: Arc::new(services), ensembles: Arc::new(ensembles) }
+        let (services, ensembles) = (
+            watch::Sender::new(BTreeMap::new()),
+            watch::Sender::new(BTreeMap::new()),
+        );
+        Self {
+            services: Arc::new(services),
+            ensembles: Arc::new(ensembles),
+        }
     }
 
     /// What keeps nerve from being ready: services whose checks have not all run once. ZooKeeper is not waited for.
     pub(crate) fn missing(&self) -> Option<String> {
         let services = self.services.borrow();
-        let waiting: Vec<&str> = services.iter().filter(|(_, s)| s.health.is_none()).map(|(n, _)| n.as_str()).collect();
+        let waiting: Vec<&str> = services
+            .iter()
+            .filter(|(_, s)| s.health.is_none())
+            .map(|(n, _)| n.as_str())
+            .collect();
         (!waiting.is_empty()).then(|| format!("not checked yet: {}", waiting.join(", ")))
     }
 
@@ -111,7 +121,8 @@ pub(crate) fn former_key(service: &str, hosts: &str, path: &str) -> String {
 }
 
 fn belongs(key: &str, service: &str) -> bool {
-    key.strip_prefix(service).is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
+    key.strip_prefix(service)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
 }
 
 fn registration(hosts: &str, registered: &Registered) -> Value {
@@ -132,7 +143,10 @@ fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
         .values()
         .flat_map(|e| e.registrations.values())
         .flat_map(|r| {
-            let twins = r.twins.iter().map(|twin| format!("two nerves claim `{}/{twin}`", r.path));
+            let twins = r
+                .twins
+                .iter()
+                .map(|twin| format!("two nerves claim `{}/{twin}`", r.path));
             twins.chain(r.error.clone())
         })
         .collect();
@@ -143,7 +157,9 @@ fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
 
 /// Seconds since 1970, to the millisecond.
 pub(crate) fn unix(time: SystemTime) -> f64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     (since.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
@@ -154,9 +170,10 @@ pub(crate) fn routes(boards: Boards, registry: prometheus_client::registry::Regi
         "/ready" => Some(Answer::ready(boards.missing())),
         "/metrics" => Some(Answer::metrics(metrics::text(&registry))),
         "/status" => Some(Answer::json(&boards.status(started))),
-        "/" => {
-            Some(Answer { content_type: "text/html; charset=utf-8", ..Answer::text(include_str!("status/page.html")) })
-        }
+        "/" => Some(Answer {
+            content_type: "text/html; charset=utf-8",
+            ..Answer::text(include_str!("status/page.html"))
+        }),
         _ => None,
     })
 }
@@ -169,11 +186,23 @@ mod tests {
     fn schema_1() {
         let boards = Boards::new();
         let health = Some(Health::Up);
-        let check = CheckReport { name: "noop".to_owned(), health, at: Some(1.5), ms: Some(0.1), error: None };
+        let check = CheckReport {
+            name: "noop".to_owned(),
+            health,
+            at: Some(1.5),
+            ms: Some(0.1),
+            error: None,
+        };
         boards.services.send_modify(|services| {
             let now = SystemTime::now();
             let (progress, window) = (Instant::now(), Duration::ZERO);
-            let up = ServiceReport { health, since: now, checks: vec![check], progress, window };
+            let up = ServiceReport {
+                health,
+                since: now,
+                checks: vec![check],
+                progress,
+                window,
+            };
             services.insert("web".to_owned(), up);
         });
         let twins = vec!["i_0000000001 (session 0x7)".to_owned()];
@@ -196,16 +225,29 @@ mod tests {
                 error: None,
             };
             let registrations = BTreeMap::from([("web".to_owned(), registered)]);
-            ensembles.insert("z:1".to_owned(), EnsembleReport { link, registrations, withdrawn: false });
+            ensembles.insert(
+                "z:1".to_owned(),
+                EnsembleReport {
+                    link,
+                    registrations,
+                    withdrawn: false,
+                },
+            );
         });
         let status = boards.status(SystemTime::now());
         assert_eq!(status["schema"], 1);
         assert_eq!(status["ready"], true);
         assert_eq!(status["services"]["web"]["health"], "up");
         assert_eq!(status["services"]["web"]["checks"][0]["ms"], 0.1);
-        assert_eq!(status["services"]["web"]["registrations"][0]["node"], "i_0000000002");
+        assert_eq!(
+            status["services"]["web"]["registrations"][0]["node"],
+            "i_0000000002"
+        );
         assert_eq!(status["zookeeper"][0]["state"], "live");
-        assert_eq!(status["warnings"][0], "two nerves claim `/s/i_0000000001 (session 0x7)`");
+        assert_eq!(
+            status["warnings"][0],
+            "two nerves claim `/s/i_0000000001 (session 0x7)`"
+        );
         assert!(belongs(&former_key("web", "z:1", "/s"), "web") && !belongs("webs", "web"));
     }
 }

@@ -18,7 +18,11 @@ impl Throttle {
     #[must_use]
     pub fn new(rate: u32, now: Instant) -> Self {
         let rate = f64::from(rate.max(1));
-        Self { rate, tokens: rate, at: now }
+        Self {
+            rate,
+            tokens: rate,
+            at: now,
+        }
     }
 
     /// Takes one token, or tells when there will be one.
@@ -34,7 +38,9 @@ impl Throttle {
             return Ok(());
         }
         // A millisecond more than needed, so that rounding cannot ask twice.
-        Err(now + Duration::from_secs_f64((1.0 - self.tokens) / self.rate) + Duration::from_millis(1))
+        Err(now
+            + Duration::from_secs_f64((1.0 - self.tokens) / self.rate)
+            + Duration::from_millis(1))
     }
 }
 

@@ -36,12 +36,21 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
     let mut machine = Machine::new(&service);
     loop {
         let begin = Instant::now();
-        let attempts = if service.check_mocked { Vec::new() } else { round(&service).await };
-        let passed: Vec<bool> = attempts.iter().map(|attempt| attempt.outcome.passed()).collect();
+        let attempts = if service.check_mocked {
+            Vec::new()
+        } else {
+            round(&service).await
+        };
+        let passed: Vec<bool> = attempts
+            .iter()
+            .map(|attempt| attempt.outcome.passed())
+            .collect();
         let verdict = machine.round(&passed);
         publish(&service, &machine, &attempts, &outputs, verdict);
         outputs.wants.send_if_modified(|wants| {
-            wants.get_mut(&service.name).is_some_and(|wanted| update(wanted, verdict, begin, Instant::now()))
+            wants
+                .get_mut(&service.name)
+                .is_some_and(|wanted| update(wanted, verdict, begin, Instant::now()))
         });
         tokio::time::sleep(service.check_interval).await;
     }
@@ -65,7 +74,13 @@ async fn round(service: &Arc<Service>) -> Vec<Attempt> {
         running.spawn(async move {
             let begin = Instant::now();
             let outcome = check::run(&service.checks[index]).await;
-            (index, Attempt { outcome, took: begin.elapsed() })
+            (
+                index,
+                Attempt {
+                    outcome,
+                    took: begin.elapsed(),
+                },
+            )
         });
     }
     let mut attempts = running.join_all().await;
@@ -73,8 +88,18 @@ async fn round(service: &Arc<Service>) -> Vec<Attempt> {
     attempts.into_iter().map(|(_, attempt)| attempt).collect()
 }
 
-fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs, verdict: Verdict) {
-    let health = if verdict == Verdict::Up { Health::Up } else { Health::Down };
+fn publish(
+    service: &Service,
+    machine: &Machine,
+    attempts: &[Attempt],
+    outputs: &Outputs,
+    verdict: Verdict,
+) {
+    let health = if verdict == Verdict::Up {
+        Health::Up
+    } else {
+        Health::Down
+    };
     let now = SystemTime::now();
     let checks: Vec<CheckReport> = service
         .checks
@@ -91,13 +116,28 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
         .collect();
     let metrics = &outputs.metrics;
     for (check, attempt) in service.checks.iter().zip(attempts) {
-        let result = if attempt.outcome.passed() { "pass" } else { "fail" };
-        metrics.checks.get_or_create(&of_check(&service.name, &check.name, result)).inc();
-        metrics.check_seconds.get_or_create(&of_service(&service.name)).observe(attempt.took.as_secs_f64());
+        let result = if attempt.outcome.passed() {
+            "pass"
+        } else {
+            "fail"
+        };
+        metrics
+            .checks
+            .get_or_create(&of_check(&service.name, &check.name, result))
+            .inc();
+        metrics
+            .check_seconds
+            .get_or_create(&of_service(&service.name))
+            .observe(attempt.took.as_secs_f64());
     }
-    metrics.service_up.get_or_create(&of_service(&service.name)).set(i64::from(health == Health::Up));
+    metrics
+        .service_up
+        .get_or_create(&of_service(&service.name))
+        .set(i64::from(health == Health::Up));
     outputs.reports.send_if_modified(|reports| {
-        let Some(report) = reports.get_mut(&service.name) else { return false };
+        let Some(report) = reports.get_mut(&service.name) else {
+            return false;
+        };
         let first = report.health.is_none();
         if report.health != Some(health) {
             tell(service, health, &checks);
@@ -111,10 +151,16 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
 }
 
 fn tell(service: &Service, health: Health, checks: &[CheckReport]) {
-    let failing: Vec<String> =
-        checks.iter().filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?))).collect();
+    let failing: Vec<String> = checks
+        .iter()
+        .filter_map(|check| Some(format!("{}: {}", check.name, check.error.as_ref()?)))
+        .collect();
     match health {
         Health::Up => tracing::info!(service = service.name, "service is up"),
-        Health::Down => tracing::warn!(service = service.name, checks = failing.join("; "), "service is down"),
+        Health::Down => tracing::warn!(
+            service = service.name,
+            checks = failing.join("; "),
+            "service is down"
+        ),
     }
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{App, Behaviour, Cut, Dir, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port};
+use smartstack_common::testing::{
+    App, Behaviour, Cut, Dir, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use zookeeper_client::{Acls, Client};
@@ -33,7 +35,12 @@ impl Host {
     async fn start() -> Self {
         let zookeeper = ZooKeeper::start().await;
         let client = zookeeper.connect().await;
-        Self { app: App::start("app").await, dir: Dir::new(), client, zookeeper }
+        Self {
+            app: App::start("app").await,
+            dir: Dir::new(),
+            client,
+            zookeeper,
+        }
     }
 
     /// A configuration, with `changes` made to its service.
@@ -81,7 +88,13 @@ impl Host {
         let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
         self.write(&self.config(&admin, zk_host, changes));
         let path = self.dir.join("nerve.json");
-        let mut nerve = Program::start("nerve", &self.dir, &["-c", path.to_str().unwrap()], &[], admin.clone());
+        let mut nerve = Program::start(
+            "nerve",
+            &self.dir,
+            &["-c", path.to_str().unwrap()],
+            &[],
+            admin.clone(),
+        );
         nerve.ready(SOON).await;
         (nerve, admin)
     }
@@ -108,7 +121,11 @@ impl Host {
     }
 
     async fn owner(&self, node: &str) -> i64 {
-        let stat = self.client.check_stat(&format!("{PARENT}/{node}")).await.unwrap();
+        let stat = self
+            .client
+            .check_stat(&format!("{PARENT}/{node}"))
+            .await
+            .unwrap();
         stat.map_or(0, |stat| stat.ephemeral_owner)
     }
 }
@@ -126,7 +143,8 @@ impl Observer {
         let (mut task, sets) = (JoinSet::new(), Arc::clone(&seen));
         task.spawn(async move {
             loop {
-                let set: BTreeSet<String> = ZooKeeper::list(&client, PARENT).await.into_iter().collect();
+                let set: BTreeSet<String> =
+                    ZooKeeper::list(&client, PARENT).await.into_iter().collect();
                 sets.send_if_modified(|sets| {
                     let news = sets.last() != Some(&set);
                     if news {
@@ -172,20 +190,37 @@ async fn writes_what_ruby_writes_and_follows_the_checks() {
     let status = nerve.status().await;
     assert_eq!(status["schema"], 1);
     assert_eq!(status["services"]["web"]["health"], "up");
-    assert_eq!(status["services"]["web"]["registrations"][0]["node"], "i-0a1b2c3d_0000000000");
+    assert_eq!(
+        status["services"]["web"]["registrations"][0]["node"],
+        "i-0a1b2c3d_0000000000"
+    );
 
     host.app.set(Behaviour::Unhealthy);
     host.no_node().await;
-    assert_eq!(nerve.status().await["services"]["web"]["checks"][0]["error"], "status 503");
+    assert_eq!(
+        nerve.status().await["services"]["web"]["checks"][0]["error"],
+        "status 503"
+    );
     host.app.set(Behaviour::Healthy);
     assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000001");
 
-    host.client.delete(&format!("{PARENT}/i-0a1b2c3d_0000000001"), None).await.unwrap();
-    assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000002", "a node deleted by hand comes back");
+    host.client
+        .delete(&format!("{PARENT}/i-0a1b2c3d_0000000001"), None)
+        .await
+        .unwrap();
+    assert_eq!(
+        host.one_node("").await,
+        "i-0a1b2c3d_0000000002",
+        "a node deleted by hand comes back"
+    );
 
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
-    assert_eq!(host.nodes().await, Vec::<String>::new(), "withdrawn before the exit");
+    assert_eq!(
+        host.nodes().await,
+        Vec::<String>::new(),
+        "withdrawn before the exit"
+    );
 }
 
 #[tokio::test]
@@ -193,10 +228,14 @@ async fn a_service_that_starts_down_creates_nothing() {
     let host = Host::start().await;
     host.app.set(Behaviour::Unhealthy);
     let (mut nerve, _) = host.nerve().await;
-    eventually("connected", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
-        Some("live") => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
+    eventually(
+        "connected",
+        SOON,
+        async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+            Some("live") => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
     .await;
     assert!(host.client.check_stat("/nerve").await.unwrap().is_none());
     nerve.signal(Signal::SIGTERM);
@@ -232,7 +271,11 @@ async fn a_killed_nerve_leaves_no_twin_and_no_hole() {
     assert_ne!(host.owner(&new).await, old_owner);
     eventually("the old session is gone", SOON, async || {
         let dump = host.zookeeper.four_letters(0, "dump").await;
-        if dump.contains(&format!("{old_owner:x}")) { Err("still there") } else { Ok(()) }
+        if dump.contains(&format!("{old_owner:x}")) {
+            Err("still there")
+        } else {
+            Ok(())
+        }
     })
     .await;
     assert_eq!(host.nodes().await, std::slice::from_ref(&new));
@@ -259,11 +302,20 @@ async fn an_expired_session_is_replaced_after_a_fresh_check() {
     let observer = Observer::start(&host).await;
     nerve.signal(Signal::SIGCONT);
     eventually("down", SOON, async || match nerve.status().await {
-        status if status["services"]["web"]["health"] == "down" && status["zookeeper"][0]["state"] == "live" => Ok(()),
+        status
+            if status["services"]["web"]["health"] == "down"
+                && status["zookeeper"][0]["state"] == "live" =>
+        {
+            Ok(())
+        }
         status => Err(status.to_string()),
     })
     .await;
-    assert_eq!(observer.sets(), [BTreeSet::new()], "registered on a result from before the stop");
+    assert_eq!(
+        observer.sets(),
+        [BTreeSet::new()],
+        "registered on a result from before the stop"
+    );
     host.app.set(Behaviour::Healthy);
     assert_ne!(host.one_node("").await, second);
 }
@@ -277,24 +329,40 @@ async fn cuts_neither_remove_nor_double_the_node() {
     let observer = Observer::start(&host).await;
     for round in 0..10 {
         let accepted = proxy.accepted();
-        proxy.cut(if round % 2 == 0 { Cut::Reset } else { Cut::Close }).await;
-        eventually("connected again", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
-            Some("live") if proxy.accepted() > accepted => Ok(()),
-            other => Err(format!("{other:?}")),
+        proxy
+            .cut(if round % 2 == 0 {
+                Cut::Reset
+            } else {
+                Cut::Close
+            })
+            .await;
+        eventually("connected again", SOON, async || {
+            match nerve.status().await["zookeeper"][0]["state"].as_str() {
+                Some("live") if proxy.accepted() > accepted => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await;
     }
     proxy.set(Mode::Refuse).await;
-    eventually("suspended", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
-        Some("live") => Err("live"),
-        _ => Ok(()),
-    })
+    eventually(
+        "suspended",
+        SOON,
+        async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+            Some("live") => Err("live"),
+            _ => Ok(()),
+        },
+    )
     .await;
     proxy.set(Mode::Pass).await;
-    eventually("live again", SOON, async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
-        Some("live") => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
+    eventually(
+        "live again",
+        SOON,
+        async || match nerve.status().await["zookeeper"][0]["state"].as_str() {
+            Some("live") => Ok(()),
+            other => Err(format!("{other:?}")),
+        },
+    )
     .await;
     assert_eq!(observer.sets(), [BTreeSet::from([node])]);
 }
@@ -314,7 +382,11 @@ async fn a_lost_reply_makes_no_duplicate() {
         host.app.set(Behaviour::Healthy);
         host.one_node("").await;
     }
-    let crowds: Vec<_> = observer.sets().into_iter().filter(|set| set.len() > 1).collect();
+    let crowds: Vec<_> = observer
+        .sets()
+        .into_iter()
+        .filter(|set| set.len() > 1)
+        .collect();
     assert_eq!(crowds, Vec::<BTreeSet<String>>::new());
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
@@ -330,12 +402,24 @@ async fn two_nerves_do_not_fight() {
         host.one_node("").await;
         let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
         for nerve in [&first, &second] {
-            eventually("the other one is reported or displaced", SOON * 3, async || {
-                let status = nerve.status().await;
-                let reported = status["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
-                let alone = status["services"]["web"]["registrations"][0]["observed"] == "present" && nodes == 1;
-                if reported || alone { Ok(()) } else { Err(status.to_string()) }
-            })
+            eventually(
+                "the other one is reported or displaced",
+                SOON * 3,
+                async || {
+                    let status = nerve.status().await;
+                    let reported = status["warnings"]
+                        .as_array()
+                        .is_some_and(|warnings| !warnings.is_empty());
+                    let alone = status["services"]["web"]["registrations"][0]["observed"]
+                        == "present"
+                        && nodes == 1;
+                    if reported || alone {
+                        Ok(())
+                    } else {
+                        Err(status.to_string())
+                    }
+                },
+            )
             .await;
         }
         // Long enough for a war of any kind to show: a verification, a watch, a retry.
@@ -345,8 +429,10 @@ async fn two_nerves_do_not_fight() {
             writes = 0.0;
             for nerve in [&first, &second] {
                 for result in ["registered", "withdrawn", "failed"] {
-                    let name =
-                        format!(r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#, host.zookeeper.hosts());
+                    let name = format!(
+                        r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#,
+                        host.zookeeper.hosts()
+                    );
                     writes += nerve.metric(&name).await.unwrap_or(0.0);
                 }
             }
@@ -368,14 +454,21 @@ async fn hup_swaps_a_changed_weight_and_ignores_a_broken_file() {
     nerve.signal(Signal::SIGHUP);
     let new = host.one_node(&old).await;
     assert_eq!(new, "i-0a1b2c3d_0000000001");
-    let (data, _) = host.client.get_data(&format!("{PARENT}/{new}")).await.unwrap();
+    let (data, _) = host
+        .client
+        .get_data(&format!("{PARENT}/{new}"))
+        .await
+        .unwrap();
     assert!(String::from_utf8(data).unwrap().contains(r#""weight":9"#));
     assert!(host.app.state.checks() >= checked);
 
     let _path = host.dir.write("nerve.json", "{\"services\": [");
     nerve.signal(Signal::SIGHUP);
     eventually("the refusal is counted", SOON, async || {
-        match nerve.metric(r#"nerve_config_reloads_total{result="failed"}"#).await {
+        match nerve
+            .metric(r#"nerve_config_reloads_total{result="failed"}"#)
+            .await
+        {
             Some(1.0) => Ok(()),
             other => Err(format!("{other:?}")),
         }
@@ -389,7 +482,13 @@ async fn hup_swaps_a_changed_weight_and_ignores_a_broken_file() {
     nerve.signal(Signal::SIGHUP);
     host.no_node().await;
     assert_eq!(ZooKeeper::list(&host.client, "/moved/web").await.len(), 1);
-    let moved: i64 = host.client.check_stat("/moved/web/i-0a1b2c3d_0000000000").await.unwrap().unwrap().czxid;
+    let moved: i64 = host
+        .client
+        .check_stat("/moved/web/i-0a1b2c3d_0000000000")
+        .await
+        .unwrap()
+        .unwrap()
+        .czxid;
     let gone = host.client.check_stat(PARENT).await.unwrap().unwrap().pzxid;
     assert!(moved < gone, "made before broken");
 
@@ -397,15 +496,21 @@ async fn hup_swaps_a_changed_weight_and_ignores_a_broken_file() {
     empty["services"] = json!({});
     host.write(&empty);
     nerve.signal(Signal::SIGHUP);
-    eventually("a removed service is withdrawn", SOON, async || {
-        match &ZooKeeper::list(&host.client, "/moved/web").await[..] {
+    eventually(
+        "a removed service is withdrawn",
+        SOON,
+        async || match &ZooKeeper::list(&host.client, "/moved/web").await[..] {
             [] => Ok(()),
             other => Err(format!("{other:?}")),
-        }
-    })
+        },
+    )
     .await;
     let one = |name: &String| BTreeSet::from([name.clone()]);
-    assert_eq!(observer.sets(), [one(&old), one(&new), BTreeSet::new()], "never a hole in a swap");
+    assert_eq!(
+        observer.sets(),
+        [one(&old), one(&new), BTreeSet::new()],
+        "never a hole in a swap"
+    );
 }
 
 #[tokio::test]
@@ -427,9 +532,14 @@ async fn exit_codes() {
     let dir = Dir::new();
     let program = Program::path("nerve");
     let good = dir.write("good.json", r#"{"instance_id": "i", "services": {}}"#);
-    let bad = dir.write("bad.json", r#"{"instance_id": "i", "services": {"web": {"host": 1}}}"#);
-    let admin =
-        format!(r#"{{"instance_id": "i", "services": {{}}, "admin": {{"bind": "127.0.0.1:{}"}}}}"#, free_port());
+    let bad = dir.write(
+        "bad.json",
+        r#"{"instance_id": "i", "services": {"web": {"host": 1}}}"#,
+    );
+    let admin = format!(
+        r#"{{"instance_id": "i", "services": {{}}, "admin": {{"bind": "127.0.0.1:{}"}}}}"#,
+        free_port()
+    );
     let nowhere = dir.write("nowhere.json", admin);
     let nowhere = nowhere.to_str().unwrap();
     let (good, bad) = (good.to_str().unwrap(), bad.to_str().unwrap());
@@ -439,7 +549,11 @@ async fn exit_codes() {
         (&["-c", good], &[("NERVE_CHECK_CONFIG", "true")], 0),
         (&["-c", bad, "-k"], &[], 78),
         (&["-c", bad], &[], 78),
-        (&["-c", "/nonexistent"], &[("NERVE_CHECK_CONFIG", "false")], 78),
+        (
+            &["-c", "/nonexistent"],
+            &[("NERVE_CHECK_CONFIG", "false")],
+            78,
+        ),
         (&[], &[("NERVE_CONFIG", "")], 64),
         (&["--nonsense"], &[], 64),
         (&["-c", good, "stray"], &[], 64),
@@ -455,7 +569,11 @@ async fn exit_codes() {
             .output()
             .unwrap();
         let told = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?} {variables:?}: {told}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?} {variables:?}: {told}"
+        );
         assert_eq!(told.is_empty(), code == 0, "{arguments:?}: {told}");
     }
 }

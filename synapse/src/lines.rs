@@ -211,8 +211,14 @@ const BACKEND_OPTIONS: &[&str] = &[
 
 /// Words that begin a line haproxy 2.6 refuses (each tried against 2.6.12), and what to write now.
 const DEAD: &[(&str, &str)] = &[
-    ("option forceclose", "`option httpclose`, or nothing: `option http-server-close` is what 2.x does without it"),
-    ("option http-tunnel", "nothing: keep-alive does what it was used for"),
+    (
+        "option forceclose",
+        "`option httpclose`, or nothing: `option http-server-close` is what 2.x does without it",
+    ),
+    (
+        "option http-tunnel",
+        "nothing: keep-alive does what it was used for",
+    ),
     ("option http_proxy", "`http-request set-dst`"),
     ("option allredisp", "`option redispatch`"),
     ("appsession", "`cookie` or `stick-table` with `stick on`"),
@@ -224,7 +230,10 @@ const DEAD: &[(&str, &str)] = &[
     ("timeout contimeout", "`timeout connect`"),
     ("timeout srvtimeout", "`timeout server`"),
     ("grace", "`hard-stop-after` in `global`"),
-    ("monitor-net", "`http-request return status 200 if { src NET }`"),
+    (
+        "monitor-net",
+        "`http-request return status 200 if { src NET }`",
+    ),
     ("redisp", "`option redispatch`"),
     ("redispatch", "`option redispatch`"),
     ("reqadd", "`http-request add-header`"),
@@ -283,13 +292,19 @@ pub struct Places {
 #[must_use]
 pub fn places(line: &str) -> Places {
     let line = normal(line);
-    let option = line.strip_prefix("no ").unwrap_or(&line).strip_prefix("option ");
+    let option = line
+        .strip_prefix("no ")
+        .unwrap_or(&line)
+        .strip_prefix("option ");
     let listed = |words: &[&str], options: &[&str]| match option {
         Some(option) => options.iter().any(|word| option.starts_with(word)),
         None => words.iter().any(|word| line.starts_with(word)),
     };
     let both = listed(BOTH, BOTH_OPTIONS);
-    Places { frontend: both || listed(FRONTEND, FRONTEND_OPTIONS), backend: both || listed(BACKEND, BACKEND_OPTIONS) }
+    Places {
+        frontend: both || listed(FRONTEND, FRONTEND_OPTIONS),
+        backend: both || listed(BACKEND, BACKEND_OPTIONS),
+    }
 }
 
 /// What to write instead of a line haproxy 2.6 refuses.
@@ -297,18 +312,28 @@ pub fn places(line: &str) -> Places {
 pub fn replacement(line: &str) -> Option<&'static str> {
     let line = normal(line);
     let line = line.strip_prefix("no ").unwrap_or(&line);
-    let begins = |word: &str| line.strip_prefix(word).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '));
-    DEAD.iter().find(|(word, _)| begins(word)).map(|(_, now)| *now)
+    let begins = |word: &str| {
+        line.strip_prefix(word)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+    };
+    DEAD.iter()
+        .find(|(word, _)| begins(word))
+        .map(|(_, now)| *now)
 }
 
 /// Whether the line would begin a section.
 #[must_use]
 pub fn begins_section(line: &str) -> bool {
-    line.split_whitespace().next().is_some_and(|word| SECTIONS.contains(&word))
+    line.split_whitespace()
+        .next()
+        .is_some_and(|word| SECTIONS.contains(&word))
 }
 
 fn normal(line: &str) -> String {
-    line.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase()
+    line.split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .to_lowercase()
 }
 
 #[cfg(test)]
@@ -350,7 +375,10 @@ mod tests {
 
     #[test]
     fn dead_words_are_known_by_whole_words() {
-        assert_eq!(replacement("option  forceclose").map(|text| &text[..18]), Some("`option httpclose`"));
+        assert_eq!(
+            replacement("option  forceclose").map(|text| &text[..18]),
+            Some("`option httpclose`")
+        );
         assert_eq!(replacement("redispatch"), Some("`option redispatch`"));
         assert_eq!(replacement("option redispatch"), None);
         assert_eq!(replacement("blocked"), None);

@@ -40,19 +40,32 @@ impl<'a> Cursor<'a> {
         keys: &'static [Key],
         value: Option<&'a Value>,
     ) -> Self {
-        Self { document, findings, keys, steps: Vec::new(), value }
+        Self {
+            document,
+            findings,
+            keys,
+            steps: Vec::new(),
+            value,
+        }
     }
 
     /// The cursor of a whole conf dir file, which is the service of that name.
     pub(super) fn service(mut self, name: &str) -> Self {
-        self.steps = vec![Step::Key("services".to_owned()), Step::Name(name.to_owned())];
+        self.steps = vec![
+            Step::Key("services".to_owned()),
+            Step::Name(name.to_owned()),
+        ];
         self
     }
 
     fn below(&self, step: Step, value: Option<&'a Value>) -> Self {
         let mut steps = self.steps.clone();
         steps.push(step);
-        Self { steps, value, ..self.clone() }
+        Self {
+            steps,
+            value,
+            ..self.clone()
+        }
     }
 
     /// Like `services.web.checks[0].port`.
@@ -120,9 +133,15 @@ impl<'a> Cursor<'a> {
 
     fn note(&self, severity: Severity, message: String, hint: Option<&str>) {
         let place = self.document.place(&self.parts());
-        let at = if self.value().is_some() { place.value } else { place.key };
-        let value =
-            self.value().filter(|v| !matches!(v, Value::Mapping(_) | Value::Sequence(_))).map(|v| self.shown(v));
+        let at = if self.value().is_some() {
+            place.value
+        } else {
+            place.key
+        };
+        let value = self
+            .value()
+            .filter(|v| !matches!(v, Value::Mapping(_) | Value::Sequence(_)))
+            .map(|v| self.shown(v));
         self.findings.borrow_mut().push(Finding {
             severity,
             file: self.document.shown.clone(),
@@ -144,7 +163,10 @@ impl<'a> Cursor<'a> {
         };
         let line = text.to_lowercase();
         let secret = |word: &&str| key.contains(*word) || line.contains(*word);
-        if ["password", "secret", "token", "auth "].iter().any(|word| secret(&word)) {
+        if ["password", "secret", "token", "auth "]
+            .iter()
+            .any(|word| secret(&word))
+        {
             return "…".to_owned();
         }
         let mut shown: String = text.escape_debug().take(60).collect();
@@ -188,7 +210,11 @@ impl<'a> Cursor<'a> {
     #[must_use]
     pub fn required(self) -> Self {
         if !self.has_value() {
-            self.error(if self.is_present() { "required, but null" } else { "required, but missing" });
+            self.error(if self.is_present() {
+                "required, but null"
+            } else {
+                "required, but missing"
+            });
         }
         self
     }
@@ -201,7 +227,11 @@ impl<'a> Cursor<'a> {
             Some(Value::Mapping(mapping)) => Some(mapping),
             Some(_) => return self.wrong("a map"),
         };
-        let map = Map { cursor: self.clone(), mapping, asked: RefCell::default() };
+        let map = Map {
+            cursor: self.clone(),
+            mapping,
+            asked: RefCell::default(),
+        };
         let out = read(&map);
         map.classify_rest();
         Some(out)
@@ -231,9 +261,11 @@ impl<'a> Cursor<'a> {
     pub fn list(&self) -> Vec<Cursor<'a>> {
         match self.value() {
             None => Vec::new(),
-            Some(Value::Sequence(list)) => {
-                list.iter().enumerate().map(|(at, value)| self.below(Step::Index(at), Some(value))).collect()
-            }
+            Some(Value::Sequence(list)) => list
+                .iter()
+                .enumerate()
+                .map(|(at, value)| self.below(Step::Index(at), Some(value)))
+                .collect(),
             Some(_) => self.wrong("a list").unwrap_or_default(),
         }
     }
@@ -271,7 +303,10 @@ impl<'a> Map<'a> {
     /// The key's value, or the lack of one.
     pub fn key(&self, name: &'static str) -> Cursor<'a> {
         self.asked.borrow_mut().insert(name);
-        self.cursor.below(Step::Key(name.to_owned()), self.mapping.and_then(|mapping| mapping.get(name)))
+        self.cursor.below(
+            Step::Key(name.to_owned()),
+            self.mapping.and_then(|mapping| mapping.get(name)),
+        )
     }
 
     /// The other keys are somebody else's: none is noted.
@@ -286,15 +321,24 @@ impl<'a> Map<'a> {
         }
         let pattern = self.cursor.pattern();
         for (key, value) in self.mapping.into_iter().flatten() {
-            let Some(name) = scalar_text(key).filter(|name| !asked.contains(name.as_str())) else { continue };
-            let at = Cursor { value: None, ..self.cursor.below(Step::Key(name.clone()), Some(value)) };
+            let Some(name) = scalar_text(key).filter(|name| !asked.contains(name.as_str())) else {
+                continue;
+            };
+            let at = Cursor {
+                value: None,
+                ..self.cursor.below(Step::Key(name.clone()), Some(value))
+            };
             match keys::find(self.cursor.keys, &pattern, &name).map(|key| key.class) {
                 Some(Class::Later(instead)) => at.warn(format!("not built yet: {instead}")),
                 Some(Class::Honoured) => at.warn("has no effect here"),
                 None => {
-                    let hint =
-                        keys::nearest(self.cursor.keys, &pattern, &name).map(|near| format!("did you mean `{near}`?"));
-                    at.note(Severity::Warning, "unknown key, ignored".to_owned(), hint.as_deref());
+                    let hint = keys::nearest(self.cursor.keys, &pattern, &name)
+                        .map(|near| format!("did you mean `{near}`?"));
+                    at.note(
+                        Severity::Warning,
+                        "unknown key, ignored".to_owned(),
+                        hint.as_deref(),
+                    );
                 }
             }
         }

@@ -24,7 +24,10 @@ fn update() -> bool {
 ///
 /// # Panics
 /// When a case prints something else than expected, naming all such cases.
-pub fn run_cases<T>(directory: &Path, load: impl Fn(PathBuf, Environment) -> Result<Loaded<T>, Report>) -> usize {
+pub fn run_cases<T>(
+    directory: &Path,
+    load: impl Fn(PathBuf, Environment) -> Result<Loaded<T>, Report>,
+) -> usize {
     let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
         .expect("the directory of cases")
         .map(|entry| entry.expect("an entry").path())
@@ -40,10 +43,17 @@ pub fn run_cases<T>(directory: &Path, load: impl Fn(PathBuf, Environment) -> Res
             write(file, &format!("{before}== expect\n{printed}"));
         } else if case.expected != printed {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            wrong.push(format!("--- {name}\nexpected:\n{}printed:\n{printed}", case.expected));
+            wrong.push(format!(
+                "--- {name}\nexpected:\n{}printed:\n{printed}",
+                case.expected
+            ));
         }
     }
-    assert!(wrong.is_empty(), "{}\n(UPDATE_GOLDEN=1 accepts what is printed)", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{}\n(UPDATE_GOLDEN=1 accepts what is printed)",
+        wrong.join("\n")
+    );
     files.len()
 }
 
@@ -81,7 +91,10 @@ impl<'a> Case<'a> {
                 content.push_str(&format!("{line}\n"));
             }
         }
-        case.load = text.lines().find_map(|line| line.strip_prefix("== load ")).unwrap_or(case.load);
+        case.load = text
+            .lines()
+            .find_map(|line| line.strip_prefix("== load "))
+            .unwrap_or(case.load);
         case
     }
 
@@ -95,7 +108,10 @@ impl<'a> Case<'a> {
             std::fs::create_dir_all(path.parent().expect("below the directory")).expect("a folder");
             write(&path, content);
         }
-        let environment = Environment { variables: self.variables.clone(), directory: directory.path().to_owned() };
+        let environment = Environment {
+            variables: self.variables.clone(),
+            directory: directory.path().to_owned(),
+        };
         let (outcome, report) = match load(PathBuf::from(self.load), environment) {
             Ok(loaded) => ("loaded", loaded.warnings),
             Err(report) => ("refused", report),
@@ -123,12 +139,23 @@ pub fn write(path: &Path, text: &str) {
 pub fn check_readme(readme: &Path, tables: &str) {
     use super::keys::{TABLE_END, TABLE_START};
     let text = std::fs::read_to_string(readme).expect("the README");
-    let (before, rest) = text.split_once(TABLE_START).expect("the mark before the tables");
-    let (present, after) = rest.split_once(TABLE_END).expect("the mark behind the tables");
+    let (before, rest) = text
+        .split_once(TABLE_START)
+        .expect("the mark before the tables");
+    let (present, after) = rest
+        .split_once(TABLE_END)
+        .expect("the mark behind the tables");
     let wanted = format!("\n\n{tables}\n");
     if update() {
-        write(readme, &format!("{before}{TABLE_START}{wanted}{TABLE_END}{after}"));
+        write(
+            readme,
+            &format!("{before}{TABLE_START}{wanted}{TABLE_END}{after}"),
+        );
     } else {
-        assert!(present == wanted, "{} differs from the table of keys (UPDATE_GOLDEN=1 rewrites it)", readme.display());
+        assert!(
+            present == wanted,
+            "{} differs from the table of keys (UPDATE_GOLDEN=1 rewrites it)",
+            readme.display()
+        );
     }
 }

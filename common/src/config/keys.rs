@@ -41,7 +41,11 @@ impl Kind {
             Kind::Duration => "duration".to_owned(),
             Kind::Lines => "list of lines, or text".to_owned(),
             Kind::Texts => "list of texts".to_owned(),
-            Kind::OneOf(names) => names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),
+            Kind::OneOf(names) => names
+                .iter()
+                .map(|n| format!("`{n}`"))
+                .collect::<Vec<_>>()
+                .join(", "),
             Kind::List => "list".to_owned(),
             Kind::Map => "map".to_owned(),
             Kind::Any => "any".to_owned(),
@@ -60,9 +64,13 @@ impl Kind {
                 schema
             }
             Kind::Number => json!({"type": ["number", "string", "null"]}),
-            Kind::Boolean => json!({"enum": [true, false, "yes", "no", "on", "off", "true", "false", null]}),
+            Kind::Boolean => {
+                json!({"enum": [true, false, "yes", "no", "on", "off", "true", "false", null]})
+            }
             Kind::Duration => json!({"type": ["number", "string", "null"]}),
-            Kind::Lines => json!({"type": ["array", "string", "null"], "items": {"type": ["string", "number"]}}),
+            Kind::Lines => {
+                json!({"type": ["array", "string", "null"], "items": {"type": ["string", "number"]}})
+            }
             Kind::Texts => json!({"type": ["array", "null"], "items": {"type": "string"}}),
             Kind::OneOf(names) => json!({"enum": names}),
             Kind::List => json!({"type": ["array", "null"]}),
@@ -98,14 +106,31 @@ pub struct Key {
 
 /// A key that is acted on.
 #[must_use]
-pub const fn honoured(path: &'static str, kind: Kind, default: &'static str, effect: &'static str) -> Key {
-    Key { path, kind, default, effect, class: Class::Honoured }
+pub const fn honoured(
+    path: &'static str,
+    kind: Kind,
+    default: &'static str,
+    effect: &'static str,
+) -> Key {
+    Key {
+        path,
+        kind,
+        default,
+        effect,
+        class: Class::Honoured,
+    }
 }
 
 /// A key that is known, but not built: `instead` says what happens.
 #[must_use]
 pub const fn later(path: &'static str, kind: Kind, instead: &'static str) -> Key {
-    Key { path, kind, default: "", effect: "", class: Class::Later(instead) }
+    Key {
+        path,
+        kind,
+        default: "",
+        effect: "",
+        class: Class::Later(instead),
+    }
 }
 
 /// The rows that are not built.
@@ -128,7 +153,12 @@ pub(super) fn nearest(keys: &'static [Key], parent: &str, name: &str) -> Option<
     keys.iter()
         .map(|key| split(key.path))
         .filter(|(above, known)| *above == parent && *known != "*")
-        .map(|(_, known)| (strsim::osa_distance(&known.to_lowercase(), &name.to_lowercase()), known))
+        .map(|(_, known)| {
+            (
+                strsim::osa_distance(&known.to_lowercase(), &name.to_lowercase()),
+                known,
+            )
+        })
         .filter(|(distance, known)| *distance <= 1.max(known.len() / 3))
         .min()
         .map(|(_, known)| known)
@@ -145,7 +175,12 @@ pub fn tables(keys: &[Key]) -> String {
     let cell = |text: &str| text.replace('|', "\\|");
     let mut out = String::from("| Key | Type | Default | Effect |\n|---|---|---|---|\n");
     for key in keys.iter().filter(|key| key.class == Class::Honoured) {
-        let row = [key.kind.words(), key.default.to_owned(), key.effect.to_owned()].map(|text| cell(&text));
+        let row = [
+            key.kind.words(),
+            key.default.to_owned(),
+            key.effect.to_owned(),
+        ]
+        .map(|text| cell(&text));
         out.push_str(&format!("| `{}` | {} |\n", key.path, row.join(" | ")));
     }
     out.push_str(
@@ -176,7 +211,10 @@ pub fn schema(section: &str, keys: &[Key]) -> Value {
             };
             at.insert("description".to_owned(), Value::String(text));
             if !matches!(key.default, "" | "required") {
-                at.insert("$comment".to_owned(), Value::String(format!("default: {}", key.default)));
+                at.insert(
+                    "$comment".to_owned(),
+                    Value::String(format!("default: {}", key.default)),
+                );
             }
         }
         if key.default == "required" {
@@ -200,11 +238,17 @@ pub fn schema(section: &str, keys: &[Key]) -> Value {
 
 /// The schema of the key at `path`, made when absent.
 fn place<'a>(root: &'a mut Value, path: &str) -> &'a mut Value {
-    path.split('.').filter(|part| !part.is_empty()).fold(root, |at, part| {
-        let at = match part.trim_end_matches("[]") {
-            "*" => &mut at["additionalProperties"],
-            name => &mut at["properties"][name],
-        };
-        if part.ends_with("[]") { &mut at["items"] } else { at }
-    })
+    path.split('.')
+        .filter(|part| !part.is_empty())
+        .fold(root, |at, part| {
+            let at = match part.trim_end_matches("[]") {
+                "*" => &mut at["additionalProperties"],
+                name => &mut at["properties"][name],
+            };
+            if part.ends_with("[]") {
+                &mut at["items"]
+            } else {
+                at
+            }
+        })
 }

@@ -15,7 +15,10 @@ pub(super) struct Position {
 
 impl From<&Marker> for Position {
     fn from(marker: &Marker) -> Self {
-        Self { line: marker.line(), column: marker.col() + 1 }
+        Self {
+            line: marker.line(),
+            column: marker.col() + 1,
+        }
     }
 }
 
@@ -53,26 +56,43 @@ fn join(parent: &str, part: &str) -> String {
 impl Places {
     /// The place of exactly this path.
     pub(super) fn get(&self, parts: &[String]) -> Option<Place> {
-        self.of.get(&parts.iter().fold(String::new(), |path, part| join(&path, part))).copied()
+        self.of
+            .get(
+                &parts
+                    .iter()
+                    .fold(String::new(), |path, part| join(&path, part)),
+            )
+            .copied()
     }
 
     /// The place of this path or of its nearest ancestor (merged and aliased values have none of their own).
     pub(super) fn nearest(&self, parts: &[String]) -> Option<Place> {
-        (0..=parts.len()).rev().find_map(|length| self.get(&parts[..length]))
+        (0..=parts.len())
+            .rev()
+            .find_map(|length| self.get(&parts[..length]))
     }
 
     pub(super) fn of(text: &str) -> Self {
-        let mut reader = Reader { places: Self::default(), open: Vec::new() };
+        let mut reader = Reader {
+            places: Self::default(),
+            open: Vec::new(),
+        };
         let mut parser = Parser::new_from_str(text);
         while let Some(Ok((event, span))) = parser.next_event() {
             let at = Position::from(&span.start);
             match event {
                 Event::DocumentEnd => break,
-                Event::Scalar(text, style, ..) => reader.scalar(&text, style == ScalarStyle::Plain, at),
+                Event::Scalar(text, style, ..) => {
+                    reader.scalar(&text, style == ScalarStyle::Plain, at)
+                }
                 Event::Alias(_) => reader.scalar("*", false, at),
                 Event::MappingStart(..) => {
                     let path = reader.begin(at);
-                    reader.open.push(Open::Map { path, key: None, seen: HashMap::new() });
+                    reader.open.push(Open::Map {
+                        path,
+                        key: None,
+                        seen: HashMap::new(),
+                    });
                 }
                 Event::SequenceStart(..) => {
                     let path = reader.begin(at);
@@ -89,8 +109,15 @@ impl Places {
 }
 
 enum Open {
-    Map { path: String, key: Option<(String, Position)>, seen: HashMap<String, Position> },
-    List { path: String, next: usize },
+    Map {
+        path: String,
+        key: Option<(String, Position)>,
+        seen: HashMap<String, Position>,
+    },
+    List {
+        path: String,
+        next: usize,
+    },
 }
 
 struct Reader {
@@ -100,10 +127,21 @@ struct Reader {
 
 impl Reader {
     fn scalar(&mut self, text: &str, plain: bool, at: Position) {
-        if let Some(Open::Map { path, key: key @ None, seen }) = self.open.last_mut() {
+        if let Some(Open::Map {
+            path,
+            key: key @ None,
+            seen,
+        }) = self.open.last_mut()
+        {
             if let Some(first) = seen.insert(text.to_owned(), at) {
-                let key_path = join(path, text).trim_start_matches('\u{1}').replace('\u{1}', ".");
-                self.places.duplicates.push(Duplicate { key_path, first, second: at });
+                let key_path = join(path, text)
+                    .trim_start_matches('\u{1}')
+                    .replace('\u{1}', ".");
+                self.places.duplicates.push(Duplicate {
+                    key_path,
+                    first,
+                    second: at,
+                });
             }
             *key = Some((text.to_owned(), at));
         } else {
@@ -113,7 +151,12 @@ impl Reader {
 
     /// A map or list begins; as a map's key it is given a name no real key has.
     fn begin(&mut self, at: Position) -> String {
-        if let Some(Open::Map { path, key: key @ None, .. }) = self.open.last_mut() {
+        if let Some(Open::Map {
+            path,
+            key: key @ None,
+            ..
+        }) = self.open.last_mut()
+        {
             *key = Some(("\u{2}".to_owned(), at));
             return join(path, "\u{2}");
         }
@@ -132,7 +175,11 @@ impl Reader {
                 (join(path, &name), key_at)
             }
         };
-        self.places.of.entry(path.clone()).or_insert(Place { key, value: at, plain });
+        self.places.of.entry(path.clone()).or_insert(Place {
+            key,
+            value: at,
+            plain,
+        });
         path
     }
 }

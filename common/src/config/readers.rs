@@ -56,7 +56,8 @@ impl<'a> Cursor<'a> {
         match self.value()? {
             Value::Bool(_) => self.boolean(),
             Value::String(text)
-                if ["yes", "no", "on", "off", "true", "false"].contains(&text.to_lowercase().as_str()) =>
+                if ["yes", "no", "on", "off", "true", "false"]
+                    .contains(&text.to_lowercase().as_str()) =>
             {
                 self.boolean()
             }
@@ -68,7 +69,9 @@ impl<'a> Cursor<'a> {
     #[must_use]
     pub fn integer<T: TryFrom<i128>>(&self, bounds: RangeInclusive<i128>) -> Option<T> {
         let allowed = match *bounds.end() {
-            end if end >= i128::from(u32::MAX) => format!("a whole number of at least {}", bounds.start()),
+            end if end >= i128::from(u32::MAX) => {
+                format!("a whole number of at least {}", bounds.start())
+            }
             end => format!("a whole number of {}..{end}", bounds.start()),
         };
         let number = match self.value()? {
@@ -76,12 +79,23 @@ impl<'a> Cursor<'a> {
                 .as_i64()
                 .map(i128::from)
                 .or_else(|| number.as_u64().map(i128::from))
-                .or_else(|| number.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 1e15).map(|f| f as i128)),
+                .or_else(|| {
+                    number
+                        .as_f64()
+                        .filter(|f| f.fract() == 0.0 && f.abs() < 1e15)
+                        .map(|f| f as i128)
+                }),
             Value::String(text) => self.whole_number(text),
             _ => None,
         };
-        let number = number.filter(|number| bounds.contains(number)).and_then(|number| T::try_from(number).ok());
-        if number.is_some() { number } else { self.wrong(&allowed) }
+        let number = number
+            .filter(|number| bounds.contains(number))
+            .and_then(|number| T::try_from(number).ok());
+        if number.is_some() {
+            number
+        } else {
+            self.wrong(&allowed)
+        }
     }
 
     /// A whole number in text: decimal digits, underscores between them; without quotes a leading zero means octal.
@@ -112,15 +126,18 @@ impl<'a> Cursor<'a> {
             f64::MAX => format!("a number of at least {}", bounds.start()),
             end => format!("a number of {}..{end}", bounds.start()),
         };
-        number.filter(|number| bounds.contains(number)).or_else(|| self.wrong(&allowed))
+        number
+            .filter(|number| bounds.contains(number))
+            .or_else(|| self.wrong(&allowed))
     }
 
     /// A duration: seconds, or text with a unit.
     #[must_use]
     pub fn duration(&self) -> Option<Duration> {
         self.parsed(|text| {
-            parse_duration(&text.replace('_', ""))
-                .map_err(|_| "must be a duration: seconds (`0.5`), or `20ms`, `10s`, `5m`, `1h`".to_owned())
+            parse_duration(&text.replace('_', "")).map_err(|_| {
+                "must be a duration: seconds (`0.5`), or `20ms`, `10s`, `5m`, `1h`".to_owned()
+            })
         })
     }
 
@@ -128,14 +145,21 @@ impl<'a> Cursor<'a> {
     #[must_use]
     pub fn duration_at_least(&self, least: Duration) -> Option<Duration> {
         let duration = self.duration()?;
-        if duration >= least { Some(duration) } else { self.wrong(&format!("at least {least:?}")) }
+        if duration >= least {
+            Some(duration)
+        } else {
+            self.wrong(&format!("at least {least:?}"))
+        }
     }
 
     /// A text one of a closed set, matched without case.
     #[must_use]
     pub fn one_of<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
-        let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(&text)).map(|(_, value)| *value);
+        let found = words
+            .iter()
+            .find(|(word, _)| word.eq_ignore_ascii_case(&text))
+            .map(|(_, value)| *value);
         found.or_else(|| {
             let names: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             self.wrong(&format!("one of {}", names.join(", ")))
@@ -145,7 +169,9 @@ impl<'a> Cursor<'a> {
     /// A text made into something by `parse`, whose error is the message.
     #[must_use]
     pub fn parsed<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
-        parse(&self.text()?).map_err(|message| self.error(message)).ok()
+        parse(&self.text()?)
+            .map_err(|message| self.error(message))
+            .ok()
     }
 
     /// The value as JSON, scalars without quotes as YAML 1.1 means them. Null is `Some(Null)` here.
@@ -161,10 +187,17 @@ impl<'a> Cursor<'a> {
                 _ => return self.wrong("a finite number"),
             },
             Value::String(text) => self.json_text(text),
-            Value::Sequence(_) => self.list().iter().filter_map(Cursor::json).collect::<Vec<_>>().into(),
+            Value::Sequence(_) => self
+                .list()
+                .iter()
+                .filter_map(Cursor::json)
+                .collect::<Vec<_>>()
+                .into(),
             Value::Mapping(_) => {
                 let entries = self.entries();
-                let pairs = entries.iter().filter_map(|(name, value)| Some((name.clone(), value.json()?)));
+                let pairs = entries
+                    .iter()
+                    .filter_map(|(name, value)| Some((name.clone(), value.json()?)));
                 serde_json::Value::Object(pairs.collect())
             }
             Value::Tagged(_) => return self.wrong("plain data"),

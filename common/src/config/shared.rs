@@ -15,9 +15,15 @@ pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
     if !cursor.has_value() || texts.len() < entries.len() {
         return None;
     }
-    let hosts: Vec<&str> =
-        texts.iter().flat_map(|text| text.split(',')).map(str::trim).filter(|h| !h.is_empty()).collect();
-    Ensemble::new(&hosts).map_err(|message| cursor.error(message)).ok()
+    let hosts: Vec<&str> = texts
+        .iter()
+        .flat_map(|text| text.split(','))
+        .map(str::trim)
+        .filter(|h| !h.is_empty())
+        .collect();
+    Ensemble::new(&hosts)
+        .map_err(|message| cursor.error(message))
+        .ok()
 }
 
 /// An absolute znode path. Ruby fails on a trailing slash only at run time; here it is an error at once.
@@ -43,7 +49,9 @@ pub struct Session {
 /// `session_timeout` and `jitter` of the top level's `zookeeper`.
 #[must_use]
 pub fn session(zookeeper: &Map<'_>) -> Session {
-    let timeout = zookeeper.key("session_timeout").duration_at_least(Duration::from_millis(100));
+    let timeout = zookeeper
+        .key("session_timeout")
+        .duration_at_least(Duration::from_millis(100));
     let jitter = zookeeper.key("jitter").duration();
     Session {
         timeout: timeout.unwrap_or(Duration::from_secs(10)),
@@ -53,7 +61,11 @@ pub fn session(zookeeper: &Map<'_>) -> Session {
 
 /// The top level's `admin`: where to listen and whether the configuration says so; `None` = off.
 #[must_use]
-pub fn admin_bind(admin: &Cursor<'_>, default: &str, environment: &Environment) -> Option<(Bind, bool)> {
+pub fn admin_bind(
+    admin: &Cursor<'_>,
+    default: &str,
+    environment: &Environment,
+) -> Option<(Bind, bool)> {
     let default = (Bind::Tcp(default.to_owned()), false);
     match admin.is_boolean() {
         Some(false) => return None,
@@ -72,7 +84,9 @@ fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {
         };
     }
     match text.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && !host.contains(' ') && port.parse::<u16>().is_ok() => {
+        Some((host, port))
+            if !host.is_empty() && !host.contains(' ') && port.parse::<u16>().is_ok() =>
+        {
             Ok(Bind::Tcp(text.to_owned()))
         }
         _ => Err("must be `host:port` or `unix:/path`".to_owned()),

@@ -32,7 +32,10 @@ impl Environment {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
-        Self { variables, directory: std::env::current_dir().unwrap_or_default() }
+        Self {
+            variables,
+            directory: std::env::current_dir().unwrap_or_default(),
+        }
     }
 
     /// A variable.
@@ -46,7 +49,9 @@ impl Environment {
     pub fn path(&self, written: &str) -> PathBuf {
         let home = self.variable("HOME").unwrap_or("~");
         match written.strip_prefix('~') {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => PathBuf::from(format!("{home}{rest}")),
+            Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+                PathBuf::from(format!("{home}{rest}"))
+            }
             _ => self.directory.join(written),
         }
     }
@@ -54,9 +59,13 @@ impl Environment {
     /// A file in `$STATE_DIRECTORY` (the first, when systemd names several) or in `/var/lib/<program>`.
     #[must_use]
     pub fn state_file(&self, program: &str, name: &str) -> PathBuf {
-        let directory =
-            self.variable("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next()).filter(|d| !d.is_empty());
-        directory.map_or_else(|| Path::new("/var/lib").join(program), PathBuf::from).join(name)
+        let directory = self
+            .variable("STATE_DIRECTORY")
+            .and_then(|dirs| dirs.split(':').next())
+            .filter(|d| !d.is_empty());
+        directory
+            .map_or_else(|| Path::new("/var/lib").join(program), PathBuf::from)
+            .join(name)
     }
 }
 
@@ -97,19 +106,31 @@ impl Document {
     /// The place of a key path of the program, or of what is nearest above it.
     pub(super) fn place(&self, parts: &[String]) -> Place {
         let start = Position { line: 1, column: 1 };
-        self.places.nearest(&self.here(parts)).unwrap_or(Place { key: start, value: start, plain: false })
+        self.places.nearest(&self.here(parts)).unwrap_or(Place {
+            key: start,
+            value: start,
+            plain: false,
+        })
     }
 
     pub(super) fn is_plain(&self, parts: &[String]) -> bool {
-        self.places.get(&self.here(parts)).is_some_and(|place| place.plain)
+        self.places
+            .get(&self.here(parts))
+            .is_some_and(|place| place.plain)
     }
 
     fn here(&self, parts: &[String]) -> Vec<String> {
-        self.above.iter().chain(parts.iter().skip(self.skipped)).cloned().collect()
+        self.above
+            .iter()
+            .chain(parts.iter().skip(self.skipped))
+            .cloned()
+            .collect()
     }
 
     fn root(&self) -> Option<&Value> {
-        self.above.iter().try_fold(&self.value, |value, name| value.get(name.as_str()))
+        self.above
+            .iter()
+            .try_fold(&self.value, |value, name| value.get(name.as_str()))
     }
 }
 
@@ -127,19 +148,32 @@ impl Source {
     /// Reads the main file and the files of its `service_conf_dir`.
     #[must_use]
     pub fn open(path: &Path, program: Program, winner: Winner, environment: &Environment) -> Self {
-        let mut files = Files { environment, findings: Vec::new() };
+        let mut files = Files {
+            environment,
+            findings: Vec::new(),
+        };
         let main = files.main(path, program);
         let directory = main.root().and_then(|root| root.get("service_conf_dir"));
         let services = match directory {
             None => Vec::new(),
             Some(Value::String(directory)) => files.directory(directory, &main, winner),
             Some(_) => {
-                files.at_key(&main, "service_conf_dir", "must be the path of a directory".to_owned());
+                files.at_key(
+                    &main,
+                    "service_conf_dir",
+                    "must be the path of a directory".to_owned(),
+                );
                 Vec::new()
             }
         };
         let findings = RefCell::new(files.findings);
-        Self { program, environment: environment.clone(), main, services, findings }
+        Self {
+            program,
+            environment: environment.clone(),
+            main,
+            services,
+            findings,
+        }
     }
 
     /// The environment the files were read in.
@@ -164,10 +198,18 @@ impl Source {
         top.key("service_conf_dir");
         let services = top.key("services");
         let mut from_files: HashMap<&str, Cursor<'a>> = HashMap::new();
-        let mut order: Vec<(String, Option<Cursor<'a>>)> =
-            services.entries().into_iter().map(|(name, cursor)| (name, Some(cursor))).collect();
+        let mut order: Vec<(String, Option<Cursor<'a>>)> = services
+            .entries()
+            .into_iter()
+            .map(|(name, cursor)| (name, Some(cursor)))
+            .collect();
         for (name, document) in &self.services {
-            let cursor = Cursor::root(document, &self.findings, self.program.keys, Some(&document.value));
+            let cursor = Cursor::root(
+                document,
+                &self.findings,
+                self.program.keys,
+                Some(&document.value),
+            );
             from_files.insert(name, cursor.service(name));
             if !order.iter().any(|(known, _)| known == name) {
                 order.push((name.clone(), None));
@@ -175,7 +217,12 @@ impl Source {
         }
         order
             .into_iter()
-            .filter_map(|(name, own)| from_files.remove(name.as_str()).or(own).map(|cursor| (name, cursor)))
+            .filter_map(|(name, own)| {
+                from_files
+                    .remove(name.as_str())
+                    .or(own)
+                    .map(|cursor| (name, cursor))
+            })
             .collect()
     }
 
@@ -189,7 +236,10 @@ impl Source {
         findings.sort_by_cached_key(key);
         let report = Report { findings };
         match config {
-            Some(config) if !report.has_errors() => Ok(Loaded { config, warnings: report }),
+            Some(config) if !report.has_errors() => Ok(Loaded {
+                config,
+                warnings: report,
+            }),
             _ => Err(report),
         }
     }
@@ -212,17 +262,40 @@ impl Files<'_> {
         hint: Option<&str>,
     ) {
         let (line, column) = at.map_or((0, 0), |at| (at.line, at.column));
-        let (file, key_path, hint) = (file.to_owned(), key_path.to_owned(), hint.map(str::to_owned));
-        self.findings.push(Finding { severity, file, line, column, key_path, value: None, message, hint });
+        let (file, key_path, hint) = (
+            file.to_owned(),
+            key_path.to_owned(),
+            hint.map(str::to_owned),
+        );
+        self.findings.push(Finding {
+            severity,
+            file,
+            line,
+            column,
+            key_path,
+            value: None,
+            message,
+            hint,
+        });
     }
 
     fn at_key(&mut self, document: &Document, key: &str, message: String) {
         let at = document.place(&[key.to_owned()]).value;
-        self.note(Severity::Error, &document.shown, Some(at), key, message, None);
+        self.note(
+            Severity::Error,
+            &document.shown,
+            Some(at),
+            key,
+            message,
+            None,
+        );
     }
 
     fn main(&mut self, path: &Path, program: Program) -> Document {
-        let mut document = self.read(&path.display().to_string(), &self.environment.directory.join(path));
+        let mut document = self.read(
+            &path.display().to_string(),
+            &self.environment.directory.join(path),
+        );
         if let Value::Mapping(top) = &document.value
             && SECTIONS.iter().any(|section| top.contains_key(section))
         {
@@ -233,12 +306,25 @@ impl Files<'_> {
                     self.at_key_of_file(&document, program.name, "the section must be a map");
                 }
             } else {
-                let found: Vec<_> =
-                    SECTIONS.iter().filter(|s| top.contains_key(*s)).map(|s| format!("`{s}:`")).collect();
-                let message = format!("no `{}:` section beside {}", program.name, found.join(" and "));
-                let hint =
-                    "a host file has one section for each program; a file without sections is one program's alone";
-                self.note(Severity::Error, &document.shown, None, "", message, Some(hint));
+                let found: Vec<_> = SECTIONS
+                    .iter()
+                    .filter(|s| top.contains_key(*s))
+                    .map(|s| format!("`{s}:`"))
+                    .collect();
+                let message = format!(
+                    "no `{}:` section beside {}",
+                    program.name,
+                    found.join(" and ")
+                );
+                let hint = "a host file has one section for each program; a file without sections is one program's alone";
+                self.note(
+                    Severity::Error,
+                    &document.shown,
+                    None,
+                    "",
+                    message,
+                    Some(hint),
+                );
                 document.value = Value::Null;
             }
         }
@@ -246,18 +332,38 @@ impl Files<'_> {
     }
 
     fn at_key_of_file(&mut self, document: &Document, key: &str, message: &str) {
-        let at = document.places.nearest(&[key.to_owned()]).map(|place| place.key);
-        self.note(Severity::Error, &document.shown, at, key, message.to_owned(), None);
+        let at = document
+            .places
+            .nearest(&[key.to_owned()])
+            .map(|place| place.key);
+        self.note(
+            Severity::Error,
+            &document.shown,
+            at,
+            key,
+            message.to_owned(),
+            None,
+        );
     }
 
     /// Keys beside the sections, other than holders of anchors (`x-…`, `.…`).
     fn strangers(&mut self, document: &Document, top: &Mapping) {
         for name in top.keys().filter_map(Value::as_str) {
             if !SECTIONS.contains(&name) && !name.starts_with("x-") && !name.starts_with('.') {
-                let at = document.places.nearest(&[name.to_owned()]).map(|place| place.key);
+                let at = document
+                    .places
+                    .nearest(&[name.to_owned()])
+                    .map(|place| place.key);
                 let hint = "in a host file everything stands in `nerve:` or `synapse:`; `x-…` may hold anchors";
                 let message = "beside the sections, ignored".to_owned();
-                self.note(Severity::Warning, &document.shown, at, name, message, Some(hint));
+                self.note(
+                    Severity::Warning,
+                    &document.shown,
+                    at,
+                    name,
+                    message,
+                    Some(hint),
+                );
             }
         }
     }
@@ -275,28 +381,60 @@ impl Files<'_> {
             Ok(Ok(text)) => text,
             Ok(Err(error)) => {
                 let valid = error.utf8_error().valid_up_to();
-                self.note(Severity::Error, shown, None, "", format!("not UTF-8 text: byte {valid} is not"), None);
+                self.note(
+                    Severity::Error,
+                    shown,
+                    None,
+                    "",
+                    format!("not UTF-8 text: byte {valid} is not"),
+                    None,
+                );
                 return document;
             }
             Err(error) => {
-                self.note(Severity::Error, shown, None, "", format!("cannot be read: {error}"), None);
+                self.note(
+                    Severity::Error,
+                    shown,
+                    None,
+                    "",
+                    format!("cannot be read: {error}"),
+                    None,
+                );
                 return document;
             }
         };
-        let Some(text) = self.expanded(shown, text.trim_start_matches('\u{feff}')) else { return document };
+        let Some(text) = self.expanded(shown, text.trim_start_matches('\u{feff}')) else {
+            return document;
+        };
         let value = match tree::parse(&text) {
             Ok(value) => value,
             Err(invalid) => {
-                let line = invalid.at.and_then(|at| text.lines().nth(at.line.saturating_sub(1))).unwrap_or_default();
-                let tab = line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t');
+                let line = invalid
+                    .at
+                    .and_then(|at| text.lines().nth(at.line.saturating_sub(1)))
+                    .unwrap_or_default();
+                let tab = line
+                    .chars()
+                    .take_while(|c| c.is_whitespace())
+                    .any(|c| c == '\t');
                 let hint = tab.then_some("the line is indented with a tab: indent with blanks");
-                self.note(Severity::Error, shown, invalid.at, "", format!("not valid YAML: {}", invalid.message), hint);
+                self.note(
+                    Severity::Error,
+                    shown,
+                    invalid.at,
+                    "",
+                    format!("not valid YAML: {}", invalid.message),
+                    hint,
+                );
                 return document;
             }
         };
         document.places = Places::of(&text);
         for duplicate in std::mem::take(&mut document.places.duplicates) {
-            let message = format!("duplicate key, first at {}:{}", duplicate.first.line, duplicate.first.column);
+            let message = format!(
+                "duplicate key, first at {}:{}",
+                duplicate.first.line, duplicate.first.column
+            );
             self.note(
                 Severity::Error,
                 shown,
@@ -308,10 +446,24 @@ impl Files<'_> {
         }
         match value {
             Value::Mapping(_) => document.value = value,
-            Value::Null => self.note(Severity::Error, shown, None, "", "the file is empty".to_owned(), None),
+            Value::Null => self.note(
+                Severity::Error,
+                shown,
+                None,
+                "",
+                "the file is empty".to_owned(),
+                None,
+            ),
             _ => {
                 let at = document.places.nearest(&[]).map(|place| place.value);
-                self.note(Severity::Error, shown, at, "", "the file must hold a map of keys".to_owned(), None);
+                self.note(
+                    Severity::Error,
+                    shown,
+                    at,
+                    "",
+                    "the file must hold a map of keys".to_owned(),
+                    None,
+                );
             }
         }
         document
@@ -323,14 +475,23 @@ impl Files<'_> {
         let (text, remarks) = expand(text, |name| environment.variable(name).map(str::to_owned));
         let mut usable = true;
         for (at, remark) in remarks {
-            let hint = Some("only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced");
+            let hint = Some(
+                "only `<%= ENV['NAME'] %>` and `<%= ENV.fetch('NAME', 'default') %>` are replaced",
+            );
             let (severity, message, hint) = match remark {
-                Remark::Refused { tag } => (Severity::Error, format!("ERB that is not supported: `{tag}`"), hint),
-                Remark::Missing { name } => {
-                    (Severity::Error, format!("the environment variable `{name}` is not set"), None)
-                }
+                Remark::Refused { tag } => (
+                    Severity::Error,
+                    format!("ERB that is not supported: `{tag}`"),
+                    hint,
+                ),
+                Remark::Missing { name } => (
+                    Severity::Error,
+                    format!("the environment variable `{name}` is not set"),
+                    None,
+                ),
                 Remark::Unset { name } => {
-                    let message = format!("the environment variable `{name}` is not set: read as empty");
+                    let message =
+                        format!("the environment variable `{name}` is not set: read as empty");
                     (Severity::Warning, message, None)
                 }
             };
@@ -342,17 +503,33 @@ impl Files<'_> {
 
     /// The files of `service_conf_dir`: `*.yaml` and `*.json` not beginning with a dot, each a service of the file's name
     /// without its last extension; the winner's kind replaces the other.
-    fn directory(&mut self, written: &str, main: &Document, winner: Winner) -> Vec<(String, Document)> {
+    fn directory(
+        &mut self,
+        written: &str,
+        main: &Document,
+        winner: Winner,
+    ) -> Vec<(String, Document)> {
         let directory = self.environment.path(written);
         let mut names: Vec<String> = match std::fs::read_dir(&directory) {
-            Ok(entries) => entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect(),
+            Ok(entries) => entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect(),
             Err(error) => {
-                self.at_key(main, "service_conf_dir", format!("the directory `{written}` cannot be read: {error}"));
+                self.at_key(
+                    main,
+                    "service_conf_dir",
+                    format!("the directory `{written}` cannot be read: {error}"),
+                );
                 return Vec::new();
             }
         };
         names.retain(|name| !name.starts_with('.'));
-        let winning = if winner == Winner::Json { "json" } else { "yaml" };
+        let winning = if winner == Winner::Json {
+            "json"
+        } else {
+            "yaml"
+        };
         let mut files: Vec<(bool, String, String)> = names
             .into_iter()
             .filter_map(|file| {
@@ -365,7 +542,10 @@ impl Files<'_> {
         let mut services: Vec<(String, Document)> = Vec::new();
         for (_, service, file) in files {
             let shown = format!("{}/{file}", written.trim_end_matches('/'));
-            let document = Document { skipped: 2, ..self.read(&shown, &directory.join(&file)) };
+            let document = Document {
+                skipped: 2,
+                ..self.read(&shown, &directory.join(&file))
+            };
             if document.value.is_null() {
                 continue;
             }

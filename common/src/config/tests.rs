@@ -15,16 +15,28 @@ const KEYS: &[Key] = &[
     honoured("services", Kind::Map, "", ""),
     later("soon", Kind::Any, "nothing happens"),
 ];
-const PROGRAM: Program = Program { name: "nerve", keys: KEYS };
+const PROGRAM: Program = Program {
+    name: "nerve",
+    keys: KEYS,
+};
 
 /// Writes the text, reads it with `read` and returns its result and all findings as printed.
 fn read<T>(text: &[u8], read: impl FnOnce(&Map<'_>) -> T) -> (Option<T>, String) {
     let directory = tempfile::tempdir().unwrap();
-    std::io::Write::write_all(&mut std::fs::File::create(directory.path().join("f.yaml")).unwrap(), text).unwrap();
-    let environment = Environment { directory: directory.path().to_owned(), ..Environment::default() };
+    std::io::Write::write_all(
+        &mut std::fs::File::create(directory.path().join("f.yaml")).unwrap(),
+        text,
+    )
+    .unwrap();
+    let environment = Environment {
+        directory: directory.path().to_owned(),
+        ..Environment::default()
+    };
     let source = Source::open(Path::new("f.yaml"), PROGRAM, Winner::Json, &environment);
     let out = source.root().and_then(|root| root.object(read));
-    let report = source.finish(Some(())).map_or_else(|report| report, |loaded| loaded.warnings);
+    let report = source
+        .finish(Some(()))
+        .map_or_else(|report| report, |loaded| loaded.warnings);
     (out, report.to_string())
 }
 
@@ -41,29 +53,67 @@ fn erb_is_replaced_or_refused_with_its_place() {
         ("no tag at all", "no tag at all"),
     ];
     for (text, wanted) in cases {
-        assert_eq!(expand(text, variable), (wanted.to_owned(), Vec::new()), "{text}");
+        assert_eq!(
+            expand(text, variable),
+            (wanted.to_owned(), Vec::new()),
+            "{text}"
+        );
     }
-    for text in ["<%= x %>", "<% 1 %>", "<%= ENV['X'] || 'y' %>", "<%= ENV['X", "<%= ENV['a#{1}'] %>", "<%= ENV[X] %>"]
-    {
+    for text in [
+        "<%= x %>",
+        "<% 1 %>",
+        "<%= ENV['X'] || 'y' %>",
+        "<%= ENV['X",
+        "<%= ENV['a#{1}'] %>",
+        "<%= ENV[X] %>",
+    ] {
         let (_, remarks) = expand(&format!("a:\n  ü {text}"), variable);
-        let [(at, Remark::Refused { .. })] = remarks.as_slice() else { panic!("{text}: {remarks:?}") };
+        let [(at, Remark::Refused { .. })] = remarks.as_slice() else {
+            panic!("{text}: {remarks:?}")
+        };
         assert_eq!((at.line, at.column), (2, 5), "{text}");
     }
-    assert_eq!(expand("<%= ENV['Y'] %>", variable).1[0].1, Remark::Unset { name: "Y".to_owned() });
-    assert_eq!(expand("<%= ENV.fetch('Y') %>", variable).1[0].1, Remark::Missing { name: "Y".to_owned() });
+    assert_eq!(
+        expand("<%= ENV['Y'] %>", variable).1[0].1,
+        Remark::Unset {
+            name: "Y".to_owned()
+        }
+    );
+    assert_eq!(
+        expand("<%= ENV.fetch('Y') %>", variable).1[0].1,
+        Remark::Missing {
+            name: "Y".to_owned()
+        }
+    );
 }
 
 #[test]
 fn yaml_and_json_of_all_sorts_parse() {
-    let same = ["a: 1", "{\"a\": 1}", "{\n\t\"a\":\t1,\n}", "---\na: 1\n---\nb: 2\n", "x: &x {a: 1}\n<<: *x"];
+    let same = [
+        "a: 1",
+        "{\"a\": 1}",
+        "{\n\t\"a\":\t1,\n}",
+        "---\na: 1\n---\nb: 2\n",
+        "x: &x {a: 1}\n<<: *x",
+    ];
     for text in same {
         let value = parse(text).unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"));
-        assert_eq!(value.get("a").and_then(serde_yaml::Value::as_u64), Some(1), "{text}");
+        assert_eq!(
+            value.get("a").and_then(serde_yaml::Value::as_u64),
+            Some(1),
+            "{text}"
+        );
     }
     let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}").unwrap();
-    assert_eq!(pair.get("a").and_then(serde_yaml::Value::as_str), Some("\u{1f600} / -"));
+    assert_eq!(
+        pair.get("a").and_then(serde_yaml::Value::as_str),
+        Some("\u{1f600} / -")
+    );
     let seed = parse("a: 309485009821345068724781055").unwrap();
-    assert_eq!(seed.get("a").and_then(serde_yaml::Value::as_str), Some("309485009821345068724781055"));
+    assert_eq!(
+        seed.get("a").and_then(serde_yaml::Value::as_str),
+        Some("309485009821345068724781055")
+    );
     for text in ["", "# note", "---", "null"] {
         assert!(parse(text).unwrap().is_null(), "{text}");
     }
@@ -71,8 +121,9 @@ fn yaml_and_json_of_all_sorts_parse() {
 
 #[test]
 fn hostile_text_is_an_error_and_no_more() {
-    let bomb = (1..30)
-        .fold("a0: &a0 [x]\n".to_owned(), |text, n| format!("{text}a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}]\n", n - 1));
+    let bomb = (1..30).fold("a0: &a0 [x]\n".to_owned(), |text, n| {
+        format!("{text}a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}]\n", n - 1)
+    });
     let deep = format!("a: {}", "[".repeat(2_000));
     let (_, report) = read(bomb.as_bytes(), |_| ());
     assert!(report.contains("error: not valid YAML"), "{report}");
@@ -88,34 +139,57 @@ fn hostile_text_is_an_error_and_no_more() {
 fn readers_take_what_ruby_takes() {
     let counts = ["3", "'3'", "3.0", "+3", "0x3", "0o3", "03", "'03'", "0_3"];
     for text in counts {
-        let (count, report) = read(format!("count: {text}").as_bytes(), |map| map.key("count").integer::<u8>(0..=9));
+        let (count, report) = read(format!("count: {text}").as_bytes(), |map| {
+            map.key("count").integer::<u8>(0..=9)
+        });
         assert_eq!((count, report.as_str()), (Some(Some(3)), ""), "{text}");
     }
     for text in ["10", "-1", "3.5", "x", "''", "08", "[]", "true", "_3"] {
-        let (count, report) = read(format!("count: {text}").as_bytes(), |map| map.key("count").integer::<u8>(0..=9));
+        let (count, report) = read(format!("count: {text}").as_bytes(), |map| {
+            map.key("count").integer::<u8>(0..=9)
+        });
         assert_eq!(count, Some(None), "{text}");
-        assert!(report.starts_with("f.yaml:1:8: error: count: must be a whole number of 0..9"), "{text}: {report}");
+        assert!(
+            report.starts_with("f.yaml:1:8: error: count: must be a whole number of 0..9"),
+            "{text}: {report}"
+        );
     }
-    for (text, wanted) in
-        [("yes", true), ("On", true), ("TRUE", true), ("no", false), ("off", false), ("'false'", false)]
-    {
-        let (value, report) = read(format!("on_off: {text}").as_bytes(), |map| map.key("on_off").boolean());
+    for (text, wanted) in [
+        ("yes", true),
+        ("On", true),
+        ("TRUE", true),
+        ("no", false),
+        ("off", false),
+        ("'false'", false),
+    ] {
+        let (value, report) = read(format!("on_off: {text}").as_bytes(), |map| {
+            map.key("on_off").boolean()
+        });
         assert_eq!((value, report.as_str()), (Some(Some(wanted)), ""), "{text}");
     }
     for (text, wanted) in [("0.5", 500), ("'2'", 2000), ("20ms", 20), ("1e1", 10_000)] {
-        let (wait, report) = read(format!("wait: {text}").as_bytes(), |map| map.key("wait").duration());
-        assert_eq!((wait, report.as_str()), (Some(Some(Duration::from_millis(wanted))), ""), "{text}");
+        let (wait, report) = read(format!("wait: {text}").as_bytes(), |map| {
+            map.key("wait").duration()
+        });
+        assert_eq!(
+            (wait, report.as_str()),
+            (Some(Some(Duration::from_millis(wanted))), ""),
+            "{text}"
+        );
     }
 }
 
 #[test]
 fn keys_nobody_asked_for_are_noted_by_class() {
-    let (_, report) = read(b"nmae: x\nsoon: 1\ncount: 2\nzzz: 3\n7: x\nlist: [{nam: x}]", |map| {
-        let names: Vec<_> = map.key("list").list();
-        for entry in names {
-            entry.object(|map| map.key("name").required().text());
-        }
-    });
+    let (_, report) = read(
+        b"nmae: x\nsoon: 1\ncount: 2\nzzz: 3\n7: x\nlist: [{nam: x}]",
+        |map| {
+            let names: Vec<_> = map.key("list").list();
+            for entry in names {
+                entry.object(|map| map.key("name").required().text());
+            }
+        },
+    );
     insta::assert_snapshot!(report, @"
     f.yaml:1:1: warning: nmae: unknown key, ignored
       hint: did you mean `name`?
@@ -132,10 +206,17 @@ fn keys_nobody_asked_for_are_noted_by_class() {
 #[test]
 fn a_file_name_is_expanded_against_home_and_working_directory() {
     let variables = [("HOME".to_owned(), "/home/x".to_owned())].into();
-    let environment = Environment { variables, directory: PathBuf::from("/dir") };
-    for (written, wanted) in
-        [("a/b", "/dir/a/b"), ("/a", "/a"), ("~", "/home/x"), ("~/a", "/home/x/a"), ("~a", "/dir/~a")]
-    {
+    let environment = Environment {
+        variables,
+        directory: PathBuf::from("/dir"),
+    };
+    for (written, wanted) in [
+        ("a/b", "/dir/a/b"),
+        ("/a", "/a"),
+        ("~", "/home/x"),
+        ("~/a", "/home/x/a"),
+        ("~a", "/dir/~a"),
+    ] {
         assert_eq!(environment.path(written), PathBuf::from(wanted));
     }
 }
@@ -144,6 +225,12 @@ fn a_file_name_is_expanded_against_home_and_working_directory() {
 fn schema_is_nested_as_the_paths_are() {
     let schema = schema("nerve", KEYS);
     let config = &schema["$defs"]["config"];
-    assert_eq!(config["properties"]["list"]["items"]["required"], serde_json::json!(["name"]));
-    assert_eq!(config["properties"]["count"]["maximum"], serde_json::json!(9));
+    assert_eq!(
+        config["properties"]["list"]["items"]["required"],
+        serde_json::json!(["name"])
+    );
+    assert_eq!(
+        config["properties"]["count"]["maximum"],
+        serde_json::json!(9)
+    );
 }

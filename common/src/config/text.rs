@@ -16,7 +16,10 @@ pub(super) enum Remark {
 }
 
 /// The text with its tags replaced, and what was odd.
-pub(super) fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> (String, Vec<(Position, Remark)>) {
+pub(super) fn expand(
+    text: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> (String, Vec<(Position, Remark)>) {
     let mut out = String::with_capacity(text.len());
     let mut remarks = Vec::new();
     let mut rest = text;
@@ -28,7 +31,9 @@ pub(super) fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> (
             rest = &rest[start + 3..];
             continue;
         }
-        let end = rest[start..].find("%>").map_or(rest.len(), |end| start + end + 2);
+        let end = rest[start..]
+            .find("%>")
+            .map_or(rest.len(), |end| start + end + 2);
         let tag = &rest[start..end];
         rest = &rest[end..];
         if tag.starts_with("<%#") {
@@ -36,12 +41,22 @@ pub(super) fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> (
         }
         let mut note = |remark| remarks.push((position(text, tag_at), remark));
         match Reference::parse(tag) {
-            None => note(Remark::Refused { tag: tag.lines().next().unwrap_or_default().to_owned() }),
-            Some(Reference { name, fallback, required }) => match (variable(name), fallback) {
+            None => note(Remark::Refused {
+                tag: tag.lines().next().unwrap_or_default().to_owned(),
+            }),
+            Some(Reference {
+                name,
+                fallback,
+                required,
+            }) => match (variable(name), fallback) {
                 (Some(value), _) => out.push_str(&value),
                 (None, Some(fallback)) => out.push_str(fallback),
-                (None, None) if required => note(Remark::Missing { name: name.to_owned() }),
-                (None, None) => note(Remark::Unset { name: name.to_owned() }),
+                (None, None) if required => note(Remark::Missing {
+                    name: name.to_owned(),
+                }),
+                (None, None) => note(Remark::Unset {
+                    name: name.to_owned(),
+                }),
             },
         }
     }
@@ -52,7 +67,10 @@ pub(super) fn expand(text: &str, variable: impl Fn(&str) -> Option<String>) -> (
 fn position(text: &str, at: usize) -> Position {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
-    Position { line: before.matches('\n').count() + 1, column: before[line_start..].chars().count() + 1 }
+    Position {
+        line: before.matches('\n').count() + 1,
+        column: before[line_start..].chars().count() + 1,
+    }
 }
 
 /// `ENV['X']`, `ENV.fetch('X')` or `ENV.fetch('X', 'default')`.
@@ -69,14 +87,26 @@ impl<'a> Reference<'a> {
         let rest = code.strip_prefix("ENV")?;
         if let Some(index) = rest.strip_prefix('[') {
             let (name, rest) = quoted(index)?;
-            return (rest == "]").then_some(Self { name, fallback: None, required: false });
+            return (rest == "]").then_some(Self {
+                name,
+                fallback: None,
+                required: false,
+            });
         }
         let (name, rest) = quoted(rest.strip_prefix(".fetch(")?)?;
         if rest == ")" {
-            return Some(Self { name, fallback: None, required: true });
+            return Some(Self {
+                name,
+                fallback: None,
+                required: true,
+            });
         }
         let (fallback, rest) = quoted(rest.strip_prefix(',')?)?;
-        (rest == ")").then_some(Self { name, fallback: Some(fallback), required: true })
+        (rest == ")").then_some(Self {
+            name,
+            fallback: Some(fallback),
+            required: true,
+        })
     }
 }
 

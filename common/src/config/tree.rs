@@ -18,19 +18,34 @@ pub(super) struct Invalid {
 pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
     let mut value = match read_yaml(text) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0,
+        Err(invalid) if text.trim_start().starts_with('{') => {
+            serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0
+        }
         Err(invalid) => return Err(invalid),
     };
-    value.apply_merge().map_err(|error| Invalid { at: None, message: error.to_string() })?;
+    value.apply_merge().map_err(|error| Invalid {
+        at: None,
+        message: error.to_string(),
+    })?;
     Ok(value)
 }
 
 fn read_yaml(text: &str) -> Result<Value, Invalid> {
-    let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { return Ok(Value::Null) };
-    Any::deserialize(document).map(|any| any.0).map_err(|error| {
-        let at = error.location().map(|l| Position { line: l.line(), column: l.column() });
-        Invalid { at, message: shorten(&error.to_string()) }
-    })
+    let Some(document) = serde_yaml::Deserializer::from_str(text).next() else {
+        return Ok(Value::Null);
+    };
+    Any::deserialize(document)
+        .map(|any| any.0)
+        .map_err(|error| {
+            let at = error.location().map(|l| Position {
+                line: l.line(),
+                column: l.column(),
+            });
+            Invalid {
+                at,
+                message: shorten(&error.to_string()),
+            }
+        })
 }
 
 /// The parser's message without its own place (that is printed in front), a second one as `begun at 1:14`.
@@ -38,7 +53,10 @@ fn shorten(message: &str) -> String {
     let mut parts = message.split(" at line ");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for (index, part) in parts.enumerate() {
-        let digits = |text: &str| text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let digits = |text: &str| {
+            text.find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(text.len())
+        };
         let (line, rest) = part.split_at(digits(part));
         let rest = rest.strip_prefix(" column ").unwrap_or(rest);
         let (column, rest) = rest.split_at(digits(rest));
@@ -106,7 +124,9 @@ impl<'de> Visitor<'de> for AnyVisitor {
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, _: A) -> Result<Value, A::Error> {
-        Err(A::Error::custom("type tags (`!…`) are not supported: plain data only"))
+        Err(A::Error::custom(
+            "type tags (`!…`) are not supported: plain data only",
+        ))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {

@@ -13,7 +13,9 @@ use std::task::Poll;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{
+    ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
+};
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -37,7 +39,12 @@ pub(super) async fn run(settings: &HttpCheck) -> Outcome {
         Err(outcome) => return outcome,
     };
     let mut step = Step::Head;
-    match timeout_at(until, exchange(stream, request, settings.expect.as_deref(), &mut step)).await {
+    match timeout_at(
+        until,
+        exchange(stream, request, settings.expect.as_deref(), &mut step),
+    )
+    .await
+    {
         Ok(Ok(())) => Outcome::Pass,
         Ok(Err(reason)) => Outcome::Fail(reason),
         Err(_elapsed) => Outcome::Timeout { step, after: limit },
@@ -45,9 +52,14 @@ pub(super) async fn run(settings: &HttpCheck) -> Outcome {
 }
 
 fn request(settings: &HttpCheck) -> Result<Request<Empty<Bytes>>, String> {
-    let uri: Uri = settings.uri.parse().map_err(|error| format!("uri `{}`: {error}", settings.uri))?;
+    let uri: Uri = settings
+        .uri
+        .parse()
+        .map_err(|error| format!("uri `{}`: {error}", settings.uri))?;
     let host = match settings.host.as_str() {
-        literal if literal.contains(':') && !literal.starts_with('[') => format!("[{literal}]:{}", settings.port),
+        literal if literal.contains(':') && !literal.starts_with('[') => {
+            format!("[{literal}]:{}", settings.port)
+        }
         host => format!("{host}:{}", settings.port),
     };
     let mut request = Request::new(Empty::new());
@@ -56,11 +68,17 @@ fn request(settings: &HttpCheck) -> Result<Request<Empty<Bytes>>, String> {
     headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
     headers.insert(USER_AGENT, HeaderValue::from_static("Ruby"));
     headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    headers.insert(HOST, HeaderValue::try_from(host).map_err(|_| format!("host `{}`", settings.host))?);
+    headers.insert(
+        HOST,
+        HeaderValue::try_from(host).map_err(|_| format!("host `{}`", settings.host))?,
+    );
     for (name, value) in &settings.headers {
         let key = HeaderName::try_from(name).map_err(|_| format!("header name `{name}`"))?;
         // The value may be a credential: name the header only.
-        headers.insert(key, HeaderValue::try_from(value).map_err(|_| format!("value of header `{name}`"))?);
+        headers.insert(
+            key,
+            HeaderValue::try_from(value).map_err(|_| format!("value of header `{name}`"))?,
+        );
     }
     Ok(request)
 }
@@ -72,10 +90,16 @@ async fn exchange(
     expect: Option<&str>,
     step: &mut Step,
 ) -> Result<(), String> {
-    let (mut sender, connection) =
-        http1::Builder::new().max_headers(100).handshake(TokioIo::new(stream)).await.map_err(|e| explain(&e))?;
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(100)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| explain(&e))?;
     let answer = async {
-        let response = sender.send_request(request).await.map_err(|e| explain(&e))?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| explain(&e))?;
         *step = Step::Body;
         judge(response, expect).await
     };
@@ -91,7 +115,9 @@ async fn exchange(
             Poll::Pending if connection_over => {
                 // One more look: the end of the connection may have woken the answer within this very poll.
                 match answer.as_mut().poll(context) {
-                    Poll::Pending => Poll::Ready(Err("connection closed before the answer was complete".to_owned())),
+                    Poll::Pending => Poll::Ready(Err(
+                        "connection closed before the answer was complete".to_owned(),
+                    )),
                     ready @ Poll::Ready(_) => ready,
                 }
             }
@@ -101,7 +127,10 @@ async fn exchange(
     .await
 }
 
-async fn judge(response: Response<hyper::body::Incoming>, expect: Option<&str>) -> Result<(), String> {
+async fn judge(
+    response: Response<hyper::body::Incoming>,
+    expect: Option<&str>,
+) -> Result<(), String> {
     let status = response.status();
     if !(200..400).contains(&status.as_u16()) {
         return Err(format!("status {}", status.as_u16()));
@@ -122,13 +151,16 @@ async fn judge(response: Response<hyper::body::Incoming>, expect: Option<&str>) 
         read.extend_from_slice(&data);
     }
     match expect {
-        Some(text) if !contains(&read, text.as_bytes()) => Err("the body does not hold the `expect` text".to_owned()),
+        Some(text) if !contains(&read, text.as_bytes()) => {
+            Err("the body does not hold the `expect` text".to_owned())
+        }
         _ => Ok(()),
     }
 }
 
 fn is_early_end(error: &hyper::Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    let cause =
+        std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
 }
 

@@ -32,13 +32,19 @@ async fn serve(address: &str, manner: Manner) -> Server {
     tasks.spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let Some(head) = read_head(&mut stream).await else { continue };
+            let Some(head) = read_head(&mut stream).await else {
+                continue;
+            };
             sender.send(head).await.unwrap();
             // The client may have gone: a failed write is part of the play.
             let _gone = misbehave(&mut stream, &manner).await;
         }
     });
-    Server { port, _tasks: tasks, heads }
+    Server {
+        port,
+        _tasks: tasks,
+        heads,
+    }
 }
 
 async fn read_head(stream: &mut TcpStream) -> Option<String> {
@@ -58,7 +64,9 @@ async fn misbehave(stream: &mut TcpStream, manner: &Manner) -> std::io::Result<(
             std::future::pending().await
         }
         Manner::Drip => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").await?;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                .await?;
             loop {
                 stream.write_all(b"x").await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -87,20 +95,39 @@ fn settings(host: &str, port: u16) -> HttpCheck {
 
 async fn answer(text: &'static str, expect: Option<&str>) -> Outcome {
     let server = serve("127.0.0.1", Manner::Say(text)).await;
-    http::run(&HttpCheck { expect: expect.map(str::to_owned), ..settings("127.0.0.1", server.port) }).await
+    http::run(&HttpCheck {
+        expect: expect.map(str::to_owned),
+        ..settings("127.0.0.1", server.port)
+    })
+    .await
 }
 
 #[tokio::test]
 async fn good_answers_pass() {
     for (text, expect) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", None),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello", Some("ell")),
-        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n", Some("hello")),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello",
+            Some("ell"),
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2\r\nlo\r\n0\r\n\r\n",
+            Some("hello"),
+        ),
         ("HTTP/1.0 200 OK\r\n\r\nuntil the end", Some("end")),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshorter than it says", Some("shorter")),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nshorter than it says",
+            Some("shorter"),
+        ),
         ("HTTP/1.1 204 No Content\r\n\r\n", None),
-        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", Some("ok")),
-        ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", None),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            Some("ok"),
+        ),
+        (
+            "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+            None,
+        ),
         ("HTTP/1.1 399 Odd\r\nContent-Length: 0\r\n\r\n", None),
     ] {
         assert_eq!(answer(text, expect).await, Outcome::Pass, "{text:?}");
@@ -110,9 +137,21 @@ async fn good_answers_pass() {
 #[tokio::test]
 async fn bad_answers_fail_with_their_reason() {
     for (text, expect, reason) in [
-        ("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 6\r\n\r\nsecret", None, "status 503"),
-        ("HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n", None, "status 400"),
-        ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Some("world"), "expect"),
+        (
+            "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 6\r\n\r\nsecret",
+            None,
+            "status 503",
+        ),
+        (
+            "HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n",
+            None,
+            "status 400",
+        ),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+            Some("world"),
+            "expect",
+        ),
         ("HTTP/1.1 204 No Content\r\n\r\n", Some("x"), "expect"),
         ("SSH-2.0-OpenSSH_9.2\r\n", None, "invalid HTTP version"),
         ("", None, "before"),
@@ -120,7 +159,10 @@ async fn bad_answers_fail_with_their_reason() {
     ] {
         let outcome = answer(text, expect).await;
         let error = outcome.error().unwrap_or_default();
-        assert!(matches!(outcome, Outcome::Fail(_)) && error.contains(reason), "{text:?}: {outcome:?}");
+        assert!(
+            matches!(outcome, Outcome::Fail(_)) && error.contains(reason),
+            "{text:?}: {outcome:?}"
+        );
         assert!(!error.contains("secret"));
     }
 }
@@ -130,7 +172,10 @@ async fn nothing_outlives_the_deadline() {
     for (manner, step) in [
         (Manner::Hang, Step::Head),
         (Manner::Drip, Step::Body),
-        (Manner::SayAndHang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"), Step::Body),
+        (
+            Manner::SayAndHang("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
+            Step::Body,
+        ),
         (Manner::SayAndHang("HTTP/1.1 200"), Step::Head),
     ] {
         let server = serve("127.0.0.1", manner).await;
@@ -151,33 +196,66 @@ async fn nothing_outlives_the_deadline() {
 async fn an_endless_body_is_cut() {
     let server = serve("127.0.0.1", Manner::Endless).await;
     let outcome = http::run(&settings("127.0.0.1", server.port)).await;
-    assert!(outcome.error().unwrap().contains("longer than"), "{outcome:?}");
+    assert!(
+        outcome.error().unwrap().contains("longer than"),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
 async fn the_request_is_rubys_and_headers_replace() {
-    let mut server = serve("127.0.0.1", Manner::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
+    let mut server = serve(
+        "127.0.0.1",
+        Manner::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+    )
+    .await;
     let mut check = settings("127.0.0.1", server.port);
     assert_eq!(http::run(&check).await, Outcome::Pass);
     let head = server.heads.recv().await.unwrap().to_ascii_lowercase();
     assert!(head.starts_with("get /health http/1.1\r\n"), "{head}");
-    for line in ["accept: */*", "user-agent: ruby", "connection: close", &format!("host: 127.0.0.1:{}", server.port)] {
+    for line in [
+        "accept: */*",
+        "user-agent: ruby",
+        "connection: close",
+        &format!("host: 127.0.0.1:{}", server.port),
+    ] {
         assert!(head.contains(&format!("{line}\r\n")), "{line} in {head}");
     }
-    check.headers = vec![("Host".to_owned(), "app.example".to_owned()), ("X-Check".to_owned(), "1".to_owned())];
+    check.headers = vec![
+        ("Host".to_owned(), "app.example".to_owned()),
+        ("X-Check".to_owned(), "1".to_owned()),
+    ];
     assert_eq!(http::run(&check).await, Outcome::Pass);
     let head = server.heads.recv().await.unwrap().to_ascii_lowercase();
-    assert!(head.contains("host: app.example\r\n") && head.contains("x-check: 1\r\n"), "{head}");
+    assert!(
+        head.contains("host: app.example\r\n") && head.contains("x-check: 1\r\n"),
+        "{head}"
+    );
     assert_eq!(head.matches("host:").count(), 1);
 }
 
 #[tokio::test]
 async fn both_families_names_and_brackets() {
-    for (address, hosts) in [("127.0.0.1", ["127.0.0.1", "localhost"]), ("::1", ["::1", "[::1]"])] {
+    for (address, hosts) in [
+        ("127.0.0.1", ["127.0.0.1", "localhost"]),
+        ("::1", ["::1", "[::1]"]),
+    ] {
         for host in hosts {
-            let server = serve(address, Manner::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")).await;
-            assert_eq!(http::run(&settings(host, server.port)).await, Outcome::Pass, "http {host}");
-            let check = TcpCheck { host: host.to_owned(), port: server.port, timeout: Duration::from_secs(5) };
+            let server = serve(
+                address,
+                Manner::Say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
+            )
+            .await;
+            assert_eq!(
+                http::run(&settings(host, server.port)).await,
+                Outcome::Pass,
+                "http {host}"
+            );
+            let check = TcpCheck {
+                host: host.to_owned(),
+                port: server.port,
+                timeout: Duration::from_secs(5),
+            };
             assert_eq!(tcp::run(&check).await, Outcome::Pass, "tcp {host}");
         }
     }
@@ -189,9 +267,19 @@ async fn a_closed_port_and_a_dead_name_fail_with_their_reason() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         listener.local_addr().unwrap().port()
     };
-    let check = |host: &str| TcpCheck { host: host.to_owned(), port, timeout: Duration::from_secs(5) };
+    let check = |host: &str| TcpCheck {
+        host: host.to_owned(),
+        port,
+        timeout: Duration::from_secs(5),
+    };
     let refused = tcp::run(&check("127.0.0.1")).await.error().unwrap();
     assert!(refused.contains("connection refused"), "{refused}");
-    let unresolved = tcp::run(&check("no-such-name.invalid")).await.error().unwrap();
-    assert!(unresolved.contains("no-such-name.invalid") || unresolved.contains("no connection"), "{unresolved}");
+    let unresolved = tcp::run(&check("no-such-name.invalid"))
+        .await
+        .error()
+        .unwrap();
+    assert!(
+        unresolved.contains("no-such-name.invalid") || unresolved.contains("no connection"),
+        "{unresolved}"
+    );
 }

@@ -19,9 +19,14 @@ const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let program = Program { name: "nerve", keys: KEYS };
+    let program = Program {
+        name: "nerve",
+        keys: KEYS,
+    };
     let source = Source::open(&options.path, program, Winner::Json, &options.environment);
-    let config = source.root().and_then(|root| root.object(|top| read(top, &source, options)).flatten());
+    let config = source
+        .root()
+        .and_then(|root| root.object(|top| read(top, &source, options)).flatten());
     source.finish(config)
 }
 
@@ -29,11 +34,21 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
     let environment = &options.environment;
     let instance_id = instance_id(top, options);
     let services = services(top, source);
-    let heartbeat_path = top.key("heartbeat_path").text().map(|path| environment.path(&path));
-    let (session, write_rate) =
-        top.key("zookeeper").object(|map| (session(map), map.key("write_rate").integer(COUNT).unwrap_or(50)))?;
+    let heartbeat_path = top
+        .key("heartbeat_path")
+        .text()
+        .map(|path| environment.path(&path));
+    let (session, write_rate) = top.key("zookeeper").object(|map| {
+        (
+            session(map),
+            map.key("write_rate").integer(COUNT).unwrap_or(50),
+        )
+    })?;
     let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
-    let state_path = top.key("state_path").text().map(|path| environment.path(&path));
+    let state_path = top
+        .key("state_path")
+        .text()
+        .map(|path| environment.path(&path));
     let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
     Some(Config {
         instance_id: instance_id?,
@@ -57,7 +72,9 @@ fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
     };
     if id.is_empty() || id.contains(|c: char| c == '/' || c.is_control()) {
         let shown = id.escape_debug();
-        at.error(format!("the instance id `{shown}` cannot name a node: empty, or with `/` or control characters"));
+        at.error(format!(
+            "the instance id `{shown}` cannot name a node: empty, or with `/` or control characters"
+        ));
         return None;
     }
     Some(id)
@@ -65,10 +82,15 @@ fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
 
 fn shutdown(map: &Map<'_>) -> (Duration, Duration) {
     let linger = map.key("linger").duration().unwrap_or_default();
-    let deadline = map.key("deadline").duration_at_least(MILLISECOND).unwrap_or(Duration::from_secs(10));
+    let deadline = map
+        .key("deadline")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(Duration::from_secs(10));
     if linger >= deadline {
-        map.key("linger")
-            .error_hint("`linger` must be shorter than `deadline`", "raise `shutdown.deadline` (default 10s)");
+        map.key("linger").error_hint(
+            "`linger` must be shorter than `deadline`",
+            "raise `shutdown.deadline` (default 10s)",
+        );
     }
     (linger, deadline)
 }
@@ -82,9 +104,14 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
             cursor.error("required, but null");
             continue;
         }
-        let Some(service) = cursor.object(|map| service(map, &name)).flatten() else { continue };
-        let place =
-            (service.ensemble.to_string(), service.path.to_string(), format!("{} {}", service.host, service.port));
+        let Some(service) = cursor.object(|map| service(map, &name)).flatten() else {
+            continue;
+        };
+        let place = (
+            service.ensemble.to_string(),
+            service.path.to_string(),
+            format!("{} {}", service.host, service.port),
+        );
         if let Some(other) = places.insert(place, name.clone()) {
             cursor.warn_hint(
                 format!("registers the same host and port below the same `zk_path` as `{other}`"),
@@ -101,14 +128,27 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
     let port = port(&map.key("port").required());
     reporter_type(&map.key("reporter_type"));
     let check_interval = map.key("check_interval").duration_at_least(MILLISECOND);
-    let inherited =
-        Inherited { service: name, host: host.as_deref(), port: port.as_ref(), port_needed: Cell::new(false) };
-    let checks: Vec<Option<Check>> =
-        map.key("checks").list().iter().map(|cursor| cursor.object(|map| check(map, &inherited)).flatten()).collect();
-    if port.as_ref().is_some_and(|port| port_number(port).is_none()) {
+    let inherited = Inherited {
+        service: name,
+        host: host.as_deref(),
+        port: port.as_ref(),
+        port_needed: Cell::new(false),
+    };
+    let checks: Vec<Option<Check>> = map
+        .key("checks")
+        .list()
+        .iter()
+        .map(|cursor| cursor.object(|map| check(map, &inherited)).flatten())
+        .collect();
+    if port
+        .as_ref()
+        .is_some_and(|port| port_number(port).is_none())
+    {
         match inherited.port_needed.get() {
             true => map.key("port").error("must be a port: 1..65535"),
-            false => map.key("port").warn("is not a port of 1..65535: published, but synapse will not use it"),
+            false => map
+                .key("port")
+                .warn("is not a port of 1..65535: published, but synapse will not use it"),
         }
     }
     let weight = map.key("weight");
@@ -116,8 +156,12 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
         weight.error("must be a whole number of at least 0, not null");
     }
     let labels = map.key("labels").json();
-    if labels.as_ref().is_some_and(|labels| !labels.is_object() && !labels.is_null()) {
-        map.key("labels").warn("is not a map: synapse cannot filter by it");
+    if labels
+        .as_ref()
+        .is_some_and(|labels| !labels.is_object() && !labels.is_null())
+    {
+        map.key("labels")
+            .warn("is not a map: synapse cannot filter by it");
     }
     let ensemble = ensemble(&map.key("zk_hosts").required());
     let path = zk_path(&map.key("zk_path").required());
@@ -142,7 +186,9 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
 fn host(cursor: &Cursor<'_>) -> Option<String> {
     cursor.parsed(|text| match text {
         "" => Err("must be an address or a name".to_owned()),
-        _ if text.starts_with('[') => Err("an IPv6 address is written without brackets here".to_owned()),
+        _ if text.starts_with('[') => {
+            Err("an IPv6 address is written without brackets here".to_owned())
+        }
         _ if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') => {
             Err("must be an address or a name, without port or path".to_owned())
         }
@@ -164,9 +210,10 @@ fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
 fn port_number(port: &serde_json::Value) -> Option<u16> {
     let number = match port {
         serde_json::Value::String(text) => text.trim().parse().ok(),
-        port => {
-            port.as_f64().filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number)).map(|n| n as u16)
-        }
+        port => port
+            .as_f64()
+            .filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number))
+            .map(|n| n as u16),
     };
     number.filter(|port| *port > 0)
 }
@@ -182,12 +229,20 @@ fn reporter_type(cursor: &Cursor<'_>) {
 
 fn node_type(cursor: &Cursor<'_>) -> NodeType {
     let kinds = [
-        ("ephemeral_sequential", (NodeType::EphemeralSequential, true)),
+        (
+            "ephemeral_sequential",
+            (NodeType::EphemeralSequential, true),
+        ),
         ("ephemeral", (NodeType::Ephemeral, true)),
-        ("persistent_sequential", (NodeType::EphemeralSequential, false)),
+        (
+            "persistent_sequential",
+            (NodeType::EphemeralSequential, false),
+        ),
         ("persistent", (NodeType::Ephemeral, false)),
     ];
-    let Some((kind, honoured)) = cursor.one_of(&kinds) else { return NodeType::default() };
+    let Some((kind, honoured)) = cursor.one_of(&kinds) else {
+        return NodeType::default();
+    };
     if !honoured {
         cursor.warn("persistent nodes are not built yet: registered as the ephemeral kind, it goes with the session");
     }
@@ -206,7 +261,11 @@ struct Inherited<'a> {
 /// Where a check connects: its own host and port, else the service's.
 fn target(map: &Map<'_>, service: &Inherited<'_>, connects: bool) -> Option<(String, u16)> {
     let (own_host, own_port) = (map.key("host"), map.key("port"));
-    let host = if own_host.has_value() { host(&own_host) } else { service.host.map(str::to_owned) };
+    let host = if own_host.has_value() {
+        host(&own_host)
+    } else {
+        service.host.map(str::to_owned)
+    };
     if own_port.has_value() {
         return Some((host?, own_port.integer(1..=65535)?));
     }
@@ -224,7 +283,10 @@ fn check(map: &Map<'_>, service: &Inherited<'_>) -> Option<Check> {
         return None;
     };
     let name = map.key("name").text();
-    let timeout = map.key("timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_millis(100));
+    let timeout = map
+        .key("timeout")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(Duration::from_millis(100));
     let rise = map.key("rise").integer(COUNT).unwrap_or(1);
     let fall = map.key("fall").integer(COUNT).unwrap_or(1);
     let target = target(map, service, kind != "noop");
@@ -233,22 +295,51 @@ fn check(map: &Map<'_>, service: &Inherited<'_>) -> Option<Check> {
         kind_key.warn("not built yet: the port is checked by a tcp connect instead");
     }
     if kind == "noop" {
-        let at = target.map(|(host, port)| format!("-{host}:{port}")).unwrap_or_default();
+        let at = target
+            .map(|(host, port)| format!("-{host}:{port}"))
+            .unwrap_or_default();
         let name = name.unwrap_or_else(|| format!("{} noop{at}", service.service));
-        return Some(Check { name, rise, fall, kind: CheckKind::Noop });
+        return Some(Check {
+            name,
+            rise,
+            fall,
+            kind: CheckKind::Noop,
+        });
     }
     let (host, port) = target?;
     if let Some(http) = http {
         let Http { ssl, settings } = http?;
         let name = format!("http-{host}:{port}{}", settings.uri);
         let kind = match ssl {
-            true => CheckKind::Tcp(TcpCheck { host, port, timeout: settings.open_timeout }),
-            false => CheckKind::Http(HttpCheck { host, port, ..settings }),
+            true => CheckKind::Tcp(TcpCheck {
+                host,
+                port,
+                timeout: settings.open_timeout,
+            }),
+            false => CheckKind::Http(HttpCheck {
+                host,
+                port,
+                ..settings
+            }),
         };
-        return Some(Check { name, rise, fall, kind });
+        return Some(Check {
+            name,
+            rise,
+            fall,
+            kind,
+        });
     }
     let name = name.unwrap_or_else(|| format!("{} {kind}-{host}:{port}", service.service));
-    Some(Check { name, rise, fall, kind: CheckKind::Tcp(TcpCheck { host, port, timeout }) })
+    Some(Check {
+        name,
+        rise,
+        fall,
+        kind: CheckKind::Tcp(TcpCheck {
+            host,
+            port,
+            timeout,
+        }),
+    })
 }
 
 /// What an http check has beyond the others. Host and port of the settings are filled in by the caller.
@@ -265,21 +356,44 @@ fn http(map: &Map<'_>, timeout: Duration) -> Option<Http> {
         }
         Ok(text.to_owned())
     });
-    if target.as_ref().is_some_and(|uri| !uri.starts_with('/') && !uri.contains("://")) {
+    if target
+        .as_ref()
+        .is_some_and(|uri| !uri.starts_with('/') && !uri.contains("://"))
+    {
         uri.warn("does not begin with `/`: sent as it is, most servers refuse it");
     }
     let ssl = map.key("ssl").boolean().unwrap_or(false);
     if ssl {
-        map.key("ssl").warn("not built yet: the port is checked by a tcp connect instead");
+        map.key("ssl")
+            .warn("not built yet: the port is checked by a tcp connect instead");
     }
-    let open_timeout = map.key("open_timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_millis(200));
-    let read_timeout = map.key("read_timeout").duration_at_least(MILLISECOND).unwrap_or(timeout);
+    let open_timeout = map
+        .key("open_timeout")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(Duration::from_millis(200));
+    let read_timeout = map
+        .key("read_timeout")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(timeout);
     let expect = map.key("expect").text();
-    let headers = map.key("headers").entries().iter().filter_map(|(name, value)| header(name, value)).collect();
+    let headers = map
+        .key("headers")
+        .entries()
+        .iter()
+        .filter_map(|(name, value)| header(name, value))
+        .collect();
     let uri = target?;
     Some(Http {
         ssl,
-        settings: HttpCheck { host: String::new(), port: 0, uri, open_timeout, read_timeout, expect, headers },
+        settings: HttpCheck {
+            host: String::new(),
+            port: 0,
+            uri,
+            open_timeout,
+            read_timeout,
+            expect,
+            headers,
+        },
     })
 }
 

@@ -13,15 +13,26 @@ fn here(path: &str) -> PathBuf {
 }
 
 fn example(path: &str) -> Loaded<Config> {
-    let environment = Environment { directory: here("../examples"), ..Environment::default() };
-    let options = LoadOptions { path: PathBuf::from(path), instance_id: None, environment };
+    let environment = Environment {
+        directory: here("../examples"),
+        ..Environment::default()
+    };
+    let options = LoadOptions {
+        path: PathBuf::from(path),
+        instance_id: None,
+        environment,
+    };
     load(&options).unwrap_or_else(|report| panic!("{path} is refused:\n{report}"))
 }
 
 #[test]
 fn cases_print_what_is_expected() {
     let count = run_cases(&here("tests/golden"), |path, environment| {
-        load(&LoadOptions { path, instance_id: None, environment })
+        load(&LoadOptions {
+            path,
+            instance_id: None,
+            environment,
+        })
     });
     assert!(count >= 30, "only {count} cases found");
 }
@@ -34,20 +45,35 @@ fn readme_holds_the_table_of_keys() {
 /// A file with every key: each one that is honoured is asked for by the readers, each other one warned about once.
 #[test]
 fn every_key_of_the_table_is_read() {
-    let environment = Environment { directory: here("tests"), ..Environment::default() };
+    let environment = Environment {
+        directory: here("tests"),
+        ..Environment::default()
+    };
     let path = PathBuf::from("all-keys.yaml");
     let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
     for key in KEYS {
         let name = key.path.rsplit('.').next().unwrap().trim_end_matches("[]");
-        assert!(name == "*" || text.contains(&format!("{name}:")), "all-keys.yaml lacks `{}`", key.path);
+        assert!(
+            name == "*" || text.contains(&format!("{name}:")),
+            "all-keys.yaml lacks `{}`",
+            key.path
+        );
     }
-    let loaded =
-        load(&LoadOptions { path, instance_id: None, environment }).unwrap_or_else(|report| panic!("{report}"));
+    let loaded = load(&LoadOptions {
+        path,
+        instance_id: None,
+        environment,
+    })
+    .unwrap_or_else(|report| panic!("{report}"));
     let warnings = loaded.warnings.to_string();
     assert!(!warnings.contains("unknown key"), "{warnings}");
     assert!(!warnings.contains("has no effect here"), "{warnings}");
     let later = smartstack_common::config::known_only(KEYS).count();
-    assert_eq!(warnings.matches("not built yet").count(), later + 1, "one more for `ssl`:\n{warnings}");
+    assert_eq!(
+        warnings.matches("not built yet").count(),
+        later + 1,
+        "one more for `ssl`:\n{warnings}"
+    );
 }
 
 #[test]
@@ -55,14 +81,34 @@ fn the_json_example_loads_with_its_directory() {
     let loaded = example("nerve.conf.json");
     assert_eq!(loaded.warnings.to_string(), "");
     let config = loaded.config;
-    assert_eq!(config.services.keys().collect::<Vec<_>>(), ["orders", "search", "web"]);
+    assert_eq!(
+        config.services.keys().collect::<Vec<_>>(),
+        ["orders", "search", "web"]
+    );
     let web = &config.services["web"];
     assert_eq!(web.port, serde_json::json!(3000));
     assert_eq!(web.checks[0].name, "http-127.0.0.1:3000/health");
-    let CheckKind::Http(check) = &web.checks[0].kind else { panic!("{:?}", web.checks[0]) };
-    assert_eq!((check.open_timeout.as_millis(), check.read_timeout.as_millis()), (200, 500));
-    assert!(matches!(config.services["orders"].checks[0].kind, CheckKind::Tcp(_)));
-    assert_eq!(config.admin, Some(Admin { bind: Bind::Tcp("127.0.0.1:8401".to_owned()), configured: false }));
+    let CheckKind::Http(check) = &web.checks[0].kind else {
+        panic!("{:?}", web.checks[0])
+    };
+    assert_eq!(
+        (
+            check.open_timeout.as_millis(),
+            check.read_timeout.as_millis()
+        ),
+        (200, 500)
+    );
+    assert!(matches!(
+        config.services["orders"].checks[0].kind,
+        CheckKind::Tcp(_)
+    ));
+    assert_eq!(
+        config.admin,
+        Some(Admin {
+            bind: Bind::Tcp("127.0.0.1:8401".to_owned()),
+            configured: false
+        })
+    );
     assert_eq!(config.state_path, Path::new("/var/lib/nerve/state.json"));
 }
 
@@ -73,17 +119,30 @@ fn the_host_file_loads_its_section() {
     assert!(!loaded.config.services.is_empty());
 }
 
-fn load_text(text: &str, instance_id: Option<&str>, variables: &[(&str, &str)]) -> Result<Loaded<Config>, Report> {
+fn load_text(
+    text: &str,
+    instance_id: Option<&str>,
+    variables: &[(&str, &str)],
+) -> Result<Loaded<Config>, Report> {
     let directory = tempfile::tempdir().unwrap();
     write(&directory.path().join("nerve.yaml"), text);
-    let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    let environment = Environment { variables, directory: directory.path().to_owned() };
+    let variables = variables
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    let environment = Environment {
+        variables,
+        directory: directory.path().to_owned(),
+    };
     let instance_id = instance_id.map(str::to_owned);
-    load(&LoadOptions { path: PathBuf::from("nerve.yaml"), instance_id, environment })
+    load(&LoadOptions {
+        path: PathBuf::from("nerve.yaml"),
+        instance_id,
+        environment,
+    })
 }
 
-const SERVICE: &str =
-    "services: {web: {host: 10.0.0.1, port: \"3000\", zk_hosts: ['b:2181', 'a:2181'], zk_path: /s, X}}";
+const SERVICE: &str = "services: {web: {host: 10.0.0.1, port: \"3000\", zk_hosts: ['b:2181', 'a:2181'], zk_path: /s, X}}";
 
 fn web(settings: &str) -> Service {
     let text = SERVICE.replace('X', settings);
@@ -94,8 +153,17 @@ fn web(settings: &str) -> Service {
 #[test]
 fn the_option_wins_over_the_file() {
     let text = format!("instance_id: file\n{}", SERVICE.replace(", X", ""));
-    assert_eq!(load_text(&text, Some("option"), &[]).unwrap().config.instance_id, "option");
-    assert_eq!(load_text(&text, None, &[]).unwrap().config.instance_id, "file");
+    assert_eq!(
+        load_text(&text, Some("option"), &[])
+            .unwrap()
+            .config
+            .instance_id,
+        "option"
+    );
+    assert_eq!(
+        load_text(&text, None, &[]).unwrap().config.instance_id,
+        "file"
+    );
 }
 
 #[test]
@@ -107,7 +175,10 @@ fn scalars_are_read_as_ruby_reads_them() {
     assert_eq!(service.weight, Some(7));
     assert_eq!(service.check_interval, Duration::from_secs(2));
     assert_eq!(service.port, serde_json::json!("3000"));
-    assert_eq!(service.labels, Some(serde_json::json!({"a": true, "b": "on", "c": 8, "d": "010", "e": 1000})));
+    assert_eq!(
+        service.labels,
+        Some(serde_json::json!({"a": true, "b": "on", "c": 8, "d": "010", "e": 1000}))
+    );
     assert_eq!(service.ensemble.hosts(), "a:2181,b:2181");
     assert_eq!(web("weight: 010").weight, Some(8));
     assert_eq!(web("weight: '010'").weight, Some(10));
@@ -116,7 +187,10 @@ fn scalars_are_read_as_ruby_reads_them() {
 #[test]
 fn absent_and_null_options_are_told_apart() {
     assert_eq!(web("check_mocked: true").haproxy_server_options, None);
-    assert_eq!(web("haproxy_server_options: null").haproxy_server_options, Some(serde_json::Value::Null));
+    assert_eq!(
+        web("haproxy_server_options: null").haproxy_server_options,
+        Some(serde_json::Value::Null)
+    );
 }
 
 #[test]
@@ -128,8 +202,11 @@ fn state_goes_to_the_directory_systemd_gives() {
 
 #[test]
 fn json_with_escapes_of_both_kinds_loads() {
-    let text = "{\n\t\"instance_id\": \"i\\u002d\\ud83d\\ude00\",\n\t\"heartbeat_path\": \"\\/run\\/x\"}";
-    let config = load_text(text, None, &[]).unwrap_or_else(|report| panic!("{report}")).config;
+    let text =
+        "{\n\t\"instance_id\": \"i\\u002d\\ud83d\\ude00\",\n\t\"heartbeat_path\": \"\\/run\\/x\"}";
+    let config = load_text(text, None, &[])
+        .unwrap_or_else(|report| panic!("{report}"))
+        .config;
     assert_eq!(config.instance_id, "i-\u{1f600}");
     assert_eq!(config.heartbeat_path, Some(PathBuf::from("/run/x")));
 }
@@ -138,8 +215,14 @@ fn json_with_escapes_of_both_kinds_loads() {
 fn schema_names_keys_and_what_is_required() {
     let schema = schema();
     let service = &schema["$defs"]["config"]["properties"]["services"]["additionalProperties"];
-    assert_eq!(service["required"], serde_json::json!(["host", "port", "zk_hosts", "zk_path"]));
-    assert!(service["properties"]["checks"]["items"]["properties"]["uri"].is_object(), "{schema:#}");
+    assert_eq!(
+        service["required"],
+        serde_json::json!(["host", "port", "zk_hosts", "zk_path"])
+    );
+    assert!(
+        service["properties"]["checks"]["items"]["properties"]["uri"].is_object(),
+        "{schema:#}"
+    );
 }
 
 proptest::proptest! {

@@ -15,7 +15,12 @@ struct Ring {
 
 impl Ring {
     fn new(rise: usize, fall: usize, first: bool) -> Self {
-        Self { rise, fall, buffer: vec![first; rise.max(fall)], up: first }
+        Self {
+            rise,
+            fall,
+            buffer: vec![first; rise.max(fall)],
+            up: first,
+        }
     }
 
     fn record(&mut self, passed: bool) -> bool {
@@ -34,7 +39,13 @@ impl Ring {
 
 fn states(rise: u32, fall: u32, results: &str) -> String {
     let mut hysteresis = Hysteresis::new(rise, fall);
-    let state = |r| if hysteresis.record(r == '1') == Health::Up { '1' } else { '0' };
+    let state = |r| {
+        if hysteresis.record(r == '1') == Health::Up {
+            '1'
+        } else {
+            '0'
+        }
+    };
     results.chars().map(state).collect()
 }
 
@@ -46,7 +57,11 @@ fn rubys_measured_sequences() {
         (3, 2, "01110100", "00011110"),
         (1, 3, "010010001", "011111101"),
     ] {
-        assert_eq!(states(rise, fall, results), expected, "{rise}/{fall} {results}");
+        assert_eq!(
+            states(rise, fall, results),
+            expected,
+            "{rise}/{fall} {results}"
+        );
     }
 }
 
@@ -61,7 +76,11 @@ fn nothing_is_known_before_the_first_result() {
 fn equals_the_ring_for_all_short_sequences() {
     for (rise, fall) in (1..=4u32).flat_map(|r| (1..=4u32).map(move |f| (r, f))) {
         for bits in 0u32..512 {
-            compare(rise, fall, &(0..9).map(|i| bits >> i & 1 == 1).collect::<Vec<_>>());
+            compare(
+                rise,
+                fall,
+                &(0..9).map(|i| bits >> i & 1 == 1).collect::<Vec<_>>(),
+            );
         }
     }
 }
@@ -72,9 +91,17 @@ fn compare(rise: u32, fall: u32, results: &[bool]) {
     let mut begun_up = Ring::new(rise as usize, fall as usize, true);
     for (i, passed) in results.iter().enumerate() {
         let health = ours.record(*passed);
-        assert_eq!(health == Health::Up, rubys.record(*passed), "{rise}/{fall} at {i} of {results:?}");
+        assert_eq!(
+            health == Health::Up,
+            rubys.record(*passed),
+            "{rise}/{fall} at {i} of {results:?}"
+        );
         let kept = health == Health::Up || ours.is_unproven_down();
-        assert_eq!(kept, begun_up.record(*passed), "begun up: {rise}/{fall} at {i} of {results:?}");
+        assert_eq!(
+            kept,
+            begun_up.record(*passed),
+            "begun up: {rise}/{fall} at {i} of {results:?}"
+        );
     }
 }
 

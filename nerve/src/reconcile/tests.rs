@@ -37,7 +37,12 @@ struct Fake {
 }
 
 fn failure(trouble: Trouble) -> Failure {
-    Failure { step: "do", path: PATH.to_owned(), reason: format!("{trouble:?}"), trouble }
+    Failure {
+        step: "do",
+        path: PATH.to_owned(),
+        reason: format!("{trouble:?}"),
+        trouble,
+    }
 }
 
 impl Fake {
@@ -53,7 +58,11 @@ impl Fake {
             return Err(failure(Trouble::Lost));
         }
         let result = call(&mut tree);
-        if reply_lost { Err(failure(Trouble::Lost)) } else { result }
+        if reply_lost {
+            Err(failure(Trouble::Lost))
+        } else {
+            result
+        }
     }
 }
 
@@ -62,14 +71,23 @@ impl Registry for Fake {
         self.call(|_| Ok(()))
     }
 
-    async fn look(&self, path: &str, ids: &BTreeSet<String>) -> Result<Option<Vec<Found>>, Failure> {
+    async fn look(
+        &self,
+        path: &str,
+        ids: &BTreeSet<String>,
+    ) -> Result<Option<Vec<Found>>, Failure> {
         self.call(|tree| {
             let below = |node: &Found| {
                 let name = node.name.strip_prefix(path)?.strip_prefix('/')?.to_owned();
                 let claimed = ids.iter().any(|id| crate::node::claims(&name, id));
-                claimed.then(|| Found { name, ..node.clone() })
+                claimed.then(|| Found {
+                    name,
+                    ..node.clone()
+                })
             };
-            Ok(tree.parent.then(|| tree.nodes.iter().filter_map(below).collect()))
+            Ok(tree
+                .parent
+                .then(|| tree.nodes.iter().filter_map(below).collect()))
         })
     }
 
@@ -96,14 +114,21 @@ impl Registry for Fake {
             if let Some(create) = &change.create {
                 let name = match create.node_type {
                     NodeType::Ephemeral => format!("{path}/{}", create.prefix),
-                    NodeType::EphemeralSequential => format!("{path}/{}{:010}", create.prefix, tree.sequence),
+                    NodeType::EphemeralSequential => {
+                        format!("{path}/{}{:010}", create.prefix, tree.sequence)
+                    }
                 };
                 if nodes.iter().any(|n| n.name == name) {
                     return Err(failure(Trouble::NodeExists));
                 }
                 tree.sequence += 1;
                 tree.zxid += 1;
-                nodes.push(Found { name, owner: self.session, czxid: tree.zxid, data: create.payload.clone() });
+                nodes.push(Found {
+                    name,
+                    owner: self.session,
+                    czxid: tree.zxid,
+                    data: create.payload.clone(),
+                });
             }
             tree.nodes = nodes;
             tree.writes += 1;
@@ -143,12 +168,28 @@ struct World {
 impl World {
     fn new(seed: u64, node_type: NodeType) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        let tree = Arc::new(Mutex::new(Tree { sessions: BTreeSet::from([1]), ..Tree::default() }));
-        let fake = Fake { tree: Arc::clone(&tree), session: 1, rng: Arc::new(Mutex::new(rng.clone())) };
+        let tree = Arc::new(Mutex::new(Tree {
+            sessions: BTreeSet::from([1]),
+            ..Tree::default()
+        }));
+        let fake = Fake {
+            tree: Arc::clone(&tree),
+            session: 1,
+            rng: Arc::new(Mutex::new(rng.clone())),
+        };
         let now = Instant::now();
         let reconciler = Reconciler::new(HOSTS, Duration::ZERO, 50, rng.clone(), now);
         let wants = Wants::new();
-        let mut world = Self { tree, fake, reconciler, wants, ours: BTreeSet::from([1]), now, rng, node_type };
+        let mut world = Self {
+            tree,
+            fake,
+            reconciler,
+            wants,
+            ours: BTreeSet::from([1]),
+            now,
+            rng,
+            node_type,
+        };
         world.set(Verdict::Up, 1);
         world.reconciler.connected(1, &BTreeSet::new(), now);
         world
@@ -156,7 +197,12 @@ impl World {
 
     fn set(&mut self, verdict: Verdict, weight: u8) {
         let registration = registration(self.node_type, weight);
-        let wanted = Wanted { registration, verdict, as_of: self.now, window: Duration::from_secs(3600) };
+        let wanted = Wanted {
+            registration,
+            verdict,
+            as_of: self.now,
+            window: Duration::from_secs(3600),
+        };
         self.wants.insert("web".to_owned(), wanted);
     }
 
@@ -187,7 +233,8 @@ impl World {
             3 => self.set(Verdict::Unproven, 1),
             4 => {
                 self.reconciler.disconnected();
-                self.reconciler.connected(self.fake.session, &BTreeSet::new(), self.now);
+                self.reconciler
+                    .connected(self.fake.session, &BTreeSet::new(), self.now);
             }
             5 => self.connect_anew(false),
             6 => self.connect_anew(true),
@@ -208,7 +255,14 @@ impl World {
     }
 
     fn names(&self, is: impl Fn(i64) -> bool) -> Vec<String> {
-        self.tree.lock().unwrap().nodes.iter().filter(|n| is(n.owner)).map(|n| n.name.clone()).collect()
+        self.tree
+            .lock()
+            .unwrap()
+            .nodes
+            .iter()
+            .filter(|n| is(n.owner))
+            .map(|n| n.name.clone())
+            .collect()
     }
 
     async fn step(&mut self) {
@@ -237,7 +291,12 @@ async fn simulate(seed: u64, node_type: NodeType) {
     let sequential = node_type == NodeType::EphemeralSequential;
     if sequential {
         let data = registration(node_type, 7).payload;
-        let twin = Found { name: format!("{PATH}/i_9999999999"), owner: FOREIGN, czxid: 0, data };
+        let twin = Found {
+            name: format!("{PATH}/i_9999999999"),
+            owner: FOREIGN,
+            czxid: 0,
+            data,
+        };
         world.tree.lock().unwrap().nodes.push(twin);
     }
     for _ in 0..60 {
@@ -247,19 +306,31 @@ async fn simulate(seed: u64, node_type: NodeType) {
             world.step().await;
             world.now += Duration::from_millis(world.rng.u64(0..400));
         }
-        assert_eq!(world.names(|owner| owner == FOREIGN).len(), usize::from(sequential), "a foreign node was deleted");
+        assert_eq!(
+            world.names(|owner| owner == FOREIGN).len(),
+            usize::from(sequential),
+            "a foreign node was deleted"
+        );
     }
     for verdict in [Verdict::Up, Verdict::Down, Verdict::Up] {
         world.set(verdict, 3);
         world.settle().await;
         let nodes = world.names(|owner| owner != FOREIGN);
-        assert_eq!(nodes.len(), usize::from(verdict == Verdict::Up), "settled: {nodes:?}");
+        assert_eq!(
+            nodes.len(),
+            usize::from(verdict == Verdict::Up),
+            "settled: {nodes:?}"
+        );
         let own = world.names(|owner| owner == world.fake.session);
         assert_eq!(own, nodes, "a former node is left");
     }
     let writes = world.tree.lock().unwrap().writes;
     world.settle().await;
-    assert_eq!(world.tree.lock().unwrap().writes, writes, "a settled registration is written again");
+    assert_eq!(
+        world.tree.lock().unwrap().writes,
+        writes,
+        "a settled registration is written again"
+    );
     world.set(Verdict::Leaving, 3);
     world.settle().await;
     assert!(world.reconciler.is_withdrawn() && world.names(|owner| owner != FOREIGN).is_empty());
@@ -267,7 +338,10 @@ async fn simulate(seed: u64, node_type: NodeType) {
 
 #[tokio::test]
 async fn faults_never_double_lose_or_take_what_is_not_ours() {
-    let seeds = match std::env::var("NERVE_SIMULATION_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    let seeds = match std::env::var("NERVE_SIMULATION_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+    {
         Some(seed) => seed..seed + 1,
         None => 0..300,
     };
@@ -282,7 +356,10 @@ async fn faults_never_double_lose_or_take_what_is_not_ours() {
 async fn hands_off_before_the_first_result_and_after_a_stop() {
     let mut world = World::new(1, NodeType::EphemeralSequential);
     world.set(Verdict::Unknown, 1);
-    assert!(world.reconciler.jobs(&world.wants, world.now).is_empty() || world.names(|_| true).is_empty());
+    assert!(
+        world.reconciler.jobs(&world.wants, world.now).is_empty()
+            || world.names(|_| true).is_empty()
+    );
     world.set(Verdict::Up, 1);
     world.settle().await;
     assert_eq!(world.names(|_| true).len(), 1);
@@ -292,7 +369,11 @@ async fn hands_off_before_the_first_result_and_after_a_stop() {
     for _ in 0..5 {
         world.step().await;
     }
-    assert_eq!(world.names(|_| true), Vec::<String>::new(), "registered on a stale result: {node:?}");
+    assert_eq!(
+        world.names(|_| true),
+        Vec::<String>::new(),
+        "registered on a stale result: {node:?}"
+    );
     world.set(Verdict::Up, 1);
     world.settle().await;
     assert_eq!(world.names(|_| true).len(), 1);
@@ -309,16 +390,33 @@ async fn hands_off_before_the_first_result_and_after_a_stop() {
 #[tokio::test]
 async fn registrations_are_limited_and_removals_are_not() {
     let now = Instant::now();
-    let mut reconciler = Reconciler::new(HOSTS, Duration::ZERO, 5, fastrand::Rng::with_seed(1), now);
-    let tree = Arc::new(Mutex::new(Tree { sessions: BTreeSet::from([1]), parent: true, ..Tree::default() }));
-    let fake = Fake { tree: Arc::clone(&tree), session: 1, rng: Arc::new(Mutex::new(fastrand::Rng::with_seed(1))) };
+    let mut reconciler =
+        Reconciler::new(HOSTS, Duration::ZERO, 5, fastrand::Rng::with_seed(1), now);
+    let tree = Arc::new(Mutex::new(Tree {
+        sessions: BTreeSet::from([1]),
+        parent: true,
+        ..Tree::default()
+    }));
+    let fake = Fake {
+        tree: Arc::clone(&tree),
+        session: 1,
+        rng: Arc::new(Mutex::new(fastrand::Rng::with_seed(1))),
+    };
     let mut wants: Wants = (0..20u8)
         .map(|i| {
             let mut registration = registration(NodeType::EphemeralSequential, 1);
             registration.path = format!("/s{i}");
             registration.payload = format!(r#"{{"host":"h","port":{i},"name":"i"}}"#).into_bytes();
             let window = Duration::from_secs(3600);
-            (format!("s{i}"), Wanted { registration, verdict: Verdict::Up, as_of: now, window })
+            (
+                format!("s{i}"),
+                Wanted {
+                    registration,
+                    verdict: Verdict::Up,
+                    as_of: now,
+                    window,
+                },
+            )
         })
         .collect();
     reconciler.connected(1, &BTreeSet::new(), now);
@@ -335,6 +433,12 @@ async fn registrations_are_limited_and_removals_are_not() {
     assert_eq!(first, 5, "at once");
     let wake = reconciler.wake_at(&wants, now);
     assert!(wake > now && wake <= now + Duration::from_millis(250));
-    wants.values_mut().for_each(|wanted| wanted.verdict = Verdict::Down);
-    assert_eq!(run(&mut reconciler, &wants, now).await, 0, "removals wait for nothing");
+    wants
+        .values_mut()
+        .for_each(|wanted| wanted.verdict = Verdict::Down);
+    assert_eq!(
+        run(&mut reconciler, &wants, now).await,
+        0,
+        "removals wait for nothing"
+    );
 }

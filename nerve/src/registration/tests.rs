@@ -12,14 +12,24 @@ fn registration(port: u16, weight: u8, node_type: NodeType) -> Registration {
         hosts: "z:1".to_owned(),
         path: "/s".to_owned(),
         instance_id: "i".to_owned(),
-        prefix: if node_type == NodeType::Ephemeral && port > 1 { format!("i{port}_") } else { "i_".to_owned() },
+        prefix: if node_type == NodeType::Ephemeral && port > 1 {
+            format!("i{port}_")
+        } else {
+            "i_".to_owned()
+        },
         node_type,
-        payload: format!(r#"{{"host":"h","port":{port},"name":"i","weight":{weight}}}"#).into_bytes(),
+        payload: format!(r#"{{"host":"h","port":{port},"name":"i","weight":{weight}}}"#)
+            .into_bytes(),
     }
 }
 
 fn node(name: &str, owner: Owner, czxid: i64, data: &[u8]) -> Node {
-    Node { name: name.to_owned(), owner, czxid, data: data.to_vec() }
+    Node {
+        name: name.to_owned(),
+        owner,
+        czxid,
+        data: data.to_vec(),
+    }
 }
 
 /// Applies one transaction as ZooKeeper would; refuses what ZooKeeper refuses.
@@ -31,10 +41,18 @@ fn apply(tree: &mut Vec<Node>, change: &Change, sequence: &mut i64) {
             NodeType::EphemeralSequential => format!("{}{sequence:010}", create.prefix),
         };
         assert!(tree.iter().all(|n| n.name != name), "NodeExists: {name}");
-        tree.push(Node { name, owner: Owner::Own, czxid: 1000 + *sequence, data: create.payload.clone() });
+        tree.push(Node {
+            name,
+            owner: Owner::Own,
+            czxid: 1000 + *sequence,
+            data: create.payload.clone(),
+        });
         *sequence += 1;
     };
-    let fixed = change.create.as_ref().is_some_and(|c| c.node_type == NodeType::Ephemeral);
+    let fixed = change
+        .create
+        .as_ref()
+        .is_some_and(|c| c.node_type == NodeType::Ephemeral);
     if !fixed {
         create(tree, sequence);
     }
@@ -48,7 +66,11 @@ fn apply(tree: &mut Vec<Node>, change: &Change, sequence: &mut i64) {
 }
 
 fn one<'a>(registration: &'a Registration, stance: Stance) -> Want<'a> {
-    Want { service: "web", registration, stance }
+    Want {
+        service: "web",
+        registration,
+        stance,
+    }
 }
 
 fn only_change(wants: &[Want<'_>], observed: &[Node]) -> Change {
@@ -66,25 +88,45 @@ fn a_former_node_is_swapped_in_one_transaction() {
         assert!(change.create.is_some());
         assert_eq!(change.delete, ["i_0000000003"]);
     }
-    assert!(plan(&[one(&web, Stance::Leave)], std::slice::from_ref(&old), &BTreeSet::new()).changes.is_empty());
+    assert!(
+        plan(
+            &[one(&web, Stance::Leave)],
+            std::slice::from_ref(&old),
+            &BTreeSet::new()
+        )
+        .changes
+        .is_empty()
+    );
     let change = only_change(&[one(&web, ABSENT)], &[old]);
-    assert_eq!((change.create, change.delete), (None, vec!["i_0000000003".to_owned()]));
+    assert_eq!(
+        (change.create, change.delete),
+        (None, vec!["i_0000000003".to_owned()])
+    );
 }
 
 #[test]
 fn keep_creates_nothing_out_of_nothing() {
     let web = registration(1, 1, NodeType::EphemeralSequential);
-    assert!(plan(&[one(&web, Stance::Keep)], &[], &BTreeSet::new()).changes.is_empty());
+    assert!(
+        plan(&[one(&web, Stance::Keep)], &[], &BTreeSet::new())
+            .changes
+            .is_empty()
+    );
 }
 
 #[test]
 fn a_changed_payload_or_port_is_a_swap() {
-    let (old, new) =
-        (registration(1, 1, NodeType::EphemeralSequential), registration(1, 9, NodeType::EphemeralSequential));
+    let (old, new) = (
+        registration(1, 1, NodeType::EphemeralSequential),
+        registration(1, 9, NodeType::EphemeralSequential),
+    );
     let moved = registration(2, 1, NodeType::EphemeralSequential);
     let own = node("i_0000000003", Owner::Own, 5, &old.payload);
     for registration in [&new, &moved] {
-        let change = only_change(&[one(registration, Stance::Present)], std::slice::from_ref(&own));
+        let change = only_change(
+            &[one(registration, Stance::Present)],
+            std::slice::from_ref(&own),
+        );
         assert_eq!(change.create.unwrap().payload, registration.payload);
         assert_eq!(change.delete, ["i_0000000003"]);
     }
@@ -92,24 +134,58 @@ fn a_changed_payload_or_port_is_a_swap() {
 
 #[test]
 fn two_services_at_one_path_keep_their_own_nodes() {
-    let (a, b) = (registration(1, 1, NodeType::EphemeralSequential), registration(2, 1, NodeType::EphemeralSequential));
-    let tree = [node("i_0000000001", Owner::Own, 1, &b.payload), node("i_0000000002", Owner::Own, 2, &a.payload)];
+    let (a, b) = (
+        registration(1, 1, NodeType::EphemeralSequential),
+        registration(2, 1, NodeType::EphemeralSequential),
+    );
+    let tree = [
+        node("i_0000000001", Owner::Own, 1, &b.payload),
+        node("i_0000000002", Owner::Own, 2, &a.payload),
+    ];
     let wants = |first, second| {
         [
-            Want { service: "a", registration: &a, stance: first },
-            Want { service: "b", registration: &b, stance: second },
+            Want {
+                service: "a",
+                registration: &a,
+                stance: first,
+            },
+            Want {
+                service: "b",
+                registration: &b,
+                stance: second,
+            },
         ]
     };
-    assert!(plan(&wants(Stance::Present, Stance::Present), &tree, &BTreeSet::new()).changes.is_empty());
-    assert_eq!(only_change(&wants(ABSENT, Stance::Present), &tree).delete, ["i_0000000002"]);
+    assert!(
+        plan(
+            &wants(Stance::Present, Stance::Present),
+            &tree,
+            &BTreeSet::new()
+        )
+        .changes
+        .is_empty()
+    );
+    assert_eq!(
+        only_change(&wants(ABSENT, Stance::Present), &tree).delete,
+        ["i_0000000002"]
+    );
 }
 
 #[test]
 fn surplus_and_unclaimed_own_nodes_go() {
     let web = registration(1, 1, NodeType::EphemeralSequential);
-    let tree = [node("i_0000000001", Owner::Own, 1, &web.payload), node("i_0000000002", Owner::Own, 2, &web.payload)];
-    assert_eq!(only_change(&[one(&web, Stance::Present)], &tree).delete, ["i_0000000002"]);
-    assert_eq!(only_change(&[], &tree).delete, ["i_0000000001", "i_0000000002"]);
+    let tree = [
+        node("i_0000000001", Owner::Own, 1, &web.payload),
+        node("i_0000000002", Owner::Own, 2, &web.payload),
+    ];
+    assert_eq!(
+        only_change(&[one(&web, Stance::Present)], &tree).delete,
+        ["i_0000000002"]
+    );
+    assert_eq!(
+        only_change(&[], &tree).delete,
+        ["i_0000000001", "i_0000000002"]
+    );
 }
 
 #[test]
@@ -118,7 +194,13 @@ fn a_sequential_twin_is_reported_and_left_alone() {
     let twin = node("i_0000000003", Owner::Foreign(0xbeef), 5, &web.payload);
     let plan = plan(&[one(&web, Stance::Present)], &[twin], &BTreeSet::new());
     assert!(plan.changes[0].delete.is_empty());
-    assert_eq!(plan.twins, [Twin { node: "i_0000000003".to_owned(), owner: 0xbeef }]);
+    assert_eq!(
+        plan.twins,
+        [Twin {
+            node: "i_0000000003".to_owned(),
+            owner: 0xbeef
+        }]
+    );
 }
 
 #[test]
@@ -126,20 +208,48 @@ fn a_fixed_name_is_taken_back_once_and_only_from_our_address() {
     let web = registration(1, 1, NodeType::Ephemeral);
     let theirs = node("i_", Owner::Foreign(7), 5, &web.payload);
     let change = only_change(&[one(&web, Stance::Present)], std::slice::from_ref(&theirs));
-    assert_eq!((change.delete, change.displaces), (vec!["i_".to_owned()], Some(7)));
+    assert_eq!(
+        (change.delete, change.displaces),
+        (vec!["i_".to_owned()], Some(7))
+    );
 
-    let again = plan(&[one(&web, Stance::Present)], &[theirs], &BTreeSet::from([7]));
+    let again = plan(
+        &[one(&web, Stance::Present)],
+        &[theirs],
+        &BTreeSet::from([7]),
+    );
     assert!(again.changes.is_empty());
-    assert!(again.standings[0].conflict.as_ref().unwrap().contains("two nerves"));
+    assert!(
+        again.standings[0]
+            .conflict
+            .as_ref()
+            .unwrap()
+            .contains("two nerves")
+    );
 
     let elsewhere = node("i_", Owner::Foreign(8), 5, br#"{"host":"other","port":1}"#);
-    let refused = plan(&[one(&web, Stance::Present)], &[elsewhere], &BTreeSet::new());
+    let refused = plan(
+        &[one(&web, Stance::Present)],
+        &[elsewhere],
+        &BTreeSet::new(),
+    );
     assert!(refused.changes.is_empty());
-    assert!(refused.standings[0].conflict.as_ref().unwrap().contains("another address"));
+    assert!(
+        refused.standings[0]
+            .conflict
+            .as_ref()
+            .unwrap()
+            .contains("another address")
+    );
 }
 
 fn any_stance() -> impl Strategy<Value = Stance> {
-    prop_oneof![Just(Stance::Present), Just(Stance::Keep), Just(Stance::Leave), Just(ABSENT)]
+    prop_oneof![
+        Just(Stance::Present),
+        Just(Stance::Keep),
+        Just(Stance::Leave),
+        Just(ABSENT)
+    ]
 }
 
 proptest! {

@@ -11,7 +11,9 @@ use smartstack_common::config::{
 use super::keys::KEYS;
 use super::service::service;
 use super::text::{config_line, path, section_lines, word};
-use super::{Admin, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates};
+use super::{
+    Admin, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates,
+};
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -21,19 +23,33 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let program = Program { name: "synapse", keys: KEYS };
+    let program = Program {
+        name: "synapse",
+        keys: KEYS,
+    };
     let source = Source::open(&options.path, program, Winner::Yaml, &options.environment);
-    let config = source.root().and_then(|root| root.object(|top| read(top, &source)).flatten());
+    let config = source
+        .root()
+        .and_then(|root| root.object(|top| read(top, &source)).flatten());
     source.finish(config)
 }
 
 fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let environment = source.environment();
     let haproxy = top.key("haproxy").required();
-    let haproxy =
-        if haproxy.has_value() { haproxy.object(|map| read_haproxy(map, environment)).flatten() } else { None };
-    let bind_address = haproxy.as_ref().map_or("localhost", |haproxy| &haproxy.bind_address);
-    let shared = haproxy.as_ref().is_none_or(|haproxy| haproxy.shared_frontend.is_some());
+    let haproxy = if haproxy.has_value() {
+        haproxy
+            .object(|map| read_haproxy(map, environment))
+            .flatten()
+    } else {
+        None
+    };
+    let bind_address = haproxy
+        .as_ref()
+        .map_or("localhost", |haproxy| &haproxy.bind_address);
+    let shared = haproxy
+        .as_ref()
+        .is_none_or(|haproxy| haproxy.shared_frontend.is_some());
     let mut services = Vec::new();
     let mut names = Names::default();
     let mut weights = None;
@@ -42,7 +58,9 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
             cursor.error("required, but null");
             continue;
         }
-        let read = cursor.object(|map| service(map, &name, bind_address, shared)).flatten();
+        let read = cursor
+            .object(|map| service(map, &name, bind_address, shared))
+            .flatten();
         let Some(read) = read else { continue };
         if let Some(key) = read.use_nerve_weights {
             weights = Some(key);
@@ -54,7 +72,9 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let (coalesce_min, coalesce_max) = top.key("coalesce").object(coalesce)?;
     let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
     let snapshot_path = path(&top.key("snapshot_path"), environment);
-    let audit_interval = top.key("audit_interval").duration_at_least(Duration::from_secs(1));
+    let audit_interval = top
+        .key("audit_interval")
+        .duration_at_least(Duration::from_secs(1));
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -73,7 +93,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         session_timeout: session.timeout,
         jitter: session.jitter,
         admin: admin.map(|(bind, configured)| Admin { bind, configured }),
-        snapshot_path: snapshot_path.unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
+        snapshot_path: snapshot_path
+            .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
         coalesce_min,
         coalesce_max,
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
@@ -83,10 +104,15 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
 fn coalesce(map: &Map<'_>) -> (Duration, Duration) {
     let min = map.key("min").duration();
     let max = map.key("max").duration();
-    let (least, most) = (min.unwrap_or(Duration::from_millis(20)), max.unwrap_or(Duration::from_millis(250)));
+    let (least, most) = (
+        min.unwrap_or(Duration::from_millis(20)),
+        max.unwrap_or(Duration::from_millis(250)),
+    );
     if least > most {
         let key = if max.is_some() { "max" } else { "min" };
-        map.key(key).error(format!("`coalesce.min` ({least:?}) must not be above `coalesce.max` ({most:?})"));
+        map.key(key).error(format!(
+            "`coalesce.min` ({least:?}) must not be above `coalesce.max` ({most:?})"
+        ));
     }
     (least, most)
 }
@@ -100,19 +126,35 @@ struct Names {
 
 impl Names {
     fn add(&mut self, cursor: &Cursor<'_>, service: &Service) {
-        let Some(haproxy) = &service.haproxy else { return };
-        if let Some(other) = self.backends.insert(haproxy.backend_name.clone(), service.name.clone()) {
-            let message = format!("its backend `{}` has the name of that of `{other}`", haproxy.backend_name);
-            cursor.error_hint(message, "haproxy refuses two backends of one name: set `haproxy.backend_name`");
+        let Some(haproxy) = &service.haproxy else {
+            return;
+        };
+        if let Some(other) = self
+            .backends
+            .insert(haproxy.backend_name.clone(), service.name.clone())
+        {
+            let message = format!(
+                "its backend `{}` has the name of that of `{other}`",
+                haproxy.backend_name
+            );
+            cursor.error_hint(
+                message,
+                "haproxy refuses two backends of one name: set `haproxy.backend_name`",
+            );
         }
         let Some(port) = haproxy.port else { return };
-        if let Some(other) = self.binds.insert((haproxy.bind_address.clone(), port), service.name.clone()) {
+        if let Some(other) = self
+            .binds
+            .insert((haproxy.bind_address.clone(), port), service.name.clone())
+        {
             let at = match port {
                 FrontendPort::Port(port) => format!("{}:{port}", haproxy.bind_address),
                 FrontendPort::AddressOnly => haproxy.bind_address.clone(),
             };
-            cursor
-                .warn_hint(format!("binds `{at}`, as `{other}` does"), "haproxy gives each connection to one of them");
+            cursor.warn_hint(
+                format!("binds `{at}`, as `{other}` does"),
+                "haproxy gives each connection to one of them",
+            );
         }
     }
 }
@@ -126,8 +168,11 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         .filter(|(title, lines)| config_line(lines, title))
         .map(|(title, lines)| (title.trim().to_owned(), section_lines(lines)));
     let switch = |name, default| map.key(name).boolean().unwrap_or(default);
-    let (do_writes, do_reloads, do_socket) =
-        (switch("do_writes", true), switch("do_reloads", true), switch("do_socket", true));
+    let (do_writes, do_reloads, do_socket) = (
+        switch("do_writes", true),
+        switch("do_reloads", true),
+        switch("do_socket", true),
+    );
     let do_checks = switch("do_checks", false);
     let check_command = map.key("check_command").text().filter(|_| do_checks);
     partner(map, "check_command", do_checks.then_some("do_checks"));
@@ -143,7 +188,8 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     let sockets = map.key("socket_file_path").list_or_one();
     partner(map, "socket_file_path", do_socket.then_some("do_socket"));
     if do_socket && sockets.is_empty() && map.key("socket_file_path").has_value() {
-        map.key("socket_file_path").error("must name at least one stats socket");
+        map.key("socket_file_path")
+            .error("must name at least one stats socket");
     }
     let shared_frontend = map.key("shared_frontend");
     let hitless_defaults = switch("hitless_defaults", true);
@@ -160,17 +206,37 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         }),
         config_file_path,
         reload,
-        reload_timeout: map.key("reload_timeout").duration_at_least(MILLISECOND).unwrap_or(Duration::from_secs(30)),
-        socket_file_path: sockets.iter().filter_map(|socket| path(socket, environment)).collect(),
-        restart_interval: map.key("restart_interval").duration().unwrap_or(Duration::from_secs(2)),
-        restart_jitter: map.key("restart_jitter").number(0.0..=f64::MAX).unwrap_or(0.0),
+        reload_timeout: map
+            .key("reload_timeout")
+            .duration_at_least(MILLISECOND)
+            .unwrap_or(Duration::from_secs(30)),
+        socket_file_path: sockets
+            .iter()
+            .filter_map(|socket| path(socket, environment))
+            .collect(),
+        restart_interval: map
+            .key("restart_interval")
+            .duration()
+            .unwrap_or(Duration::from_secs(2)),
+        restart_jitter: map
+            .key("restart_jitter")
+            .number(0.0..=f64::MAX)
+            .unwrap_or(0.0),
         state_file_path: path(&map.key("state_file_path"), environment),
         server_order_seed: map.key("server_order_seed").text(),
-        max_server_id: map.key("max_server_id").integer(1..=i128::from(i32::MAX)).unwrap_or(65535),
+        max_server_id: map
+            .key("max_server_id")
+            .integer(1..=i128::from(i32::MAX))
+            .unwrap_or(65535),
         bind_address: word(&map.key("bind_address")).unwrap_or_else(|| "localhost".to_owned()),
-        shared_frontend: shared_frontend.has_value().then(|| section_lines(&shared_frontend)),
+        shared_frontend: shared_frontend
+            .has_value()
+            .then(|| section_lines(&shared_frontend)),
         use_nerve_weights: switch("use_nerve_weights", false),
-        binary: map.key("binary").text().unwrap_or_else(|| "haproxy".to_owned()),
+        binary: map
+            .key("binary")
+            .text()
+            .unwrap_or_else(|| "haproxy".to_owned()),
         hitless_defaults,
         allowed_server_options: allowed_options(&map.key("allowed_server_options")),
         templates: templates(map, environment),
@@ -184,18 +250,39 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
 /// A key that another one makes necessary.
 fn partner(map: &Map<'_>, name: &'static str, needed_by: Option<&str>) {
     if let Some(switch) = needed_by.filter(|_| !map.key(name).has_value()) {
-        let default = if switch.starts_with("do_") && switch != "do_checks" { " (its default)" } else { "" };
-        map.key(name)
-            .error_hint(format!("required when `{switch}` is true{default}"), &format!("set it, or `{switch}: false`"));
+        let default = if switch.starts_with("do_") && switch != "do_checks" {
+            " (its default)"
+        } else {
+            ""
+        };
+        map.key(name).error_hint(
+            format!("required when `{switch}` is true{default}"),
+            &format!("set it, or `{switch}: false`"),
+        );
     }
 }
 
 /// The one way to reload: supervise, else the master socket, else the command.
 fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload {
-    let supervise = map.key("supervise").boolean().unwrap_or(false).then_some(("supervise", Reload::Supervise));
-    let master_socket = map.key("master_socket").text().filter(|text| !text.is_empty());
-    let master_socket = master_socket.map(|text| ("master_socket", Reload::MasterSocket(environment.path(&text))));
-    let command = map.key("reload_command").text().filter(|text| !text.trim().is_empty());
+    let supervise = map
+        .key("supervise")
+        .boolean()
+        .unwrap_or(false)
+        .then_some(("supervise", Reload::Supervise));
+    let master_socket = map
+        .key("master_socket")
+        .text()
+        .filter(|text| !text.is_empty());
+    let master_socket = master_socket.map(|text| {
+        (
+            "master_socket",
+            Reload::MasterSocket(environment.path(&text)),
+        )
+    });
+    let command = map
+        .key("reload_command")
+        .text()
+        .filter(|text| !text.trim().is_empty());
     let command = command.map(|text| ("reload_command", Reload::Command(text)));
     let mut ways = [supervise, master_socket, command].into_iter().flatten();
     let chosen = ways.next();
@@ -213,7 +300,8 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
         return Reload::Never;
     };
     for (other, _) in ways {
-        map.key(other).warn(format!("not used: `{chosen}` is set and comes first"));
+        map.key(other)
+            .warn(format!("not used: `{chosen}` is set and comes first"));
     }
     reload
 }
@@ -221,8 +309,10 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
 fn allowed_options(cursor: &Cursor<'_>) -> Vec<String> {
     let words = cursor.list_or_one().into_iter().filter_map(|entry| {
         entry.parsed(|text| {
-            let keyword =
-                !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+            let keyword = !text.is_empty()
+                && text
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
             if keyword {
                 Ok(text.to_owned())
             } else {
@@ -250,7 +340,10 @@ fn templates(map: &Map<'_>, environment: &Environment) -> Templates {
         shared_frontend: read(parts.key("shared_frontend")),
         whole: None,
     });
-    Templates { whole: read(map.key("template")), ..parts.unwrap_or_default() }
+    Templates {
+        whole: read(map.key("template")),
+        ..parts.unwrap_or_default()
+    }
 }
 
 /// What a reload without a lost connection, and changes over the stats socket, need in `global` and the command.
@@ -265,7 +358,9 @@ fn hand_over(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
     let own_global = haproxy.templates.global.is_none() && haproxy.templates.whole.is_none();
     if haproxy.do_socket && own_global {
         for socket in sockets {
-            let Some(written) = socket.text() else { continue };
+            let Some(written) = socket.text() else {
+                continue;
+            };
             match open.iter().find(|words| words[2].trim_start_matches("unix@") == written) {
                 None => socket.warn_hint(
                     "`haproxy.global` does not open this stats socket",
@@ -278,16 +373,31 @@ fn hand_over(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
             }
         }
     }
-    let Reload::Command(command) = &haproxy.reload else { return };
-    let has = |word: &str| command.split_whitespace().any(|part| part.trim_matches(['"', '\'']) == word);
+    let Reload::Command(command) = &haproxy.reload else {
+        return;
+    };
+    let has = |word: &str| {
+        command
+            .split_whitespace()
+            .any(|part| part.trim_matches(['"', '\'']) == word)
+    };
     let key = map.key("reload_command");
     if (has("-sf") || has("-st")) && !has("-x") {
-        key.warn_hint("has `-sf` without `-x`: connections are lost at each reload", "add `-x <stats socket>`");
+        key.warn_hint(
+            "has `-sf` without `-x`: connections are lost at each reload",
+            "add `-x <stats socket>`",
+        );
     }
-    let exposed = open.iter().any(|words| words.windows(2).any(|pair| pair == ["expose-fd", "listeners"]));
+    let exposed = open.iter().any(|words| {
+        words
+            .windows(2)
+            .any(|pair| pair == ["expose-fd", "listeners"])
+    });
     if own_global && !exposed && !haproxy.hitless_defaults {
         let hint = "add it to the `stats socket` line, or leave `hitless_defaults` on";
-        map.key("global")
-            .warn_hint("no stats socket has `expose-fd listeners`: a reload cannot take the listeners over", hint);
+        map.key("global").warn_hint(
+            "no stats socket has `expose-fd listeners`: a reload cannot take the listeners over",
+            hint,
+        );
     }
 }

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
 
 use super::text::{is_name, line, service_lines, word};
-use super::{BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Service, ServiceHaproxy};
+use super::{
+    BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Service,
+    ServiceHaproxy,
+};
 use crate::lines;
 
 const PORT: std::ops::RangeInclusive<i128> = 1..=65535;
@@ -18,18 +21,29 @@ pub(super) struct Read<'a> {
 }
 
 /// `bind_address` is the default one, `shared` whether there is a shared frontend.
-pub(super) fn service<'a>(map: &Map<'a>, name: &str, bind_address: &str, shared: bool) -> Option<Read<'a>> {
+pub(super) fn service<'a>(
+    map: &Map<'a>,
+    name: &str,
+    bind_address: &str,
+    shared: bool,
+) -> Option<Read<'a>> {
     if !is_name(name) {
         map.cursor.error(
             "a service's name must be of `A-Z a-z 0-9 . _ : -` and not begin with `-`: it names haproxy's sections",
         );
     }
     let discovery = map.key("discovery").required();
-    let discovery =
-        if discovery.has_value() { discovery.object(|map| (read_discovery(map), label_filters(map))) } else { None };
+    let discovery = if discovery.has_value() {
+        discovery.object(|map| (read_discovery(map), label_filters(map)))
+    } else {
+        None
+    };
     let multi = map.key("discovery_multi");
     if multi.has_value() {
-        multi.error_hint("several sources for one service are not built", "supported: one `discovery`");
+        multi.error_hint(
+            "several sources for one service are not built",
+            "supported: one `discovery`",
+        );
     }
     let section = map.key("haproxy");
     let haproxy = section.object(|map| read_haproxy(map, name, bind_address, shared))?;
@@ -55,10 +69,18 @@ pub(super) fn service<'a>(map: &Map<'a>, name: &str, bind_address: &str, shared:
         leader_election: flag("leader_election", false),
         haproxy: (!disabled).then_some(haproxy.section),
     };
-    if matches!(service.discovery, Discovery::Base) && service.default_servers.is_empty() && !disabled {
-        map.cursor.warn("discovery method `base` without `default_servers`: the service never has a server");
+    if matches!(service.discovery, Discovery::Base)
+        && service.default_servers.is_empty()
+        && !disabled
+    {
+        map.cursor.warn(
+            "discovery method `base` without `default_servers`: the service never has a server",
+        );
     }
-    Some(Read { service, use_nerve_weights: haproxy.use_nerve_weights })
+    Some(Read {
+        service,
+        use_nerve_weights: haproxy.use_nerve_weights,
+    })
 }
 
 fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
@@ -77,7 +99,11 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
         _ => {
             map.ignore_rest();
             let known = ["multi", "dns", "docker", "ec2tag", "marathon"].contains(&method.as_str());
-            let message = if known { "this discovery method is not built" } else { "unknown discovery method" };
+            let message = if known {
+                "this discovery method is not built"
+            } else {
+                "unknown discovery method"
+            };
             key.error_hint(message, "supported: `zookeeper`, `base`");
             return None;
         }
@@ -86,8 +112,13 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
     let path = zk_path(&map.key("path").required());
     let decode = map.key("decode").object(|decode| {
         let endpoint_name = decode.key("endpoint_name");
-        match decode.key("method").one_of(&[("nerve", false), ("serverset", true)]) {
-            Some(true) => Decode::Serverset { endpoint_name: endpoint_name.text() },
+        match decode
+            .key("method")
+            .one_of(&[("nerve", false), ("serverset", true)])
+        {
+            Some(true) => Decode::Serverset {
+                endpoint_name: endpoint_name.text(),
+            },
             _ => {
                 if endpoint_name.has_value() {
                     endpoint_name.warn("has no effect without `method: serverset`");
@@ -96,12 +127,20 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
             }
         }
     });
-    Some(Discovery::Zookeeper { ensemble: ensemble?, path: path?, decode: decode? })
+    Some(Discovery::Zookeeper {
+        ensemble: ensemble?,
+        path: path?,
+        decode: decode?,
+    })
 }
 
 fn label_filters(map: &Map<'_>) -> Vec<LabelFilter> {
     let filters = map.key("label_filters");
-    let filters = if filters.is_map() { vec![filters] } else { filters.list() };
+    let filters = if filters.is_map() {
+        vec![filters]
+    } else {
+        filters.list()
+    };
     let old = map.key("label_filter");
     filters
         .iter()
@@ -112,9 +151,16 @@ fn label_filters(map: &Map<'_>) -> Vec<LabelFilter> {
 
 fn label_filter(map: &Map<'_>) -> Option<LabelFilter> {
     let label = map.key("label").required().text();
-    let equals = map.key("condition").required().one_of(&[("equals", true), ("not-equals", false)]);
+    let equals = map
+        .key("condition")
+        .required()
+        .one_of(&[("equals", true), ("not-equals", false)]);
     let value = map.key("value").json().unwrap_or(serde_json::Value::Null);
-    Some(LabelFilter { label: label?, value, equals: equals? })
+    Some(LabelFilter {
+        label: label?,
+        value,
+        equals: equals?,
+    })
 }
 
 /// `lenient`: haproxy is disabled, so a server haproxy cannot have is left out instead of refused.
@@ -124,11 +170,23 @@ fn default_server(map: &Map<'_>, lenient: bool) -> Option<DefaultServer> {
     let name = map.key("name").text();
     let weight = map.key("weight").integer(0..=256);
     let options = line(&map.key("haproxy_server_options"));
-    let id = map.key("haproxy_server_id").integer(1..=i128::from(i32::MAX));
-    let labels: BTreeMap<String, serde_json::Value> =
-        map.key("labels").entries().into_iter().filter_map(|(name, value)| Some((name, value.json()?))).collect();
-    let numeric = port.text().is_some_and(|text| text.trim().bytes().all(|b| b.is_ascii_digit()));
-    let port = if lenient && !numeric { None } else { port.integer(PORT) };
+    let id = map
+        .key("haproxy_server_id")
+        .integer(1..=i128::from(i32::MAX));
+    let labels: BTreeMap<String, serde_json::Value> = map
+        .key("labels")
+        .entries()
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.json()?)))
+        .collect();
+    let numeric = port
+        .text()
+        .is_some_and(|text| text.trim().bytes().all(|b| b.is_ascii_digit()));
+    let port = if lenient && !numeric {
+        None
+    } else {
+        port.integer(PORT)
+    };
     Some(DefaultServer {
         name: name.filter(|name| !name.is_empty()),
         host: host?,
@@ -148,23 +206,41 @@ struct ReadHaproxy<'a> {
     use_nerve_weights: Option<Cursor<'a>>,
 }
 
-fn read_haproxy<'a>(map: &Map<'a>, name: &str, default_address: &str, shared: bool) -> Option<ReadHaproxy<'a>> {
+fn read_haproxy<'a>(
+    map: &Map<'a>,
+    name: &str,
+    default_address: &str,
+    shared: bool,
+) -> Option<ReadHaproxy<'a>> {
     let disabled = map.key("disabled").boolean().unwrap_or(false);
     let own_address = map.key("bind_address");
-    let bind_address = if own_address.has_value() { word(&own_address) } else { Some(default_address.to_owned()) };
+    let bind_address = if own_address.has_value() {
+        word(&own_address)
+    } else {
+        Some(default_address.to_owned())
+    };
     let port = frontend_port(&map.key("port"), bind_address.as_deref());
     let bind_options = line(&map.key("bind_options"));
     let server_options = server_options(&map.key("server_options"));
     let old_override = map.key("server_port_override");
     if old_override.has_value() {
-        old_override.warn_hint("old form", "write `backend_port_override` beside `discovery`");
+        old_override.warn_hint(
+            "old form",
+            "write `backend_port_override` beside `discovery`",
+        );
     }
     let (frontend, backend) = sections(map);
     let lines = map.key("shared_frontend");
     if lines.has_value() && !shared {
-        lines.warn_hint("left out: there is no shared frontend", "the top level's `haproxy.shared_frontend` makes one");
+        lines.warn_hint(
+            "left out: there is no shared frontend",
+            "the top level's `haproxy.shared_frontend` makes one",
+        );
     }
-    let shared_frontend: Vec<String> = service_lines(&lines).into_iter().map(|(_, line)| line).collect();
+    let shared_frontend: Vec<String> = service_lines(&lines)
+        .into_iter()
+        .map(|(_, line)| line)
+        .collect();
     let backend_name = match map.key("backend_name") {
         key if key.has_value() => key.parsed(|text| match is_name(text) {
             true => Ok(text.to_owned()),
@@ -179,7 +255,9 @@ fn read_haproxy<'a>(map: &Map<'a>, name: &str, default_address: &str, shared: bo
         ("shuffle", BackendOrder::Shuffle),
     ];
     let backend_order = map.key("backend_order").one_of(&orders);
-    let cookie_hash = map.key("cookie_value_method").one_of(&[("name", false), ("hash", true)]);
+    let cookie_hash = map
+        .key("cookie_value_method")
+        .one_of(&[("name", false), ("hash", true)]);
     let weights = map.key("use_nerve_weights");
     Some(ReadHaproxy {
         disabled,
@@ -219,11 +297,16 @@ fn frontend_port(port: &Cursor<'_>, bind_address: Option<&str>) -> Option<Fronte
 
 /// Text of the server lines. Ruby crashes on any other `%`; here it stays.
 fn server_options(cursor: &Cursor<'_>) -> String {
-    let Some(text) = line(cursor) else { return String::new() };
+    let Some(text) = line(cursor) else {
+        return String::new();
+    };
     for rest in text.replace("%%", "").split("%{").skip(1) {
         let name = rest.split('}').next().unwrap_or_default();
         if !matches!(name, "host" | "port" | "name") {
-            cursor.warn_hint(format!("`%{{{name}}}` stays as it is"), "known: `%{host}`, `%{port}`, `%{name}`");
+            cursor.warn_hint(
+                format!("`%{{{name}}}` stays as it is"),
+                "known: `%{host}`, `%{port}`, `%{name}`",
+            );
         }
     }
     text
@@ -231,7 +314,12 @@ fn server_options(cursor: &Cursor<'_>) -> String {
 
 /// The lines of frontend and backend: their own, then those of `listen` that belong there.
 fn sections(map: &Map<'_>) -> (Vec<String>, Vec<String>) {
-    let own = |name| service_lines(&map.key(name)).into_iter().map(|(_, line)| line).collect::<Vec<_>>();
+    let own = |name| {
+        service_lines(&map.key(name))
+            .into_iter()
+            .map(|(_, line)| line)
+            .collect::<Vec<_>>()
+    };
     let (mut frontend, mut backend) = (own("frontend"), own("backend"));
     for (cursor, line) in service_lines(&map.key("listen")) {
         let places = lines::places(&line);

@@ -13,14 +13,22 @@ fn here(path: &str) -> PathBuf {
 }
 
 fn example(path: &str) -> Loaded<Config> {
-    let environment = Environment { directory: here("../examples"), ..Environment::default() };
-    load(&LoadOptions { path: PathBuf::from(path), environment })
-        .unwrap_or_else(|report| panic!("{path} is refused:\n{report}"))
+    let environment = Environment {
+        directory: here("../examples"),
+        ..Environment::default()
+    };
+    load(&LoadOptions {
+        path: PathBuf::from(path),
+        environment,
+    })
+    .unwrap_or_else(|report| panic!("{path} is refused:\n{report}"))
 }
 
 #[test]
 fn cases_print_what_is_expected() {
-    let count = run_cases(&here("tests/golden"), |path, environment| load(&LoadOptions { path, environment }));
+    let count = run_cases(&here("tests/golden"), |path, environment| {
+        load(&LoadOptions { path, environment })
+    });
     assert!(count >= 30, "only {count} cases found");
 }
 
@@ -32,19 +40,31 @@ fn readme_holds_the_table_of_keys() {
 /// A file with every key: each one that is honoured is asked for by the readers, each other one warned about once.
 #[test]
 fn every_key_of_the_table_is_read() {
-    let environment = Environment { directory: here("tests"), ..Environment::default() };
+    let environment = Environment {
+        directory: here("tests"),
+        ..Environment::default()
+    };
     let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
     for key in KEYS {
         let name = key.path.rsplit('.').next().unwrap().trim_end_matches("[]");
-        assert!(name == "*" || text.contains(&format!("{name}:")), "all-keys.yaml lacks `{}`", key.path);
+        assert!(
+            name == "*" || text.contains(&format!("{name}:")),
+            "all-keys.yaml lacks `{}`",
+            key.path
+        );
     }
     let path = PathBuf::from("all-keys.yaml");
-    let loaded = load(&LoadOptions { path, environment }).unwrap_or_else(|report| panic!("{report}"));
+    let loaded =
+        load(&LoadOptions { path, environment }).unwrap_or_else(|report| panic!("{report}"));
     let warnings = loaded.warnings.to_string();
     assert!(!warnings.contains("unknown key"), "{warnings}");
     assert!(!warnings.contains("has no effect here"), "{warnings}");
     let later = smartstack_common::config::known_only(KEYS).count();
-    assert_eq!(warnings.matches("not built yet").count(), later, "{warnings}");
+    assert_eq!(
+        warnings.matches("not built yet").count(),
+        later,
+        "{warnings}"
+    );
 }
 
 #[test]
@@ -52,15 +72,25 @@ fn the_json_example_loads() {
     let loaded = example("synapse.conf.json");
     assert_eq!(loaded.warnings.to_string(), "");
     let config = loaded.config;
-    let names: Vec<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
+    let names: Vec<&str> = config
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
     assert_eq!(names, ["users", "orders", "search"]);
     let users = config.services[0].haproxy.as_ref().unwrap();
     assert_eq!(users.port, Some(FrontendPort::Port(3213)));
     assert_eq!(users.frontend, ["mode http", "timeout client 31s"]);
     assert_eq!(users.backend, ["mode http", "option httpchk GET /health"]);
     assert_eq!(config.haproxy.extra_sections[0].0, "listen stats");
-    assert_eq!(config.haproxy.candidate_config_file_path, Path::new("/etc/haproxy/haproxy.cfg.tmp"));
-    assert_eq!(config.snapshot_path, Path::new("/var/lib/synapse/snapshot.json"));
+    assert_eq!(
+        config.haproxy.candidate_config_file_path,
+        Path::new("/etc/haproxy/haproxy.cfg.tmp")
+    );
+    assert_eq!(
+        config.snapshot_path,
+        Path::new("/var/lib/synapse/snapshot.json")
+    );
 }
 
 #[test]
@@ -78,15 +108,26 @@ fn load_text(haproxy: &str, services: &str) -> Config {
          services:\n{services}\n"
     );
     write(&directory.path().join("synapse.yaml"), &text);
-    let environment = Environment { directory: directory.path().to_owned(), ..Environment::default() };
-    let options = LoadOptions { path: PathBuf::from("synapse.yaml"), environment };
-    load(&options).unwrap_or_else(|report| panic!("{report}")).config
+    let environment = Environment {
+        directory: directory.path().to_owned(),
+        ..Environment::default()
+    };
+    let options = LoadOptions {
+        path: PathBuf::from("synapse.yaml"),
+        environment,
+    };
+    load(&options)
+        .unwrap_or_else(|report| panic!("{report}"))
+        .config
 }
 
 #[test]
 fn a_seed_of_128_bits_is_kept() {
     let config = load_text("  server_order_seed: 309485009821345068724781055", "  {}");
-    assert_eq!(config.haproxy.server_order_seed.as_deref(), Some("309485009821345068724781055"));
+    assert_eq!(
+        config.haproxy.server_order_seed.as_deref(),
+        Some("309485009821345068724781055")
+    );
     assert!(!config.haproxy.do_writes && !config.haproxy.do_socket);
     assert_eq!(config.haproxy.reload, Reload::Never);
 }
@@ -105,8 +146,17 @@ fn ports_are_absent_null_text_or_number() {
         service("d", "port: 81"),
     ];
     let config = load_text("", &text.concat());
-    let ports: Vec<_> = config.services.iter().map(|service| service.haproxy.as_ref().unwrap().port).collect();
-    let wanted = [None, Some(FrontendPort::AddressOnly), Some(FrontendPort::Port(80)), Some(FrontendPort::Port(81))];
+    let ports: Vec<_> = config
+        .services
+        .iter()
+        .map(|service| service.haproxy.as_ref().unwrap().port)
+        .collect();
+    let wanted = [
+        None,
+        Some(FrontendPort::AddressOnly),
+        Some(FrontendPort::Port(80)),
+        Some(FrontendPort::Port(81)),
+    ];
     assert_eq!(ports, wanted);
 }
 
@@ -117,14 +167,20 @@ fn servers_haproxy_cannot_have_are_left_out_where_it_is_disabled() {
         "  nginx: {discovery: {method: base}, haproxy: {disabled: yes}, default_servers: [{host: unix, port: /x.sock}, {host: a, port: 1}]}",
     );
     let service = &config.services[0];
-    assert_eq!((service.haproxy.is_none(), service.default_servers.len()), (true, 1));
+    assert_eq!(
+        (service.haproxy.is_none(), service.default_servers.len()),
+        (true, 1)
+    );
 }
 
 #[test]
 fn schema_names_keys_and_what_is_required() {
     let schema = schema();
     let haproxy = &schema["$defs"]["config"]["properties"]["haproxy"];
-    assert_eq!(haproxy["required"], serde_json::json!(["global", "defaults"]));
+    assert_eq!(
+        haproxy["required"],
+        serde_json::json!(["global", "defaults"])
+    );
     assert!(haproxy["properties"]["templates"]["properties"]["service"].is_object());
 }
 

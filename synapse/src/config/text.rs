@@ -8,7 +8,10 @@ use crate::lines;
 
 /// A file name.
 pub(super) fn path(cursor: &Cursor<'_>, environment: &Environment) -> Option<PathBuf> {
-    cursor.text().filter(|text| !text.is_empty()).map(|text| environment.path(&text))
+    cursor
+        .text()
+        .filter(|text| !text.is_empty())
+        .map(|text| environment.path(&text))
 }
 
 /// Whether the text may be (part of) a line: no control characters but tabs.
@@ -22,11 +25,18 @@ pub(super) fn config_line(cursor: &Cursor<'_>, text: &str) -> bool {
 
 /// Lines with their places; those haproxy cannot have are errors, those it refuses by now warnings.
 fn checked_lines<'a>(cursor: &Cursor<'a>) -> impl Iterator<Item = (Cursor<'a>, String)> {
-    cursor.lines().into_iter().filter(|(at, line)| config_line(at, line)).inspect(|(at, line)| {
-        if let Some(now) = lines::replacement(line) {
-            at.warn_hint("haproxy 2.6 and later refuse this line", &format!("write {now}"));
-        }
-    })
+    cursor
+        .lines()
+        .into_iter()
+        .filter(|(at, line)| config_line(at, line))
+        .inspect(|(at, line)| {
+            if let Some(now) = lines::replacement(line) {
+                at.warn_hint(
+                    "haproxy 2.6 and later refuse this line",
+                    &format!("write {now}"),
+                );
+            }
+        })
 }
 
 /// Lines written as they are.
@@ -53,7 +63,9 @@ pub(super) fn service_lines<'a>(cursor: &Cursor<'a>) -> Vec<(Cursor<'a>, String)
 /// One word: no blanks, no control characters.
 pub(super) fn word(cursor: &Cursor<'_>) -> Option<String> {
     cursor.parsed(|text| {
-        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+        if text.is_empty()
+            || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#')
+        {
             return Err("must be one word".to_owned());
         }
         Ok(text.to_owned())
@@ -69,5 +81,7 @@ pub(super) fn line(cursor: &Cursor<'_>) -> Option<String> {
 pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty()
         && !text.starts_with('-')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '-'))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | ':' | '-'))
 }
