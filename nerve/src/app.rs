@@ -2,7 +2,6 @@
 //! differences, and leaves in order. It decides nothing about health or registrations.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +15,7 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::{Config, Service};
+use crate::heartbeat;
 use crate::metrics::{Metrics, of_service};
 use crate::node::Registration;
 use crate::reconcile::Wants;
@@ -24,8 +24,6 @@ use crate::service::{Verdict, Wanted, freshness};
 use crate::status::{Board, Boards, ServiceReport, former_key, routes};
 use crate::watch::{Outputs, run as watch_service};
 
-/// How often `heartbeat_path` is touched; its readers expect 10 s at most.
-const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
 const HANDOVER: Duration = Duration::from_secs(30);
 /// What of the stop's deadline is kept for closing the sessions.
@@ -152,7 +150,7 @@ impl App {
         };
         app.listen(registry).await?;
         if let Some(path) = config.heartbeat_path.clone() {
-            let task = heartbeat(path, app.boards.clone(), app.metrics.clone());
+            let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
         }
         app.apply(config);
@@ -524,44 +522,6 @@ async fn confirmed(name: String, registration: Registration, wants: Board<Wanted
         _ = not_to_stand => {}
         () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
     }
-}
-
-/// Touches the file while every service's checks make progress.
-async fn heartbeat(path: PathBuf, boards: Boards, metrics: Metrics) {
-    let mut failing = false;
-    loop {
-        let now = Instant::now();
-        let stuck = boards.services.borrow().iter().find_map(|(name, report)| {
-            let limit = report.window.max(HEARTBEAT * 2);
-            (now.saturating_duration_since(report.progress) > limit).then(|| name.clone())
-        });
-        let touched = match stuck {
-            Some(service) => Err(format!("the checks of `{service}` make no progress")),
-            None => {
-                let path = path.clone();
-                let done = tokio::task::spawn_blocking(move || touch(&path)).await;
-                done.map_err(|e| e.to_string())
-                    .and_then(|touched| touched.map_err(|e| e.to_string()))
-            }
-        };
-        if let Err(reason) = &touched {
-            metrics.heartbeat_failures.inc();
-            if !failing {
-                tracing::warn!(path = %path.display(), reason, "heartbeat_path not touched");
-            }
-        }
-        failing = touched.is_err();
-        tokio::time::sleep(HEARTBEAT).await;
-    }
-}
-
-fn touch(path: &Path) -> std::io::Result<()> {
-    let file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
-    file.set_modified(SystemTime::now())
 }
 
 fn warn_of_restart_keys(old: &Config, new: &Config) {

@@ -15,7 +15,9 @@ pub mod check;
 pub mod cli;
 
 pub mod config;
+mod heartbeat;
 pub mod hysteresis;
+mod job;
 mod metrics;
 pub mod node;
 mod reconcile;

@@ -10,8 +10,9 @@ use std::time::Duration;
 use smartstack_common::backoff::Backoff;
 use tokio::time::Instant;
 
+use crate::job::{Done, Job};
 use crate::registration::{Change, Node, Owner, Plan, Want, plan};
-use crate::registry::{Failure, Found, Registry};
+use crate::registry::Found;
 use crate::service::{Stance, Wanted};
 use crate::throttle::Throttle;
 
@@ -29,62 +30,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 
 /// All services' wishes, by name.
 pub(crate) type Wants = BTreeMap<String, Wanted>;
-
-/// Work on one group: write, then look.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Job {
-    pub(crate) path: String,
-    ids: BTreeSet<String>,
-    sync: bool,
-    parents: bool,
-    changes: Vec<Change>,
-}
-
-/// A job's end.
-#[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) path: String,
-    /// Changes that were confirmed.
-    pub(crate) written: Vec<Change>,
-    /// A write that was refused for sure; the look is good all the same.
-    pub(crate) refused: Option<Failure>,
-    /// What stands below the parent, or why that is not known.
-    pub(crate) look: Result<Option<Vec<Found>>, Failure>,
-}
-
-/// Carries a job out. Dropping it leaves an unknown outcome.
-pub(crate) async fn perform(registry: impl Registry, job: Job) -> Done {
-    let mut done = Done {
-        path: job.path.clone(),
-        written: Vec::new(),
-        refused: None,
-        look: Ok(None),
-    };
-    done.look = write_and_look(&registry, job, &mut done.written, &mut done.refused).await;
-    done
-}
-
-async fn write_and_look(
-    registry: &impl Registry,
-    job: Job,
-    written: &mut Vec<Change>,
-    refused: &mut Option<Failure>,
-) -> Result<Option<Vec<Found>>, Failure> {
-    if job.sync {
-        registry.sync().await?;
-    }
-    if job.parents {
-        registry.make_parents(&job.path).await?;
-    }
-    for change in job.changes {
-        match registry.apply(&job.path, &change).await {
-            Ok(()) => written.push(change),
-            Err(failure) if failure.is_unknown() => return Err(failure),
-            Err(failure) => *refused = Some(failure),
-        }
-    }
-    registry.look(&job.path, &job.ids).await
-}
 
 /// The registrations below one parent.
 #[derive(Debug)]
@@ -173,6 +118,8 @@ pub(crate) struct Reconciler {
     displaced: BTreeSet<i64>,
     throttle: Throttle,
     stale_since: BTreeMap<String, Instant>,
+    /// Whether the report may differ from the last one taken.
+    news: bool,
     last_tick: Instant,
     /// Older check results do not count.
     not_before: Instant,
@@ -197,6 +144,7 @@ impl Reconciler {
             displaced: BTreeSet::new(),
             throttle: Throttle::new(write_rate, now),
             stale_since: BTreeMap::new(),
+            news: true,
             last_tick: now,
             // The wishes may be older than their reader.
             not_before: now.checked_sub(Duration::from_secs(3600)).unwrap_or(now),
@@ -208,6 +156,7 @@ impl Reconciler {
     /// A connection is there: every group is due, spread over the jitter unless it is the first connection or the group
     /// has something to withdraw. `former` are the earlier sessions of this installation.
     pub(crate) fn connected(&mut self, session: i64, former: &BTreeSet<i64>, now: Instant) {
+        self.news = true;
         let first = self.session.is_none();
         self.former.extend(former);
         if let Some(before) = self
@@ -240,6 +189,7 @@ impl Reconciler {
 
     /// The connection is gone and with it all jobs, whose outcome is unknown.
     pub(crate) fn disconnected(&mut self) {
+        self.news = true;
         self.connected = false;
         for group in self.groups.values_mut() {
             group.running = false;
@@ -277,9 +227,20 @@ impl Reconciler {
                 .or_insert_with(Group::new);
             group.ids.insert(wanted.registration.instance_id.clone());
         }
+        let mut now_wished: BTreeMap<&str, Vec<Wish<'_>>> = BTreeMap::new();
+        for (service, wanted) in wants
+            .iter()
+            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts)
+        {
+            let stance = wanted.stance(now, self.stale_since.get(service).copied());
+            now_wished
+                .entry(&wanted.registration.path)
+                .or_default()
+                .push((service, wanted, stance));
+        }
         let mut jobs = Vec::new();
         for (path, group) in &mut self.groups {
-            let wishes = wishes(wants, &self.hosts, path, &self.stale_since, now);
+            let wishes = now_wished.remove(path.as_str()).unwrap_or_default();
             if is_other(&group.planned, &wishes) {
                 // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
                 if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave)
@@ -287,9 +248,11 @@ impl Reconciler {
                 {
                     group.hurry(now);
                 }
-                group.planned = wishes;
+                group.planned = owned(&wishes);
+                self.news = true;
             }
             if self.connected && !group.running && group.due.is_some_and(|due| due <= now) {
+                self.news = true;
                 group.running = true;
                 group.due = None;
                 group.wrote |= group.changes.iter().any(|change| change.create.is_some());
@@ -319,7 +282,18 @@ impl Reconciler {
 
     /// Takes a job's end and plans what comes next.
     pub(crate) fn finished(&mut self, done: Done, wants: &Wants, now: Instant) {
-        let wishes = wishes(wants, &self.hosts, &done.path, &self.stale_since, now);
+        self.news = true;
+        let here = |wanted: &Wanted| {
+            wanted.registration.hosts == self.hosts && wanted.registration.path == done.path
+        };
+        let wishes: Vec<Wish<'_>> = wants
+            .iter()
+            .filter(|(_, wanted)| here(wanted))
+            .map(|(service, wanted)| {
+                let stance = wanted.stance(now, self.stale_since.get(service).copied());
+                (service, wanted, stance)
+            })
+            .collect();
         let Some(group) = self.groups.get_mut(&done.path) else {
             return;
         };
@@ -339,7 +313,7 @@ impl Reconciler {
             .flatten()
             .map(|node| classify(node, self.session, &self.former))
             .collect();
-        group.planned = wishes;
+        group.planned = owned(&wishes);
         let wants: Vec<Want<'_>> = group
             .planned
             .iter()
@@ -443,6 +417,11 @@ impl Reconciler {
         })
     }
 
+    /// Whether [`Self::report`] may have changed since this was last asked.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
     /// How every service stands.
     pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
         let mut report = BTreeMap::new();
@@ -486,29 +465,20 @@ impl Reconciler {
     }
 }
 
-fn wishes(
-    wants: &Wants,
-    hosts: &str,
-    path: &str,
-    stale_since: &BTreeMap<String, Instant>,
-    now: Instant,
-) -> Vec<(String, Wanted, Stance)> {
-    wants
+/// A service, what it wants, and what that means now.
+type Wish<'a> = (&'a String, &'a Wanted, Stance);
+
+fn owned(wishes: &[Wish<'_>]) -> Vec<(String, Wanted, Stance)> {
+    wishes
         .iter()
-        .filter(|(_, wanted)| {
-            wanted.registration.hosts == hosts && wanted.registration.path == path
-        })
-        .map(|(service, wanted)| {
-            let stance = wanted.stance(now, stale_since.get(service).copied());
-            (service.clone(), wanted.clone(), stance)
-        })
+        .map(|(service, wanted, stance)| ((*service).clone(), (*wanted).clone(), *stance))
         .collect()
 }
 
 /// Whether the wishes need another plan: the age of a result alone does not.
-fn is_other(planned: &[(String, Wanted, Stance)], wishes: &[(String, Wanted, Stance)]) -> bool {
-    let same = |(a, b): (&(String, Wanted, Stance), &(String, Wanted, Stance))| {
-        (&a.0, &a.1.registration, a.2) == (&b.0, &b.1.registration, b.2)
+fn is_other(planned: &[(String, Wanted, Stance)], wishes: &[Wish<'_>]) -> bool {
+    let same = |(a, b): (&(String, Wanted, Stance), &Wish<'_>)| {
+        (&a.0, &a.1.registration, a.2) == (b.0, &b.1.registration, b.2)
     };
     planned.len() != wishes.len() || !planned.iter().zip(wishes).all(same)
 }

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
+use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_service, of_write};
-use crate::reconcile::{Done, Reconciler, Wants, perform};
+use crate::reconcile::{Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -85,6 +86,8 @@ struct Registrar {
     watches: JoinSet<(String, String)>,
     watched: BTreeSet<(String, String)>,
     link: LinkStatus,
+    /// Whether `link` was not published yet.
+    link_news: bool,
     process: ProcessId,
 }
 
@@ -108,6 +111,7 @@ impl Registrar {
             watches: JoinSet::new(),
             watched: BTreeSet::new(),
             link,
+            link_news: true,
             process: ProcessId::own(),
         }
     }
@@ -140,6 +144,7 @@ impl Registrar {
             .connected
             .get_or_create_owned(&of_hosts(&self.hosts));
         connected.set(i64::from(live.is_some()));
+        self.link_news |= self.link != status;
         self.link = status;
     }
 
@@ -216,7 +221,8 @@ impl Registrar {
         }
         for failure in done.look.as_ref().err().into_iter().chain(&done.refused) {
             count("failed");
-            tracing::warn!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
+            // The operator is told by `tell`, once: the same failure may come back at every try.
+            tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
         }
         let path = done.path.clone();
         self.reconciler
@@ -240,7 +246,10 @@ impl Registrar {
         self.watched.remove(&(path, node));
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
+        if !self.reconciler.take_news() && !std::mem::take(&mut self.link_news) {
+            return;
+        }
         let report = EnsembleReport {
             link: self.link.clone(),
             registrations: self.reconciler.report(),

@@ -97,23 +97,19 @@ fn yaml_and_json_of_all_sorts_parse() {
         "x: &x {a: 1}\n<<: *x",
     ];
     for text in same {
-        let value = parse(text)
-            .unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"))
-            .value;
+        let value = parse(text).unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"));
         assert_eq!(
             value.get("a").and_then(serde_yaml::Value::as_u64),
             Some(1),
             "{text}"
         );
     }
-    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}")
-        .unwrap()
-        .value;
+    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}").unwrap();
     assert_eq!(
         pair.get("a").and_then(serde_yaml::Value::as_str),
         Some("\u{1f600} / -")
     );
-    let seed = parse("a: 309485009821345068724781055").unwrap().value;
+    let seed = parse("a: 309485009821345068724781055").unwrap();
     assert_eq!(
         seed.get("a").and_then(serde_yaml::Value::as_str),
         Some("309485009821345068724781055")

@@ -6,7 +6,9 @@ use smartstack_common::zk::Trouble;
 
 use super::*;
 use crate::config::NodeType;
+use crate::job::perform;
 use crate::node::Registration;
+use crate::registry::{Failure, Registry};
 use crate::service::Verdict;
 
 const HOSTS: &str = "z:1";
