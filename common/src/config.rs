@@ -30,9 +30,7 @@ mod text;
 mod tree;
 
 pub use cursor::{Cursor, Map};
-pub use keys::{
-    Class, Key, Kind, TABLE_END, TABLE_START, honoured, known_only, later, schema, tables,
-};
+pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use report::{Finding, Loaded, Report, Severity};
 pub use shared::{Session, admin_bind, ensemble, session, zk_path};
 pub use source::{Environment, Program, Source, Winner};

@@ -321,6 +321,13 @@ pub fn replacement(line: &str) -> Option<&'static str> {
         .map(|(_, now)| *now)
 }
 
+/// Whether the title of a section gives an address, as haproxy before 1.8 allowed: `listen stats :3212`.
+#[must_use]
+pub fn title_has_address(title: &str) -> bool {
+    let words: Vec<&str> = title.split_whitespace().collect();
+    matches!(words.as_slice(), ["listen" | "frontend", _, third, ..] if *third != "from")
+}
+
 /// Whether the line would begin a section.
 #[must_use]
 pub fn begins_section(line: &str) -> bool {

@@ -53,28 +53,40 @@ impl<'a> Cursor<'a> {
             document,
             findings,
             keys,
-            steps: Vec::new(),
+            trail: None,
             value,
         }
     }
 
     /// The cursor of a whole conf dir file, which is the service of that name.
-    pub(super) fn service(mut self, name: &str) -> Self {
-        self.steps = vec![
-            Step::Key("services".to_owned()),
-            Step::Name(name.to_owned()),
-        ];
-        self
+    pub(super) fn service(self, name: &str) -> Self {
+        let value = self.value;
+        self.below(Step::Key("services".into()), value)
+            .below(Step::Name(name.to_owned()), value)
     }
 
     fn below(&self, step: Step, value: Option<&'a Value>) -> Self {
-        let mut steps = self.steps.clone();
-        steps.push(step);
+        let trail = Some(Rc::new(Trail {
+            above: self.trail.clone(),
+            step,
+        }));
         Self {
-            steps,
+            document: self.document,
+            findings: self.findings,
+            keys: self.keys,
+            trail,
             value,
-            ..self.clone()
         }
+    }
+
+    /// The steps from the top.
+    fn steps(&self) -> Vec<&Step> {
+        let mut steps: Vec<&Step> =
+            std::iter::successors(self.trail.as_deref(), |trail| trail.above.as_deref())
+                .map(|trail| &trail.step)
+                .collect();
+        steps.reverse();
+        steps
     }
 
     /// Like `services.web.checks[0].port`.
@@ -169,10 +181,9 @@ impl<'a> Cursor<'a> {
         let text = scalar_text(value).unwrap_or_default();
         let key = self.parts().pop().unwrap_or_default().to_lowercase();
         let line = text.to_lowercase();
-        let secret = |word: &&str| key.contains(*word) || line.contains(*word);
         if ["password", "secret", "token", "auth "]
             .iter()
-            .any(|word| secret(&word))
+            .any(|word| key.contains(word) || line.contains(word))
         {
             return "…".to_owned();
         }
@@ -311,7 +322,7 @@ impl<'a> Map<'a> {
     pub fn key(&self, name: &'static str) -> Cursor<'a> {
         self.asked.borrow_mut().insert(name);
         self.cursor.below(
-            Step::Key(name.to_owned()),
+            Step::Key(name.into()),
             self.mapping.and_then(|mapping| mapping.get(name)),
         )
     }
@@ -333,7 +344,9 @@ impl<'a> Map<'a> {
             };
             let at = Cursor {
                 value: None,
-                ..self.cursor.below(Step::Key(name.clone()), Some(value))
+                ..self
+                    .cursor
+                    .below(Step::Key(name.clone().into()), Some(value))
             };
             match keys::find(self.cursor.keys, &pattern, &name).map(|key| key.class) {
                 Some(Class::Later(instead)) => at.warn(format!("not built yet: {instead}")),

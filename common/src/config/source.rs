@@ -112,7 +112,7 @@ impl Document {
     /// The place of a key path of the program, or of what is nearest above it.
     pub(super) fn place(&self, parts: &[String]) -> Place {
         let start = Position { line: 1, column: 1 };
-        self.places.nearest(&self.here(parts)).unwrap_or(Place {
+        self.places().nearest(&self.here(parts)).unwrap_or(Place {
             key: start,
             value: start,
             plain: false,
@@ -120,7 +120,7 @@ impl Document {
     }
 
     pub(super) fn is_plain(&self, parts: &[String]) -> bool {
-        self.places
+        self.places()
             .get(&self.here(parts))
             .is_some_and(|place| place.plain)
     }
@@ -339,7 +339,7 @@ impl Files<'_> {
 
     fn at_key_of_file(&mut self, document: &Document, key: &str, message: &str) {
         let at = document
-            .places
+            .places()
             .nearest(&[key.to_owned()])
             .map(|place| place.key);
         self.note(
@@ -357,7 +357,7 @@ impl Files<'_> {
         for name in top.keys().filter_map(Value::as_str) {
             if !SECTIONS.contains(&name) && !name.starts_with("x-") && !name.starts_with('.') {
                 let at = document
-                    .places
+                    .places()
                     .nearest(&[name.to_owned()])
                     .map(|place| place.key);
                 let hint = "in a host file everything stands in `nerve:` or `synapse:`; `x-…` may hold anchors";
@@ -413,8 +413,8 @@ impl Files<'_> {
         let Some(text) = self.expanded(shown, text.trim_start_matches('\u{feff}')) else {
             return document;
         };
-        let value = match tree::parse(&text) {
-            Ok(value) => value,
+        let parsed = match tree::parse(&text) {
+            Ok(parsed) => parsed,
             Err(invalid) => {
                 let line = invalid
                     .at
@@ -436,23 +436,12 @@ impl Files<'_> {
                 return document;
             }
         };
-        document.places = Places::of(&text);
-        for duplicate in std::mem::take(&mut document.places.duplicates) {
-            let message = format!(
-                "duplicate key, first at {}:{}",
-                duplicate.first.line, duplicate.first.column
-            );
-            self.note(
-                Severity::Error,
-                shown,
-                Some(duplicate.second),
-                &duplicate.key_path,
-                message,
-                Some("keep one of the two"),
-            );
+        document.text = text;
+        if parsed.repeats {
+            self.duplicates(&document);
         }
-        match value {
-            Value::Mapping(_) => document.value = value,
+        match parsed.value {
+            value @ Value::Mapping(_) => document.value = value,
             Value::Null => self.note(
                 Severity::Error,
                 shown,
@@ -462,7 +451,7 @@ impl Files<'_> {
                 None,
             ),
             _ => {
-                let at = document.places.nearest(&[]).map(|place| place.value);
+                let at = document.places().nearest(&[]).map(|place| place.value);
                 self.note(
                     Severity::Error,
                     shown,
@@ -517,7 +506,10 @@ impl Files<'_> {
             let (severity, message, hint) = match remark {
                 Remark::Refused { tag } => (
                     Severity::Error,
-                    format!("ERB that is not supported: `{tag}`"),
+                    format!(
+                        "ERB that is not supported: `{}`",
+                        tag.replace(char::is_control, "")
+                    ),
                     hint,
                 ),
                 Remark::Missing { name } => (

@@ -97,19 +97,23 @@ fn yaml_and_json_of_all_sorts_parse() {
         "x: &x {a: 1}\n<<: *x",
     ];
     for text in same {
-        let value = parse(text).unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"));
+        let value = parse(text)
+            .unwrap_or_else(|invalid| panic!("{text}: {invalid:?}"))
+            .value;
         assert_eq!(
             value.get("a").and_then(serde_yaml::Value::as_u64),
             Some(1),
             "{text}"
         );
     }
-    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}").unwrap();
+    let pair = parse("{\"a\": \"\\ud83d\\ude00 \\/ \\u002d\"}")
+        .unwrap()
+        .value;
     assert_eq!(
         pair.get("a").and_then(serde_yaml::Value::as_str),
         Some("\u{1f600} / -")
     );
-    let seed = parse("a: 309485009821345068724781055").unwrap();
+    let seed = parse("a: 309485009821345068724781055").unwrap().value;
     assert_eq!(
         seed.get("a").and_then(serde_yaml::Value::as_str),
         Some("309485009821345068724781055")

@@ -18,38 +18,49 @@ pub(super) struct Invalid {
     pub(super) message: String,
 }
 
-/// The first document of the text with its merges applied; null for an empty text.
-pub(super) fn parse(text: &str) -> Result<Value, Invalid> {
-    let mut value = match read_yaml(text) {
+/// What a text says.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// The first document with its merges applied; null for an empty text.
+    pub(super) value: Value,
+    /// Some key stands twice; the first one counts.
+    pub(super) repeats: bool,
+}
+
+/// Reads the first document.
+pub(super) fn parse(text: &str) -> Result<Parsed, Invalid> {
+    let repeats = Cell::new(false);
+    let mut value = match read_yaml(text, Any(&repeats)) {
         Ok(value) => value,
-        Err(invalid) if text.trim_start().starts_with('{') => {
-            serde_json::from_str::<Any>(text).map_err(|_| invalid)?.0
-        }
+        Err(invalid) if text.trim_start().starts_with('{') => Any(&repeats)
+            .deserialize(&mut serde_json::Deserializer::from_str(text))
+            .map_err(|_| invalid)?,
         Err(invalid) => return Err(invalid),
     };
     value.apply_merge().map_err(|error| Invalid {
         at: None,
         message: error.to_string(),
     })?;
-    Ok(value)
+    Ok(Parsed {
+        value,
+        repeats: repeats.get(),
+    })
 }
 
-fn read_yaml(text: &str) -> Result<Value, Invalid> {
+fn read_yaml(text: &str, any: Any<'_>) -> Result<Value, Invalid> {
     let Some(document) = serde_yaml::Deserializer::from_str(text).next() else {
         return Ok(Value::Null);
     };
-    Any::deserialize(document)
-        .map(|any| any.0)
-        .map_err(|error| {
-            let at = error.location().map(|l| Position {
-                line: l.line(),
-                column: l.column(),
-            });
-            Invalid {
-                at,
-                message: shorten(&error.to_string()),
-            }
-        })
+    any.deserialize(document).map_err(|error| {
+        let at = error.location().map(|l| Position {
+            line: l.line(),
+            column: l.column(),
+        });
+        Invalid {
+            at,
+            message: shorten(&error.to_string()),
+        }
+    })
 }
 
 /// The parser's message without its own place (that is printed in front), a second one as `begun at 1:14`.

@@ -14,6 +14,7 @@ use super::text::{config_line, path, section_lines, word};
 use super::{
     Admin, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates,
 };
+use crate::lines;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 const MILLISECOND: Duration = Duration::from_millis(1);
