@@ -127,25 +127,6 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// On one thread: a sidecar should cost one core at most.
-fn blocking(work: impl Future<Output = u8>) -> u8 {
-    match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => {
-            let code = runtime.block_on(work);
-            // A name server or disk that hangs must not hold up the exit.
-            runtime.shutdown_background();
-            code
-        }
-        Err(error) => {
-            complain(&format!("cannot start the runtime: {error}"));
-            exit::START
-        }
-    }
-}
-
 async fn run(source: LoadOptions) -> u8 {
     // First of all: an early HUP must not kill the process.
     let signals = match Signals::install() {
@@ -225,11 +206,7 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
             return exit::CONFIG;
         }
     };
-    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(&bind, "/status")).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
-    match answer.and_then(|text| {
-        serde_json::from_slice::<Value>(&text).map_err(|e| format!("not JSON: {e}"))
-    }) {
+    match terminal::status(&bind).await {
         Ok(value) if json => print(&format!("{value:#}")),
         Ok(value) => print(&summary(&value)),
         Err(reason) => {
@@ -239,54 +216,6 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
             exit::START
         }
     }
-}
-
-async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
-    let fail = |error: std::io::Error| error.to_string();
-    match bind {
-        Bind::Tcp(address) => {
-            get(
-                tokio::net::TcpStream::connect(address)
-                    .await
-                    .map_err(fail)?,
-                path,
-            )
-            .await
-        }
-        Bind::Unix(socket) => {
-            get(
-                tokio::net::UnixStream::connect(socket)
-                    .await
-                    .map_err(fail)?,
-                path,
-            )
-            .await
-        }
-    }
-}
-
-async fn get(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
-    path: &str,
-) -> Result<Bytes, String> {
-    let fail = |error: hyper::Error| Chain(&error).to_string();
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path)
-        .header("host", "nerve")
-        .header("connection", "close")
-        .body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| error.to_string())?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(fail)?;
-        let body = Limited::new(response.into_body(), 64 << 20)
-            .collect()
-            .await
-            .map_err(|e| e.to_string())?;
-        Ok(body.to_bytes())
-    };
-    // The connection's own end says nothing that the answer does not say as well.
-    let (answer, _ended) = tokio::join!(answer, connection);
-    answer
 }
 
 /// `/status` for a terminal.

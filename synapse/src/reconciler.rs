@@ -85,7 +85,9 @@ pub struct Reconciler {
     operator_maint: BTreeSet<(String, String)>,
     refused_options: BTreeMap<(String, String), String>,
     quarantined: BTreeMap<String, Quarantine>,
-    /// The frame's own refusal.
+    /// The frame that was refused, until when it is not tried again.
+    refused_frame: Option<(Arc<Renderer>, Instant)>,
+    /// Why the frame is not rendered as configured.
     frame_problem: Option<String>,
     good: Good,
     cache: EffectiveCache,
@@ -159,6 +161,7 @@ impl Reconciler {
             operator_maint: operator_maint(snapshot),
             refused_options: BTreeMap::new(),
             quarantined: BTreeMap::new(),
+            refused_frame: None,
             frame_problem: None,
             good: Good::default(),
             cache: EffectiveCache::default(),
@@ -206,12 +209,6 @@ impl Reconciler {
                 .map(|s| Arc::clone(&s.service))
                 .collect();
             self.good = Good::of_file(text, &services);
-        }
-        let written = file.as_ref().map(|model| Scope::default().read(model));
-        if let (Some(observed), Some(written)) = (&self.observed, &written)
-            && self.digests.pid() != Some(observed.pid())
-        {
-            self.digests = Digests::of_file(observed.pid(), written);
         }
         for (backend, ids) in ruby_state::ids(
             self.config.haproxy.state_file_path.as_deref(),
@@ -413,7 +410,15 @@ impl Reconciler {
             self.stale = false;
             return;
         }
-        match Observed::read(&self.api, &self.digests).await {
+        let read = match Observed::read(&self.api, &self.digests).await {
+            Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
+            Ok(observed) => {
+                self.adopt_worker(observed.pid());
+                Observed::read(&self.api, &self.digests).await
+            }
+            Err(error) => Err(error),
+        };
+        match read {
             Ok(observed) => {
                 self.stale = false;
                 if self.socket_problem.take().is_some() {
@@ -429,6 +434,17 @@ impl Reconciler {
                 }
             }
             Err(error) => self.socket_failed(&Chain(&error).to_string()),
+        }
+    }
+
+    /// A worker that we did not start has loaded the file as it stands now, which may not be the one we wrote.
+    fn adopt_worker(&mut self, pid: u32) {
+        self.disk = std::fs::read_to_string(&self.config.haproxy.config_file_path)
+            .ok()
+            .map(Arc::from);
+        if let Some(text) = &self.disk {
+            let written = Scope::default().read(&Model::parse(text, Ours::All));
+            self.digests = Digests::of_file(pid, &written);
         }
     }
 
@@ -525,10 +541,23 @@ impl Reconciler {
         }
     }
 
+    /// What renders the frame: the configuration, or the last good one while this one is refused.
+    fn frame(&self) -> &Arc<Renderer> {
+        match (&self.refused_frame, &self.good.frame) {
+            (Some((refused, until)), Some(good))
+                if Arc::ptr_eq(refused, &self.renderer) && Instant::now() < *until =>
+            {
+                good
+            }
+            _ => &self.renderer,
+        }
+    }
+
     fn assemble(&mut self) -> Result<Assembly, String> {
         let pieces = self.pieces();
         let pieces: Vec<&Piece> = pieces.iter().collect();
-        assemble(&self.renderer, &pieces, &mut self.cache).map_err(|e| Chain(&e).to_string())
+        let frame = Arc::clone(self.frame());
+        assemble(&frame, &pieces, &mut self.cache).map_err(|e| Chain(&e).to_string())
     }
 
     async fn reconcile(&mut self, assembly: Assembly) {
@@ -742,6 +771,12 @@ impl Reconciler {
                 "haproxy refuses global, defaults or extra sections: their last good form stays"
             );
         }
+        self.refused_frame = bad_frame.as_ref().map(|_| {
+            (
+                Arc::clone(&self.renderer),
+                Instant::now() + RETRY_QUARANTINED,
+            )
+        });
         self.frame_problem = bad_frame;
         for ((backend, options), reason) in refused_options {
             warn!(
