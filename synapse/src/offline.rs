@@ -49,7 +49,7 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
         resolved: &|host: &str| resolve(&snapshot, host),
         operator_maint: &BTreeSet::new(),
         refused_options: &BTreeMap::new(),
-        live_ids: &BTreeMap::new(),
+        live_ids: &|_| BTreeMap::new(),
         host: &crate::reconciler::host_name(),
     };
     let rendered = config

@@ -65,8 +65,8 @@ pub struct World<'a> {
     pub operator_maint: &'a BTreeSet<(String, String)>,
     /// `(backend, options)` that haproxy refused.
     pub refused_options: &'a BTreeMap<(String, String), String>,
-    /// Ids in use in the live table: backend, NAME.
-    pub live_ids: &'a BTreeMap<String, BTreeMap<String, u32>>,
+    /// Ids in use in a backend of the live table, by NAME.
+    pub live_ids: &'a dyn Fn(&str) -> BTreeMap<String, u32>,
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
 }
@@ -88,11 +88,20 @@ impl State {
         }
     }
 
-    /// Takes another configuration; what is known of the servers stays where the source is the same.
+    /// Takes another configuration. What is known of the servers stays where the source is the same; with another source
+    /// they stay until that one has been read.
     pub fn reconfigure(&mut self, service: Arc<Service>) {
         if source_key(&service) != source_key(&self.service) {
             self.previous = Previous::None;
-            self.seed = None;
+            self.seed = Some(seed::Seed {
+                origin: seed::Origin::Live,
+                ids: self
+                    .servers
+                    .iter()
+                    .map(|s| (s.server.name.clone(), s.id))
+                    .collect(),
+                servers: self.servers.iter().map(|s| s.server.clone()).collect(),
+            });
         }
         self.service = service;
         self.piece = None;
@@ -246,16 +255,9 @@ impl State {
                 .contains(&(backend.clone(), server.name.clone()));
             admitted.push(server);
         }
-        let live = world.live_ids.get(&backend);
-        known.extend(
-            live.into_iter()
-                .flatten()
-                .map(|(name, id)| (name.clone(), *id)),
-        );
-        let reserved = live
-            .into_iter()
-            .flat_map(|ids| ids.values().copied())
-            .collect();
+        let live = (world.live_ids)(&backend);
+        let reserved = live.values().copied().collect();
+        known.extend(live);
         let allocation = ids::allocate(known, &admitted, &reserved, config.haproxy.max_server_id);
         self.id_notes = allocation
             .notes

@@ -87,18 +87,11 @@ impl Observed {
             .flat_map(BTreeMap::keys)
     }
 
-    /// Ids in use: backend, NAME.
-    pub(super) fn ids(&self) -> BTreeMap<String, BTreeMap<String, u32>> {
-        let ids = |servers: &BTreeMap<String, RunningServer>| {
-            servers
-                .iter()
-                .map(|(name, s)| (name.clone(), s.id))
-                .collect()
-        };
-        self.running
-            .backends
-            .iter()
-            .map(|(backend, servers)| (backend.clone(), ids(servers)))
+    /// Ids in use in a backend, by name.
+    pub(super) fn ids(&self, backend: &str) -> BTreeMap<String, u32> {
+        let servers = self.running.backends.get(backend).into_iter().flatten();
+        servers
+            .map(|(name, server)| (name.clone(), server.id))
             .collect()
     }
 

@@ -1,0 +1,264 @@
+//! When a job is needed, what it is given, and what its result means.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::job::{Candidate, Done, Driver, Job, Outcome};
+use super::observed::Digests;
+use super::{Quarantine, RETRY_QUARANTINED, Reconciler};
+use crate::assembly::Assembly;
+use crate::config::Reload;
+use crate::plan::Plan;
+use crate::services::State;
+use crate::status::{ReloadView, seconds};
+
+impl Reconciler {
+    /// Starts the job that brings file and worker to `assembly`, when one is needed and may start now.
+    pub(super) fn start_job(&mut self, assembly: &Assembly, next: &Plan) {
+        let now = Instant::now();
+        let reload = self.reload_reason(assembly, next);
+        let other_text =
+            self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
+        if reload.is_none() && !other_text {
+            return;
+        }
+        let mut hold = false;
+        if reload.is_some() || self.write_problem.is_some() {
+            let due = self.limiter.due(now, &mut self.rng);
+            if due > now {
+                self.retry_at = Some(due);
+                // After a failure the wait may be long: the file then follows the servers in its last good structure.
+                hold = self.limiter.is_backing_off()
+                    && self.good.frame.is_some()
+                    && self.write_problem.is_none();
+                if !hold || self.held {
+                    return;
+                }
+                self.held = true;
+            }
+        }
+        let job = Job {
+            candidates: self.candidates(hold),
+            frame: if hold { self.good.frame.clone() } else { None }
+                .unwrap_or_else(|| Arc::clone(&self.renderer)),
+            good_frame: self.good.frame.clone(),
+            // Structure and options that no worker has loaded yet are proven first, also when somebody else reloads.
+            check: !hold
+                && (reload.is_some() || !matches!(next, Plan::Unchanged | Plan::Runtime(_))),
+            reload: reload.filter(|_| !hold),
+            running: self.observed.as_ref().map(|o| o.running.clone()),
+            disk: self.disk.clone(),
+        };
+        if let Some(driver) = self.driver.take() {
+            self.jobs.spawn_local(driver.run(job));
+        }
+    }
+
+    fn candidates(&self, hold: bool) -> Vec<Candidate> {
+        let rendered = self.services.iter().filter(|s| s.service.haproxy.is_some());
+        rendered
+            .map(|state| {
+                let good = self.good.piece(&state.service, &state.servers);
+                let quarantined = self.is_quarantined(state);
+                let new = state
+                    .piece
+                    .as_ref()
+                    .and_then(|p| p.as_ref().ok())
+                    .filter(|_| !quarantined);
+                Candidate {
+                    name: state.service.name.clone(),
+                    new: if hold { good.clone() } else { new.cloned() },
+                    good,
+                }
+            })
+            .collect()
+    }
+
+    pub(super) fn is_quarantined(&self, state: &State) -> bool {
+        let Some(Ok(piece)) = &state.piece else {
+            return false;
+        };
+        self.quarantined
+            .get(&state.service.name)
+            .is_some_and(|q| q.structure == piece.structure())
+    }
+
+    /// Why a reload is needed; `None` = it is not, or it must not be.
+    fn reload_reason(&self, assembly: &Assembly, next: &Plan) -> Option<String> {
+        if self.config.haproxy.reload == Reload::Never {
+            return None;
+        }
+        if !self.api.is_configured() {
+            let other = self.unconfirmed.as_deref() != Some(&*assembly.text);
+            return other
+                .then(|| "there is no stats socket, so that every change is a reload".to_owned());
+        }
+        if self.stale {
+            // The worker could not be read. Only a proven difference is worth a reload.
+            return None;
+        }
+        match (&self.observed, next) {
+            (None, _) => Some("haproxy is not running".to_owned()),
+            (Some(_), Plan::Reload { reason, .. }) => Some(reason.to_string()),
+            (Some(_), Plan::Unchanged | Plan::Runtime(_)) => None,
+        }
+    }
+
+    /// Takes the result of a job.
+    pub(super) fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        self.stale = true;
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                error!(%error, "a job ended by a defect; another one is made");
+                self.driver = Some(Driver::new(&self.config, self.stop_haproxy));
+                return;
+            }
+        };
+        let now = Instant::now();
+        self.driver = Some(done.driver);
+        if let Some(driver) = &mut self.driver {
+            driver.configure(&self.config);
+        }
+        self.disk = done.disk.or(self.disk.take());
+        self.note_refusals(done.bad, done.bad_frame, done.refused_options);
+        let took = now.duration_since(done.started);
+        let ok = !matches!(done.outcome, Outcome::Failed(_));
+        self.write_problem = None;
+        let error = match done.outcome {
+            Outcome::Unneeded | Outcome::Written => None,
+            Outcome::Reloaded { pid, assembly } => {
+                self.digests = Digests::loaded(pid, &assembly.desired);
+                self.tally.reloads += 1;
+                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy reloaded");
+                None
+            }
+            Outcome::Unconfirmed { assembly } => {
+                self.unconfirmed = Some(assembly.text);
+                self.tally.reloads += 1;
+                info!(
+                    ?took,
+                    reason = done.reason,
+                    "haproxy reloaded; nobody can be asked whether it took"
+                );
+                None
+            }
+            Outcome::Failed(error) => Some(error),
+        };
+        if let Some(error) = &error {
+            error!(
+                error,
+                reason = done.reason,
+                "haproxy was not brought to the new state; what runs goes on"
+            );
+            if done.reason.is_none() {
+                self.write_problem = Some(error.clone());
+            }
+        }
+        if done.reason.is_some() || !ok {
+            self.limiter.started(done.started);
+            self.limiter.ended(ok);
+        }
+        self.reload_problem.clone_from(&error);
+        if let Some(reason) = done.reason {
+            self.tally.reload_failures += u64::from(!ok);
+            let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+            self.tally.last_reload = Some(ReloadView {
+                at: seconds(SystemTime::now() - took),
+                reason,
+                ok,
+                ms,
+                error,
+            });
+        }
+    }
+
+    fn note_refusals(
+        &mut self,
+        bad: BTreeMap<String, String>,
+        bad_frame: Option<String>,
+        refused_options: BTreeMap<(String, String), String>,
+    ) {
+        for (service, reason) in bad {
+            let state = self.services.iter().find(|s| s.service.name == service);
+            let Some(Ok(piece)) = state.and_then(|s| s.piece.as_ref()) else {
+                continue;
+            };
+            error!(
+                service,
+                reason,
+                "haproxy refuses this service as configured: its last good form stays, others proceed"
+            );
+            let structure = piece.structure();
+            self.quarantined.insert(
+                service,
+                Quarantine {
+                    structure,
+                    reason,
+                    since: Instant::now(),
+                },
+            );
+        }
+        if let Some(problem) = &bad_frame {
+            error!(
+                problem,
+                "haproxy refuses global, defaults or extra sections: their last good form stays"
+            );
+        }
+        self.refused_frame = bad_frame.as_ref().map(|_| {
+            (
+                Arc::clone(&self.renderer),
+                Instant::now() + RETRY_QUARANTINED,
+            )
+        });
+        self.frame_problem = bad_frame;
+        for ((backend, options), reason) in refused_options {
+            warn!(
+                backend,
+                options, reason, "haproxy refuses these server options: their servers are left out"
+            );
+            let dirty: Vec<usize> = self.indexes(|s| s.backend() == Some(backend.as_str()));
+            self.dirty.extend(dirty);
+            self.refused_options.insert((backend, options), reason);
+        }
+    }
+
+    pub(super) fn indexes(&self, of: impl Fn(&State) -> bool) -> Vec<usize> {
+        self.services
+            .iter()
+            .enumerate()
+            .filter(|(_, s)| of(s))
+            .map(|(i, _)| i)
+            .collect()
+    }
+
+    /// The worker serves what was assembled: every form in it is good.
+    pub(super) fn accept(&mut self, assembly: &Assembly) {
+        let serves = self
+            .observed
+            .as_ref()
+            .is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
+        let accepted = |(generation, renderer): &(_, Arc<_>)| {
+            *generation == assembly.desired.generation && Arc::ptr_eq(renderer, &self.renderer)
+        };
+        if !serves || self.accepted.as_ref().is_some_and(accepted) {
+            return;
+        }
+        self.accepted = Some((
+            assembly.desired.generation.clone(),
+            Arc::clone(&self.renderer),
+        ));
+        if self.frame_problem.is_none() {
+            self.good.frame = Some(Arc::clone(&self.renderer));
+        }
+        for state in &self.services {
+            if matches!(state.piece, Some(Ok(_))) && !self.is_quarantined(state) {
+                self.good.accept(&self.renderer, &state.service);
+            }
+        }
+    }
+}

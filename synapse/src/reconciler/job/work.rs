@@ -1,0 +1,488 @@
+//! A job being done: from all new forms to the largest combination that haproxy takes, into the file, into a worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use smartstack_common::atomic::{Durability, replace};
+use smartstack_common::report::Chain;
+use tokio::time::Instant;
+
+use super::{Candidate, Driver, Job, Outcome};
+use crate::assembly::{Assembly, EffectiveCache, assemble};
+use crate::cfg::{Model, Ours};
+use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
+use crate::plan::{Plan, plan};
+use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Step};
+
+/// Mode of haproxy.cfg: it may hold `stats auth` and `userlist` passwords.
+const FILE_MODE: u32 = 0o640;
+/// At most this many reloads in one job: each failed one costs seconds.
+const MOST_RELOADS: usize = 6;
+/// At most this many rounds of dropping refused options.
+const MOST_OPTION_ROUNDS: usize = 8;
+
+/// A job being done.
+pub(super) struct Work {
+    pub(super) driver: Driver,
+    pub(super) job: Job,
+    /// The file that the worker was started with: its addresses are haproxy's.
+    held: Model,
+    cache: EffectiveCache,
+    pub(super) bad: BTreeMap<String, String>,
+    pub(super) bad_frame: Option<String>,
+    pub(super) refused_options: BTreeMap<(String, String), String>,
+    pub(super) disk: Option<Arc<str>>,
+    pub(super) started: Instant,
+    reloads: usize,
+}
+
+/// Why a combination is not the one.
+enum Setback {
+    /// haproxy refuses it.
+    Refused(Refused),
+    /// There is no verdict, and there will be none for any other: in words.
+    Abort(String),
+}
+
+/// Fragment 0 is the frame, `i + 1` the candidate `i`.
+const FRAME: usize = 0;
+
+impl Work {
+    pub(super) fn new(driver: Driver, job: Job) -> Self {
+        Self {
+            bad: BTreeMap::new(),
+            bad_frame: None,
+            refused_options: BTreeMap::new(),
+            disk: None,
+            cache: EffectiveCache::default(),
+            held: job
+                .disk
+                .as_deref()
+                .map(|text| Model::parse(text, Ours::All))
+                .unwrap_or_default(),
+            driver,
+            started: Instant::now(),
+            reloads: 0,
+            job,
+        }
+    }
+
+    pub(super) async fn run(&mut self) -> Outcome {
+        let everything: Selection = std::iter::once(FRAME)
+            .chain(
+                self.job
+                    .candidates
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, c)| c.new.is_some())
+                    .map(|(i, _)| i + 1),
+            )
+            .collect();
+        let mut selection = match self.settle(everything).await {
+            Ok(selection) => selection,
+            Err(reason) => return self.give_up(reason),
+        };
+        loop {
+            match self.put(&selection).await {
+                Ok(outcome) => return outcome,
+                Err(Setback::Abort(reason)) => return self.give_up(reason),
+                Err(Setback::Refused(refused)) => {
+                    let blamed: Vec<usize> = refused
+                        .blamed
+                        .keys()
+                        .copied()
+                        .filter(|i| *i != FRAME && selection.contains(i))
+                        .collect();
+                    // A way of reloading that does not work says nothing about any service.
+                    if blamed.is_empty() || self.reloads >= MOST_RELOADS {
+                        return self.give_up(refused.words);
+                    }
+                    blamed.iter().for_each(|index| _ = selection.remove(index));
+                    let new = selection.clone();
+                    let bad = blamed
+                        .into_iter()
+                        .map(|i| (i, refused.blamed[&i].clone()))
+                        .collect();
+                    self.note_bad(Found::Accepted { new, bad });
+                }
+            }
+        }
+    }
+
+    /// The largest selection that passes the check: all of it, or what the search for the bad ones leaves.
+    async fn settle(&mut self, everything: Selection) -> Result<Selection, String> {
+        if !self.job.check || !self.driver.writes {
+            return Ok(everything);
+        }
+        let refused = match self.check(&everything).await {
+            Ok(()) => return Ok(everything),
+            Err(Setback::Abort(reason)) => return Err(reason),
+            Err(Setback::Refused(refused)) => refused,
+        };
+        let (mut search, suspects) = self.search(&everything, refused);
+        let sure: Selection = everything.difference(&suspects).copied().collect();
+        loop {
+            match search.step() {
+                Step::Try(next) => match self.check(&next.union(&sure).copied().collect()).await {
+                    Ok(()) => search.feed(Ok(())),
+                    Err(Setback::Refused(refused)) => search.feed(Err(refused)),
+                    Err(Setback::Abort(reason)) => return Err(reason),
+                },
+                Step::Done(Found::Nothing { words }) => return Err(words),
+                Step::Done(found @ Found::Accepted { .. }) => {
+                    let Found::Accepted { new, .. } = &found else {
+                        return Ok(sure);
+                    };
+                    let selection = new.union(&sure).copied().collect();
+                    self.note_bad(found);
+                    return Ok(selection);
+                }
+            }
+        }
+    }
+
+    /// The search that begins when all new forms together were refused, and the fragments it is about.
+    fn search(&self, everything: &Selection, refused: Refused) -> (Search, Selection) {
+        let same_frame = self
+            .job
+            .good_frame
+            .as_ref()
+            .map(|good| Arc::ptr_eq(good, &self.job.frame));
+        let frame = match same_frame {
+            Some(true) => Frame::Fixed,
+            Some(false) => Frame::Changed(FRAME),
+            None => Frame::Only,
+        };
+        let changed = |index: &usize| match index
+            .checked_sub(1)
+            .and_then(|i| self.job.candidates.get(i))
+        {
+            None => frame == Frame::Changed(FRAME),
+            Some(Candidate {
+                new: Some(new),
+                good: Some(good),
+                ..
+            }) => new.structure() != good.structure(),
+            Some(_) => true,
+        };
+        let mut suspects: Selection = everything.iter().copied().filter(changed).collect();
+        suspects.extend(
+            refused
+                .blamed
+                .keys()
+                .filter(|index| everything.contains(index) && **index != FRAME),
+        );
+        if suspects.is_empty() {
+            // Nothing changed and yet it is refused: something outside did. Everything is suspect.
+            suspects = everything
+                .iter()
+                .copied()
+                .filter(|index| *index != FRAME)
+                .collect();
+        }
+        (
+            Search::new(suspects.iter().copied(), frame, refused),
+            suspects,
+        )
+    }
+
+    fn note_bad(&mut self, found: Found) {
+        let Found::Accepted { bad, .. } = found else {
+            return;
+        };
+        for (index, words) in bad {
+            match index
+                .checked_sub(1)
+                .and_then(|i| self.job.candidates.get(i))
+            {
+                Some(candidate) => _ = self.bad.insert(candidate.name.clone(), words),
+                None => self.bad_frame = Some(words),
+            }
+        }
+    }
+
+    /// The file goes back to what it was.
+    fn give_up(&mut self, reason: String) -> Outcome {
+        if let (Some(former), Some(_)) = (self.job.disk.clone(), &self.disk)
+            && let Err(problem) = self.write(&former)
+        {
+            return Outcome::Failed(format!("{reason}; and {problem}"));
+        }
+        Outcome::Failed(reason)
+    }
+
+    /// Asks haproxy about a combination, and the system about its ports. Servers whose own options are refused are
+    /// dropped on the way.
+    async fn check(&mut self, selection: &Selection) -> Result<(), Setback> {
+        for _ in 0..MOST_OPTION_ROUNDS {
+            let (assembly, included) = self.assemble(selection)?;
+            let Some(complaints) = self.complaints(&assembly).await? else {
+                return self.ports(&assembly, selection, &included);
+            };
+            if !self.drop_refused_options(&complaints, &assembly) {
+                return Err(Setback::Refused(self.refused(
+                    &complaints,
+                    &assembly,
+                    &included,
+                )));
+            }
+        }
+        Err(Setback::Abort(
+            "haproxy refuses the options of ever more servers".to_owned(),
+        ))
+    }
+
+    /// `haproxy -c` does not bind: a port of another process would show only when the reload fails.
+    fn ports(
+        &self,
+        assembly: &Assembly,
+        selection: &Selection,
+        included: &[usize],
+    ) -> Result<(), Setback> {
+        let mut refused = Refused::default();
+        for bind in bind::taken(&assembly.model(), &self.held) {
+            let words = format!("{} is in use by another process", bind.address);
+            let at = assembly
+                .models
+                .iter()
+                .position(|m| m.sections.iter().any(|s| s.name == bind.section));
+            if let Some(index) = at
+                .and_then(|at| included.get(at))
+                .filter(|index| selection.contains(index))
+            {
+                refused
+                    .blamed
+                    .entry(*index)
+                    .or_insert_with(|| words.clone());
+            }
+            refused.words = words;
+        }
+        if refused.blamed.is_empty() {
+            Ok(())
+        } else {
+            Err(Setback::Refused(refused))
+        }
+    }
+
+    fn assemble(&mut self, selection: &Selection) -> Result<(Assembly, Vec<usize>), Setback> {
+        let fixed = self
+            .job
+            .good_frame
+            .as_ref()
+            .is_none_or(|good| Arc::ptr_eq(good, &self.job.frame));
+        let frame = match &self.job.good_frame {
+            Some(good) if !fixed && !selection.contains(&FRAME) => good,
+            _ => &self.job.frame,
+        };
+        let mut pieces = Vec::new();
+        let mut included = vec![FRAME];
+        for (index, candidate) in self.job.candidates.iter().enumerate() {
+            let piece = if selection.contains(&(index + 1)) {
+                &candidate.new
+            } else {
+                &candidate.good
+            };
+            if let Some(piece) = piece {
+                pieces.push(piece);
+                included.push(index + 1);
+            }
+        }
+        let assembly = assemble(frame, &pieces, &mut self.cache)
+            .map_err(|e| Setback::Abort(Chain(&e).to_string()))?;
+        Ok((assembly, included))
+    }
+
+    /// Complaints, or `None` when haproxy takes it.
+    async fn complaints(&mut self, assembly: &Assembly) -> Result<Option<Complaints>, Setback> {
+        self.write_to(&self.driver.candidate, &assembly.text)
+            .map_err(Setback::Abort)?;
+        match self.driver.haproxy.check(&self.driver.candidate).await {
+            Ok(Verdict::Valid) => Ok(None),
+            Ok(Verdict::Refused(complaints)) => Ok(Some(complaints)),
+            Ok(Verdict::NoListener) => Ok(Some(Complaints::parse(
+                "no frontend is left that listens anywhere, so haproxy would not start",
+            ))),
+            Err(error) => Err(Setback::Abort(Chain(&error).to_string())),
+        }
+    }
+
+    /// When every complaint is about a server's own options, those servers go and the rest is tried again.
+    fn drop_refused_options(&mut self, complaints: &Complaints, assembly: &Assembly) -> bool {
+        let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
+        let named = complaints.servers(&assembly.map, &models);
+        let mut dropped = false;
+        for ((backend, name), words) in named {
+            for candidate in &mut self.job.candidates {
+                for form in [&mut candidate.new, &mut candidate.good] {
+                    let Some(piece) = form.as_ref().filter(|p| p.backend() == backend) else {
+                        continue;
+                    };
+                    let own = |s: &&crate::server::Identified| {
+                        s.server.name == name && s.server.options.is_some()
+                    };
+                    let Some(options) = piece
+                        .servers
+                        .iter()
+                        .find(own)
+                        .and_then(|s| s.server.options.clone())
+                    else {
+                        continue;
+                    };
+                    *form = piece.without_options(&self.job.frame, &options);
+                    self.refused_options
+                        .insert((backend.clone(), options), words.clone());
+                    dropped = true;
+                }
+            }
+        }
+        dropped
+    }
+
+    fn refused(&self, complaints: &Complaints, assembly: &Assembly, included: &[usize]) -> Refused {
+        let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
+        let mut blamed = BTreeMap::new();
+        for (fragment, words) in complaints.blamed(&assembly.map, &models) {
+            let index = included
+                .get(fragment)
+                .copied()
+                .or_else(|| self.owner_of_shared(complaints, assembly, fragment));
+            if let Some(index) = index {
+                blamed.entry(index).or_insert(words);
+            }
+        }
+        Refused {
+            blamed,
+            words: complaints.summary(),
+        }
+    }
+
+    /// A complaint about the shared frontend is about the service whose line it is.
+    fn owner_of_shared(
+        &self,
+        complaints: &Complaints,
+        assembly: &Assembly,
+        fragment: usize,
+    ) -> Option<usize> {
+        let model = assembly.models.get(fragment)?;
+        let numbers = complaints
+            .alerts
+            .iter()
+            .filter_map(|a| assembly.map.locate(a.line?));
+        let lines: BTreeSet<&str> = numbers
+            .filter(|(at, _)| *at == fragment)
+            .filter_map(|(_, number)| {
+                model
+                    .sections
+                    .iter()
+                    .flat_map(|s| &s.lines)
+                    .find(|l| l.number == number)
+            })
+            .map(|line| line.text.as_str())
+            .collect();
+        let owns = |candidate: &Candidate| {
+            let service = candidate
+                .new
+                .as_ref()
+                .and_then(|p| p.service.haproxy.as_ref());
+            service.is_some_and(|h| {
+                h.shared_frontend
+                    .iter()
+                    .any(|line| lines.contains(line.trim()))
+            })
+        };
+        self.job
+            .candidates
+            .iter()
+            .position(owns)
+            .map(|index| index + 1)
+    }
+
+    /// Puts an accepted combination in place, and has it loaded where that is needed.
+    async fn put(&mut self, selection: &Selection) -> Result<Outcome, Setback> {
+        let (assembly, included) = self.assemble(selection)?;
+        if !self.driver.writes {
+            return self.reload_only(assembly).await;
+        }
+        if self.job.reload.is_none() || self.serves(&assembly) {
+            let same = self.on_disk() == Some(&*assembly.text);
+            let written = if same {
+                Ok(Outcome::Unneeded)
+            } else {
+                self.write(&assembly.text).map(|()| Outcome::Written)
+            };
+            return written.map_err(Setback::Abort);
+        }
+        self.write(&assembly.text).map_err(Setback::Abort)?;
+        self.reloads += 1;
+        let expected = Some(&assembly.desired.generation);
+        let servers = assembly
+            .desired
+            .backends
+            .values()
+            .map(|b| b.servers.len())
+            .sum();
+        let outcome = match self.job.running {
+            None => self.driver.haproxy.start(expected, servers).await,
+            Some(_) => self.driver.haproxy.reload(expected, servers).await,
+        };
+        match outcome {
+            ReloadOutcome::Confirmed { pid, .. } => Ok(Outcome::Reloaded {
+                pid,
+                assembly: Box::new(assembly),
+            }),
+            ReloadOutcome::Unconfirmed => Ok(Outcome::Unconfirmed {
+                assembly: Box::new(assembly),
+            }),
+            ReloadOutcome::Failed { reason, output } => {
+                let refused = self.refused(&Complaints::parse(&output), &assembly, &included);
+                Err(Setback::Refused(Refused {
+                    words: reason,
+                    ..refused
+                }))
+            }
+        }
+    }
+
+    /// The worker has loaded this structure, and nothing in its servers needs a reload.
+    fn serves(&self, assembly: &Assembly) -> bool {
+        let running = self.job.running.as_ref();
+        running
+            .is_some_and(|running| !matches!(plan(running, &assembly.desired), Plan::Reload { .. }))
+    }
+
+    /// `do_writes: false`: somebody else writes the file; only the reload is ours.
+    async fn reload_only(&mut self, assembly: Assembly) -> Result<Outcome, Setback> {
+        if self.job.reload.is_none() {
+            return Ok(Outcome::Unneeded);
+        }
+        match self.driver.haproxy.reload(None, 0).await {
+            ReloadOutcome::Failed { reason, .. } => Err(Setback::Abort(reason)),
+            _ => Ok(Outcome::Unconfirmed {
+                assembly: Box::new(assembly),
+            }),
+        }
+    }
+
+    fn on_disk(&self) -> Option<&str> {
+        self.disk.as_deref().or(self.job.disk.as_deref())
+    }
+
+    fn write(&mut self, text: &Arc<str>) -> Result<(), String> {
+        if self.on_disk() == Some(&**text) {
+            return Ok(());
+        }
+        self.write_to(&self.driver.file, text)?;
+        self.disk = Some(Arc::clone(text));
+        Ok(())
+    }
+
+    fn write_to(&self, path: &Path, text: &str) -> Result<(), String> {
+        let durability = if self.job.reload.is_some() {
+            Durability::Synced
+        } else {
+            Durability::Rename
+        };
+        replace(path, text.as_bytes(), FILE_MODE, durability).map_err(|e| Chain(&e).to_string())
+    }
+}

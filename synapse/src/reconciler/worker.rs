@@ -1,0 +1,132 @@
+//! Looking at the worker: who it is each second, everything when that changed or an answer left doubt.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use smartstack_common::report::Chain;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::observed::{Digests, Observed};
+use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
+use crate::cfg::{Model, Ours};
+use crate::effective::Scope;
+
+impl Reconciler {
+    /// Looks at the worker's pid and generation. Returns whether a pass is needed.
+    pub(super) async fn poll(&mut self) -> bool {
+        let now = Instant::now();
+        let before = self.quarantined.len();
+        self.quarantined
+            .retain(|_, q| now.duration_since(q.since) < RETRY_QUARANTINED);
+        let retry = self.quarantined.len() != before;
+        if !self.jobs.is_empty() || !self.api.is_configured() {
+            return retry;
+        }
+        match self.api.info().await {
+            Ok(info) => {
+                let same = self.observed.as_ref().is_some_and(|o| o.is(&info));
+                if !same {
+                    if let Some(observed) = &self.observed {
+                        self.tally.foreign_reloads += 1;
+                        warn!(
+                            former = observed.pid(),
+                            pid = info.pid,
+                            "haproxy runs another worker that we did not start"
+                        );
+                    }
+                    self.stale = true;
+                }
+                !same || retry
+            }
+            Err(error) if error.is_absent() => {
+                let lost = self.observed.is_some();
+                self.stale = true;
+                lost || retry
+            }
+            Err(error) => {
+                self.socket_failed(&Chain(&error).to_string());
+                retry
+            }
+        }
+    }
+
+    pub(super) fn socket_failed(&mut self, problem: &str) {
+        if self.socket_problem.as_deref() != Some(problem) {
+            warn!(
+                problem,
+                "the stats socket gives no answer; nothing is reloaded for that"
+            );
+            self.socket_problem = Some(problem.to_owned());
+        }
+    }
+
+    /// Reads the whole state of the worker.
+    pub(super) async fn observe(&mut self) {
+        if !self.api.is_configured() {
+            self.stale = false;
+            return;
+        }
+        let read = match Observed::read(&self.api, &self.digests).await {
+            Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
+            Ok(observed) => {
+                self.adopt_worker(observed.pid());
+                Observed::read(&self.api, &self.digests).await
+            }
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(observed) => {
+                self.stale = false;
+                if self.socket_problem.take().is_some() {
+                    info!("the stats socket answers again");
+                }
+                self.note_operator(&observed);
+                self.observed = Some(observed);
+            }
+            Err(error) if error.is_absent() => {
+                self.stale = false;
+                if self.observed.take().is_some() {
+                    error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
+                }
+            }
+            Err(error) => self.socket_failed(&Chain(&error).to_string()),
+        }
+    }
+
+    /// A worker that we did not start has loaded the file as it stands now, which may not be the one we wrote.
+    fn adopt_worker(&mut self, pid: u32) {
+        self.disk = std::fs::read_to_string(&self.config.haproxy.config_file_path)
+            .ok()
+            .map(Arc::from);
+        if let Some(text) = &self.disk {
+            let written = Scope::default().read(&Model::parse(text, Ours::All));
+            self.digests = Digests::of_file(pid, &written);
+        }
+    }
+
+    /// Servers that an operator disabled are rendered so, and servers made ready again are not.
+    fn note_operator(&mut self, observed: &Observed) {
+        let maint = observed.operator_maint();
+        if maint == self.operator_maint {
+            return;
+        }
+        let touched: BTreeSet<&str> = maint
+            .symmetric_difference(&self.operator_maint)
+            .map(|(backend, _)| backend.as_str())
+            .collect();
+        let dirty = self.indexes(|state| {
+            state
+                .backend()
+                .is_some_and(|backend| touched.contains(backend))
+        });
+        self.dirty.extend(dirty);
+        self.operator_maint = maint;
+    }
+
+    /// The worker has to be read again before anything is believed.
+    pub(super) fn doubt(&mut self) {
+        self.stale = true;
+        self.retry_at = Some(Instant::now() + RETRY_DOUBT);
+    }
+}
