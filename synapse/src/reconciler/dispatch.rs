@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::job::{Candidate, Done, Driver, Job, Outcome};
+use super::job::{Bad, Candidate, Done, Driver, Job, Outcome};
 use super::observed::Digests;
 use super::{Quarantine, RETRY_QUARANTINED, Reconciler};
 use crate::assembly::Assembly;
@@ -56,6 +56,15 @@ impl Reconciler {
         if let Some(driver) = self.driver.take() {
             self.jobs.spawn_local(driver.run(job));
         }
+    }
+
+    /// A reload is wanted and nothing holds it.
+    pub(super) fn may_reload(&mut self, assembly: &Assembly, next: &Plan) -> bool {
+        let now = Instant::now();
+        self.jobs.is_empty()
+            && self.api.is_configured()
+            && self.reload_reason(assembly, next).is_some()
+            && self.limiter.due(now, &mut self.rng) <= now
     }
 
     fn candidates(&self, hold: bool) -> Vec<Candidate> {
@@ -179,27 +188,23 @@ impl Reconciler {
 
     fn note_refusals(
         &mut self,
-        bad: BTreeMap<String, String>,
+        bad: BTreeMap<String, Bad>,
         bad_frame: Option<String>,
         refused_options: BTreeMap<(String, String), String>,
     ) {
-        for (service, reason) in bad {
-            let state = self.services.iter().find(|s| s.service.name == service);
-            let Some(Ok(piece)) = state.and_then(|s| s.piece.as_ref()) else {
-                continue;
-            };
+        for (service, Bad { structure, reason }) in bad {
             error!(
                 service,
                 reason,
                 "haproxy refuses this service as configured: its last good form stays, others proceed"
             );
-            let structure = piece.structure();
+            let since = Instant::now();
             self.quarantined.insert(
                 service,
                 Quarantine {
                     structure,
                     reason,
-                    since: Instant::now(),
+                    since,
                 },
             );
         }

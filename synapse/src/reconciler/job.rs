@@ -68,11 +68,19 @@ pub(crate) struct Done {
     /// What is on disk now, where it changed.
     pub(crate) disk: Option<Arc<str>>,
     /// Services not in their new form, with haproxy's words.
-    pub(crate) bad: BTreeMap<String, String>,
+    pub(crate) bad: BTreeMap<String, Bad>,
     /// The frame was refused.
     pub(crate) bad_frame: Option<String>,
     /// `(backend, options)` that haproxy refuses.
     pub(crate) refused_options: BTreeMap<(String, String), String>,
+}
+
+/// What was refused of a service. The configuration may be another one by the time this is read.
+pub(crate) struct Bad {
+    /// As [`Piece::structure`].
+    pub(crate) structure: Vec<u8>,
+    /// haproxy's words.
+    pub(crate) reason: String,
 }
 
 /// How it ended.

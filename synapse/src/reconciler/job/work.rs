@@ -8,7 +8,7 @@ use smartstack_common::atomic::{Durability, replace};
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
-use super::{Candidate, Driver, Job, Outcome};
+use super::{Bad, Candidate, Driver, Job, Outcome};
 use crate::assembly::{Assembly, EffectiveCache, assemble};
 use crate::cfg::{Model, Ours};
 use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
@@ -29,7 +29,7 @@ pub(super) struct Work {
     /// The file that the worker was started with: its addresses are haproxy's.
     held: Model,
     cache: EffectiveCache,
-    pub(super) bad: BTreeMap<String, String>,
+    pub(super) bad: BTreeMap<String, Bad>,
     pub(super) bad_frame: Option<String>,
     pub(super) refused_options: BTreeMap<(String, String), String>,
     pub(super) disk: Option<Arc<str>>,
@@ -196,7 +196,18 @@ impl Work {
                 .checked_sub(1)
                 .and_then(|i| self.job.candidates.get(i))
             {
-                Some(candidate) => _ = self.bad.insert(candidate.name.clone(), words),
+                Some(Candidate {
+                    name,
+                    new: Some(piece),
+                    ..
+                }) => {
+                    let bad = Bad {
+                        structure: piece.structure(),
+                        reason: words,
+                    };
+                    self.bad.insert(name.clone(), bad);
+                }
+                Some(_) => {}
                 None => self.bad_frame = Some(words),
             }
         }
@@ -469,7 +480,8 @@ impl Work {
     }
 
     fn write(&mut self, text: &Arc<str>) -> Result<(), String> {
-        if self.on_disk() == Some(&**text) {
+        // What haproxy is about to read is written in any case: others may have replaced it.
+        if self.job.reload.is_none() && self.on_disk() == Some(&**text) {
             return Ok(());
         }
         self.write_to(&self.driver.file, text)?;
