@@ -220,7 +220,9 @@ impl Reconciler {
                 Instant::now() + RETRY_QUARANTINED,
             )
         });
-        self.frame_problem = bad_frame;
+        self.frame_problem = bad_frame.map(|problem| {
+            format!("haproxy refuses global, defaults or extra sections, their last good form stays: {problem}")
+        });
         for ((backend, options), reason) in refused_options {
             warn!(
                 backend,
