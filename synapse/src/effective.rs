@@ -14,7 +14,16 @@ use sha2::{Digest as _, Sha256};
 use crate::cfg::{Model, Section, ServerLine, is_plain};
 use crate::generation::hex;
 
+mod balance;
 pub mod keyword;
+
+use balance::Balance;
+
+/// Words of one server's options that fit into a command of the stats socket beside the others: haproxy drops the words
+/// after the 64th without a word about it.
+const MOST_WORDS: usize = 44;
+/// Bytes of them, likewise.
+const MOST_BYTES: usize = 4096;
 
 /// haproxy's weight of a server that names none.
 pub const DEFAULT_WEIGHT: u16 = 1;
@@ -81,6 +90,35 @@ impl Options {
         self.unknown.as_deref()
     }
 
+    /// Why a server with these options cannot be added over the stats socket.
+    #[must_use]
+    pub fn file_only(&self) -> Option<String> {
+        if let Some(word) = &self.unknown {
+            return Some(format!(
+                "number of arguments of server keyword `{word}` is not known"
+            ));
+        }
+        if let Some(word) = self.words.keys().find(|word| keyword::is_file_only(word)) {
+            return Some(format!(
+                "haproxy takes server keyword `{word}` only from the file"
+            ));
+        }
+        let mut words = self
+            .words
+            .iter()
+            .flat_map(|(word, values)| std::iter::once(word).chain(values));
+        if let Some(word) = words.clone().find(|word| !is_sendable(word)) {
+            return Some(format!(
+                "`{word}` cannot be sent over the stats socket"
+            ));
+        }
+        let (count, bytes) = words.by_ref().fold((0, 0), |(count, bytes), word| {
+            (count + 1, bytes + word.len() + 1)
+        });
+        (count > MOST_WORDS || bytes > MOST_BYTES)
+            .then(|| "servers have more options than one command can hold".to_owned())
+    }
+
     /// Takes a number out; what does not parse stays for haproxy to refuse.
     fn take<N: std::str::FromStr>(&mut self, keyword: &str) -> Option<N> {
         let number = self.get(keyword)?.parse().ok()?;
@@ -93,6 +131,15 @@ impl Options {
     pub fn digest(&self) -> String {
         hex(&Sha256::digest(self.to_string())[..8])
     }
+}
+
+/// Whether a word stands for itself on the stats socket, where `;` ends a command, `\` escapes and `<<` begins a payload.
+#[must_use]
+pub fn is_sendable(word: &str) -> bool {
+    !word.is_empty()
+        && word
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b';' | b'\\' | b'<' | b'"' | b'\'' | b'#' | b'$'))
 }
 
 /// Words in the order of their keywords, as `add server` takes them.
@@ -144,7 +191,7 @@ pub struct Backend {
     pub structural: BTreeSet<String>,
     /// The structure holds server lines whose names cannot be read: no server may be taken for a leftover of ours.
     pub unreadable: bool,
-    /// Why nothing can be added here without a reload.
+    /// Why nothing can be added here without a reload: the balance algorithm, or what its servers have.
     pub reload_only: Option<String>,
 }
 
@@ -163,6 +210,7 @@ struct Layer {
     cookie: bool,
     /// Why `default-server` cannot be read.
     quoted: Option<usize>,
+    balance: Balance,
 }
 
 impl Scope {
@@ -213,7 +261,8 @@ impl Layer {
             Some("cookie") => self.cookie = true,
             Some("default-server") if is_plain(text) => self.options.add(&mut words),
             Some("default-server") => self.quoted = Some(number),
-            _ => {}
+            Some(word) => self.balance.read(word, words.next()),
+            None => {}
         }
     }
 }
@@ -245,10 +294,8 @@ impl Backend {
                 .entry(own.words.clone())
                 .or_insert_with(|| Common::of(&own.words, &layer));
             let server = common.server(line.address, &own);
-            if let Some(word) = server.options.unknown() {
-                backend.reload_only.get_or_insert_with(|| {
-                    format!("number of arguments of server keyword `{word}` is not known")
-                });
+            if backend.reload_only.is_none() {
+                backend.reload_only.clone_from(&common.file_only);
             }
             backend.servers.insert(name.clone(), server);
         }
@@ -258,6 +305,7 @@ impl Backend {
                 "a `default-server` line uses quotes, escapes or variables".to_owned()
             });
         }
+        backend.reload_only = backend.reload_only.or_else(|| layer.balance.is_static());
         section
             .lines
             .iter()
@@ -332,6 +380,7 @@ struct Common {
     disabled: bool,
     options: Arc<Options>,
     digest: String,
+    file_only: Option<String>,
 }
 
 impl Common {
@@ -350,6 +399,7 @@ impl Common {
             weight,
             disabled,
             digest: options.digest(),
+            file_only: options.file_only(),
             options: Arc::new(options),
         }
     }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::effective::{Backend, Effective};
+use crate::effective::{Backend, Effective, Options};
 use crate::generation::Generation;
 
 mod reason;
@@ -36,6 +36,17 @@ pub struct Running {
     pub generation: Option<Generation>,
     /// All backends of the process, ours or not.
     pub backends: BTreeMap<String, BTreeMap<String, RunningServer>>,
+    /// What it does not take over the stats socket.
+    pub refuses: Refuses,
+}
+
+/// Why a worker cannot be given servers over the stats socket: from its version, and learned from its answers.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Refuses {
+    /// In any backend.
+    pub all: Option<String>,
+    /// By backend.
+    pub backends: BTreeMap<String, String>,
 }
 
 /// A server as the worker shows it.
@@ -78,20 +89,63 @@ pub struct Op {
 }
 
 /// What happens to a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
+    /// A server that the worker does not have.
+    Add(Addition),
     /// Weight 0, then maint: no new requests, requests in flight finish.
     Retire,
     /// A retired server takes requests again; `None` = its initial weight (an agent sets it).
     Return {
         /// Weight to set first.
         weight: Option<u16>,
+        /// Checks to be on, also when its addition ended half-way.
+        checks: Checks,
     },
     /// Another weight, or of a retired server that an operator had put in maint: back to being the operator's.
     Weight {
         /// 0..256.
         weight: u16,
     },
+    /// A retired server that nobody wants goes for good; haproxy refuses while it has connections.
+    Delete,
+}
+
+/// A server to be added. It inherits nothing: everything that it is to have stands here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addition {
+    /// What haproxy connects to.
+    pub address: SocketAddr,
+    /// haproxy's id: hash balancing needs it to be the file's.
+    pub id: u32,
+    /// 0..256.
+    pub weight: u16,
+    /// Options with everything inherited.
+    pub options: Arc<Options>,
+    /// Of the options.
+    pub digest: String,
+    /// Takes requests at once; false = disabled by an operator, it stays in maint.
+    pub ready: bool,
+}
+
+/// Checks that haproxy has to be told to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checks {
+    /// `check`.
+    pub health: bool,
+    /// `agent-check`.
+    pub agent: bool,
+}
+
+impl Checks {
+    /// That a server with these options has.
+    #[must_use]
+    pub fn of(options: &Options) -> Self {
+        Self {
+            health: options.has("check"),
+            agent: options.has("agent-check"),
+        }
+    }
 }
 
 /// What has to be done.
@@ -105,7 +159,7 @@ pub enum Plan {
     Reload {
         /// Why, for status and logs.
         reason: ReloadReason,
-        /// What is done at once and does not wait for the reload: removals and weights.
+        /// What is done at once and does not wait for the reload: removals, returns and weights.
         first: Vec<Op>,
     },
 }
@@ -118,12 +172,27 @@ impl fmt::Display for Op {
             change,
         } = self;
         match change {
+            Change::Add(Addition {
+                address,
+                id,
+                weight,
+                ready,
+                ..
+            }) => {
+                let maint = if *ready { "" } else { " in maint" };
+                write!(
+                    f,
+                    "add {backend}/{server} {address} id {id} weight {weight}{maint}"
+                )
+            }
             Change::Retire => write!(f, "retire {backend}/{server}"),
             Change::Return {
                 weight: Some(weight),
+                ..
             } => write!(f, "return {backend}/{server} weight {weight}"),
-            Change::Return { weight: None } => write!(f, "return {backend}/{server}"),
+            Change::Return { weight: None, .. } => write!(f, "return {backend}/{server}"),
             Change::Weight { weight } => write!(f, "weight {backend}/{server} {weight}"),
+            Change::Delete => write!(f, "delete {backend}/{server}"),
         }
     }
 }
@@ -155,7 +224,17 @@ fn plan_backends<'a>(
     desired: &Desired,
     backends: impl Iterator<Item = (&'a String, &'a Arc<Backend>)>,
 ) -> Plan {
-    let mut draft = Draft::default();
+    let mut draft = Draft {
+        refuses: &running.refuses,
+        adds: Vec::new(),
+        returns: Vec::new(),
+        weights: Vec::new(),
+        retires: Vec::new(),
+        late: Vec::new(),
+        missing: 0,
+        reason: None,
+        unadded: None,
+    };
     if running.generation.as_ref() != Some(&desired.generation) {
         draft.reload(ReloadReason::Structure {
             running: running.generation.clone(),
@@ -172,20 +251,76 @@ fn plan_backends<'a>(
     draft.finish()
 }
 
+/// The part of a runtime plan that need not wait for its additions: without them, and without the removals that would
+/// empty a backend before they are there.
+#[must_use]
+pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
+    let gains = |backend: &str| {
+        ops.iter()
+            .any(|op| op.backend == backend && matches!(op.change, Change::Add(_)))
+    };
+    let mut after = running.clone();
+    let (retires, others): (Vec<&Op>, Vec<&Op>) = ops
+        .iter()
+        .filter(|op| !matches!(op.change, Change::Add(_)))
+        .partition(|op| op.change == Change::Retire);
+    retires
+        .iter()
+        .chain(&others)
+        .for_each(|op| after.apply(op));
+    let serves = |backend: &str| {
+        let servers = after.backends.get(backend);
+        servers.is_some_and(|servers| servers.values().any(|s| s.state == State::Ready))
+    };
+    let retires = retires
+        .into_iter()
+        .filter(|op| !gains(&op.backend) || serves(&op.backend));
+    others.into_iter().chain(retires).cloned().collect()
+}
+
+/// Retired servers that nobody wants, in backends of ours: to be deleted once their connections have ended.
+#[must_use]
+pub fn garbage(running: &Running, desired: &Desired) -> Vec<Op> {
+    let of = |(name, backend): (&String, &Arc<Backend>)| {
+        let unwanted = |(server, found): &(&String, &RunningServer)| {
+            found.state == State::Retired
+                && !desired_has(backend, server)
+                && !backend.unreadable
+        };
+        let servers = running.backends.get(name).into_iter().flatten();
+        servers
+            .filter(unwanted)
+            .map(|(server, _)| Op {
+                backend: name.clone(),
+                server: server.clone(),
+                change: Change::Delete,
+            })
+            .collect::<Vec<_>>()
+    };
+    desired.backends.iter().flat_map(of).collect()
+}
+
+fn desired_has(backend: &Backend, server: &str) -> bool {
+    backend.servers.contains_key(server) || backend.structural.contains(server)
+}
+
 /// A plan being made. Ops go out in the order of the fields.
-#[derive(Default)]
-struct Draft {
+struct Draft<'a> {
+    refuses: &'a Refuses,
+    adds: Vec<Op>,
     returns: Vec<Op>,
     weights: Vec<Op>,
     retires: Vec<Op>,
-    /// Removals that wait for the reload because they would empty their backend before its new servers are there.
-    waiting: bool,
-    added: usize,
-    first_added: Option<(String, String)>,
+    /// Removals that would empty their backend before its new servers are there.
+    late: Vec<Op>,
+    /// Servers that the worker does not have.
+    missing: usize,
     reason: Option<ReloadReason>,
+    /// The first server that cannot be added over the stats socket, and why: backend, name, reason.
+    unadded: Option<(String, String, String)>,
 }
 
-impl Draft {
+impl Draft<'_> {
     fn reload(&mut self, reason: ReloadReason) {
         self.reason.get_or_insert(reason);
     }
@@ -210,9 +345,14 @@ impl Draft {
         for (server, wanted) in &desired.servers {
             let Some(found) = running.get(server) else {
                 gains += 1;
-                self.added += 1;
-                self.first_added
-                    .get_or_insert_with(|| (name.to_owned(), server.clone()));
+                self.missing += 1;
+                match self.addition(name, running, desired, wanted) {
+                    Ok(addition) => self.adds.push(op(server, Change::Add(addition))),
+                    Err(why) => {
+                        self.unadded
+                            .get_or_insert_with(|| (name.to_owned(), server.clone(), why));
+                    }
+                }
                 continue;
             };
             if let Some(what) = difference(found, wanted) {
@@ -232,29 +372,53 @@ impl Draft {
             self.keep(op, server, found, wanted);
         }
         let gone = |(server, found): &(&String, &RunningServer)| {
-            !desired.servers.contains_key(*server)
-                && !desired.structural.contains(*server)
+            !desired_has(desired, server)
                 // An operator's maint takes no requests and is never touched.
                 && matches!(found.state, State::Ready | State::OperatorDrain)
         };
-        let gone: Vec<&String> = running
-            .iter()
-            .filter(gone)
-            .map(|(server, _)| server)
-            .collect();
-        match gone.first() {
-            None => {}
-            Some(server) if desired.unreadable => {
-                self.reload(ReloadReason::RemovalUnsure {
-                    backend: name.to_owned(),
-                    server: (*server).clone(),
-                });
+        let mut gone = running.iter().filter(gone).map(|(server, _)| server);
+        if !desired.unreadable {
+            let retires = gone.map(|server| op(server, Change::Retire));
+            if gains > 0 && !stays {
+                self.late.extend(retires);
+            } else {
+                self.retires.extend(retires);
             }
-            Some(_) if gains > 0 && !stays => self.waiting = true,
-            Some(_) => self
-                .retires
-                .extend(gone.into_iter().map(|server| op(server, Change::Retire))),
+        } else if let Some(server) = gone.next() {
+            self.reload(ReloadReason::RemovalUnsure {
+                backend: name.to_owned(),
+                server: server.clone(),
+            });
         }
+    }
+
+    /// What `add server` needs, or why it would not do.
+    fn addition(
+        &self,
+        backend: &str,
+        running: &BTreeMap<String, RunningServer>,
+        desired: &Backend,
+        wanted: &Effective,
+    ) -> Result<Addition, String> {
+        let learned = self.refuses.backends.get(backend);
+        let refused = desired.reload_only.as_ref().or(self.refuses.all.as_ref());
+        if let Some(why) = refused.or(learned) {
+            return Err(why.clone());
+        }
+        let id = wanted
+            .id
+            .ok_or("its line has no `id`, which hash balancing needs")?;
+        if let Some((other, _)) = running.iter().find(|(_, found)| found.id == id) {
+            return Err(format!("its id {id} is still that of server `{other}`"));
+        }
+        Ok(Addition {
+            address: wanted.address,
+            id,
+            weight: wanted.weight,
+            options: Arc::clone(&wanted.options),
+            digest: wanted.digest.clone(),
+            ready: !wanted.disabled,
+        })
     }
 
     /// A server that both have.
@@ -268,7 +432,9 @@ impl Draft {
         let weight = (!wanted.weight_is_agents()).then_some(wanted.weight);
         match found.state {
             State::Retired if !wanted.disabled => {
-                self.returns.push(op(server, Change::Return { weight }))
+                let checks = Checks::of(&wanted.options);
+                self.returns
+                    .push(op(server, Change::Return { weight, checks }));
             }
             // Weight above 0 makes it the operator's again, who had disabled it.
             State::Retired => self.weights.extend((wanted.weight > 0).then(|| {
@@ -290,26 +456,29 @@ impl Draft {
     }
 
     fn finish(mut self) -> Plan {
-        if let Some((backend, server)) = self.first_added.take() {
-            let count = self.added;
+        if let Some((backend, server, why)) = self.unadded.take() {
+            let count = self.missing;
             self.reload(ReloadReason::ServersAdded {
                 count,
                 backend,
                 server,
+                why,
             });
         }
-        debug_assert!(
-            !self.waiting || self.reason.is_some(),
-            "only a reload can be waited for"
-        );
-        let ops: Vec<Op> = [self.returns, self.weights, self.retires]
-            .into_iter()
-            .flatten()
-            .collect();
+        let at_once = [self.returns, self.weights, self.retires].concat();
         match self.reason {
-            Some(reason) => Plan::Reload { reason, first: ops },
-            None if ops.is_empty() => Plan::Unchanged,
-            None => Plan::Runtime(ops),
+            Some(reason) => Plan::Reload {
+                reason,
+                first: at_once,
+            },
+            None => {
+                let ops = [self.adds, at_once, self.late].concat();
+                if ops.is_empty() {
+                    Plan::Unchanged
+                } else {
+                    Plan::Runtime(ops)
+                }
+            }
         }
     }
 }
@@ -331,25 +500,32 @@ fn difference(found: &RunningServer, wanted: &Effective) -> Option<Difference> {
 impl Running {
     /// What the worker runs once it has confirmed the operation. Servers it does not have are left alone.
     pub fn apply(&mut self, op: &Op) {
-        let Some(server) = self
-            .backends
-            .get_mut(&op.backend)
-            .and_then(|b| b.get_mut(&op.server))
-        else {
-            return;
+        let servers = match &op.change {
+            Change::Add(_) => self.backends.entry(op.backend.clone()).or_default(),
+            _ => match self.backends.get_mut(&op.backend) {
+                Some(servers) => servers,
+                None => return,
+            },
         };
-        match op.change {
-            Change::Retire => (server.weight, server.state) = (0, State::Retired),
-            Change::Return { weight } => {
+        match (&op.change, servers.get_mut(&op.server)) {
+            (Change::Add(addition), None) => {
+                servers.insert(op.server.clone(), addition.running());
+            }
+            (Change::Delete, Some(_)) => {
+                servers.remove(&op.server);
+            }
+            (Change::Retire, Some(server)) => (server.weight, server.state) = (0, State::Retired),
+            (Change::Return { weight, .. }, Some(server)) => {
                 server.weight = weight.unwrap_or(server.weight);
                 server.state = State::Ready;
             }
-            Change::Weight { weight } => {
-                server.weight = weight;
-                if server.state == State::Retired && weight > 0 {
+            (Change::Weight { weight }, Some(server)) => {
+                server.weight = *weight;
+                if server.state == State::Retired && *weight > 0 {
                     server.state = State::OperatorMaint;
                 }
             }
+            (Change::Add(_), Some(_)) | (_, None) => {}
         }
     }
 
@@ -381,6 +557,24 @@ impl Running {
         Self {
             generation: Some(desired.generation.clone()),
             backends: backends.collect(),
+            refuses: Refuses::default(),
+        }
+    }
+}
+
+impl Addition {
+    /// The server once it is there.
+    fn running(&self) -> RunningServer {
+        RunningServer {
+            address: Some(self.address),
+            id: self.id,
+            weight: self.weight,
+            state: match (self.ready, self.weight) {
+                (true, _) => State::Ready,
+                (false, 0) => State::Retired,
+                (false, _) => State::OperatorMaint,
+            },
+            digest: Some(self.digest.clone()),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Keeps haproxy in step with what the sources say: one task, level-triggered. Runs inside a `LocalSet`.
 //!
 //! A pass recomputes the services whose inputs changed, plans against what the worker was last seen to run, sends what the
-//! stats socket can change at once (removals never wait), and leaves everything that needs the file to one job at a time:
-//! check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an event; after a job,
+//! stats socket can change ([`runtime`]; removals never wait), and leaves everything that needs the file to one job at a
+//! time: check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an event; after a job,
 //! another pid or a doubtful answer it reads the worker again and plans anew. Decisions are in the pure modules
 //! ([`crate::services`], [`crate::assembly`], [`crate::plan`], [`limiter`]); this one moves data between them.
 
@@ -11,6 +11,7 @@ mod dispatch;
 pub mod job;
 pub mod limiter;
 mod observed;
+mod runtime;
 mod view;
 mod worker;
 
@@ -25,13 +26,12 @@ use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::{error, info, warn};
+use tracing::error;
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::Config;
 use crate::generation::Generation;
 use crate::good::Good;
-use crate::plan::{Plan, plan};
 use crate::render::Renderer;
 use crate::runtime_api::RuntimeApi;
 use crate::services::{State, World, source_key};
@@ -42,6 +42,7 @@ use crate::status::{ReloadView, View};
 use job::Done;
 use limiter::Limiter;
 use observed::{Digests, Observed};
+use runtime::{Fallbacks, Proven};
 
 /// The worker's pid and generation are looked at this often.
 const POLL: Duration = Duration::from_secs(1);
@@ -94,6 +95,10 @@ pub struct Reconciler {
     api: RuntimeApi,
     observed: Option<Observed>,
     digests: Digests,
+    proven: Proven,
+    fallbacks: Fallbacks,
+    /// Servers taken out that nobody wants: of which worker, and when the next attempt to delete them is due.
+    retired: BTreeMap<(String, String), (u32, Instant)>,
     /// The worker has to be read before the next plan.
     stale: bool,
     /// Why the stats socket cannot be used.
@@ -217,6 +222,7 @@ impl Reconciler {
             if self.jobs.is_empty() {
                 self.start_job(&assembly, &next);
             }
+            self.delete_retired(&assembly).await;
             return self.publish(Some((&assembly, &next)));
         }
     }
@@ -302,50 +308,5 @@ impl Reconciler {
         let pieces: Vec<&Piece> = pieces.iter().collect();
         let frame = Arc::clone(self.frame());
         assemble(&frame, &pieces, &mut self.cache).map_err(|e| Chain(&e).to_string())
-    }
-
-    /// Sends what the stats socket can change at once, and says what is left.
-    async fn change(&mut self, assembly: &Assembly) -> Plan {
-        let next = self.plan(assembly);
-        match &next {
-            Plan::Runtime(ops) | Plan::Reload { first: ops, .. } if !ops.is_empty() => {
-                self.apply(ops).await;
-                self.plan(assembly)
-            }
-            _ => next,
-        }
-    }
-
-    fn plan(&self, assembly: &Assembly) -> Plan {
-        match &self.observed {
-            Some(observed) => plan(&observed.running, &assembly.desired),
-            None => plan(&crate::plan::Running::default(), &assembly.desired),
-        }
-    }
-
-    async fn apply(&mut self, ops: &[crate::plan::Op]) {
-        match self.api.apply(ops).await {
-            Ok(results) => {
-                for (op, result) in ops.iter().zip(results) {
-                    match result {
-                        Ok(()) => {
-                            info!(%op, "applied over the stats socket");
-                            self.tally.runtime_ops += 1;
-                            if let Some(observed) = &mut self.observed {
-                                observed.apply(op);
-                            }
-                        }
-                        Err(refusal) => {
-                            warn!(%op, %refusal, "haproxy refuses; its state is read again");
-                            self.doubt();
-                        }
-                    }
-                }
-            }
-            Err(error) => {
-                self.socket_failed(&Chain(&error).to_string());
-                self.doubt();
-            }
-        }
     }
 }

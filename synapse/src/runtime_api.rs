@@ -12,12 +12,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::plan::Op;
+use crate::plan::{Change, Op};
 
 mod command;
 pub mod reply;
 
-pub use command::{AdminState, Command};
+pub use command::{AdminState, Check, Command};
 pub use reply::{Info, Refusal, Reply, ServerRow};
 
 /// Bytes of a batch: haproxy 2.6 hangs or resets on commands of 16 kB and says nothing.
@@ -79,6 +79,9 @@ pub enum ApiError {
         "`{0}` is not a name haproxy can have: 1 to 128 of A-Z a-z 0-9 . _ : -, not beginning with -"
     )]
     Name(String),
+    /// An option that must not be sent, or too many. Nothing was sent.
+    #[error("`{0}` cannot be sent over the stats socket")]
+    Word(String),
 }
 
 impl ApiError {
@@ -146,22 +149,38 @@ impl RuntimeApi {
         merged.ok_or(ApiError::Unconfigured)
     }
 
-    /// Executes the operations of a plan in order. One result for each: the first refusal among its commands.
+    /// Executes the operations of a plan, additions first, then the others in order. One result for each: the first
+    /// refusal among its commands. What follows an addition goes out only once that has been taken: a server of that name
+    /// may be there in a state that is not ours to change.
     ///
     /// # Errors
     /// As [`Self::run`].
     pub async fn apply(&self, ops: &[Op]) -> Result<Vec<Result<(), Refusal>>, ApiError> {
-        let commands: Vec<Vec<Command>> = ops.iter().map(Command::of).collect();
+        let mut commands: Vec<Vec<Command>> = ops.iter().map(Command::of).collect();
+        let mut results: Vec<Result<(), Refusal>> = vec![Ok(()); ops.len()];
+        let is_add = |op: &Op| matches!(op.change, Change::Add(_));
+        let adds: Vec<usize> = (0..ops.len()).filter(|i| is_add(&ops[*i])).collect();
+        if !adds.is_empty() {
+            let first: Vec<Command> = adds.iter().map(|i| commands[*i].remove(0)).collect();
+            for (index, reply) in adds.into_iter().zip(self.run(&first).await?) {
+                if let Some(refusal) = reply.refusal() {
+                    results[index] = Err(refusal);
+                    commands[index].clear();
+                }
+            }
+        }
         let mut replies = self.run(&commands.concat()).await?.into_iter();
-        let results = commands.iter().map(|own| {
+        for (own, result) in commands.iter().zip(&mut results) {
             let refusals: Vec<Refusal> = replies
                 .by_ref()
                 .take(own.len())
                 .filter_map(Reply::refusal)
                 .collect();
-            refusals.into_iter().next().map_or(Ok(()), Err)
-        });
-        Ok(results.collect())
+            if let Some(refusal) = refusals.into_iter().next() {
+                *result = Err(refusal);
+            }
+        }
+        Ok(results)
     }
 
     /// `show info` of the first socket.
@@ -193,6 +212,28 @@ impl RuntimeApi {
             other => other?,
         };
         ServerRow::parse_all(&text).map_err(|row| self.unexpected("show servers state", &row))
+    }
+
+    /// `show servers state` of these backends, of the first socket; one that is not there has no servers.
+    ///
+    /// # Errors
+    /// As [`Self::servers`].
+    pub async fn servers_of(&self, backends: &[String]) -> Result<Vec<ServerRow>, ApiError> {
+        let commands: Vec<Command> = backends
+            .iter()
+            .map(|backend| Command::ShowServersState(Some(backend.clone())))
+            .collect();
+        let mut rows = Vec::new();
+        for reply in self.first().run(&commands).await? {
+            if reply == Reply::Refused(Refusal::NoSuchBackend) {
+                continue;
+            }
+            let table = self.text("show servers state", Some(reply))?;
+            let table = ServerRow::parse_all(&table)
+                .map_err(|row| self.unexpected("show servers state", &row))?;
+            rows.extend(table);
+        }
+        Ok(rows)
     }
 
     /// `show info` and the whole `show servers state` of one worker: over one connection to the first socket.

@@ -104,7 +104,7 @@ pub struct HaproxyView {
     pub runtime_ops: u64,
     /// The last one.
     pub last_reload: Option<ReloadView>,
-    /// Backends that need a reload for every change, and why.
+    /// Backends in which a new server needs a reload, and why.
     pub fallbacks: BTreeMap<String, String>,
 }
 

@@ -156,6 +156,26 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("slowstart", "0"),
 ];
 
+/// Keywords that `add server` of 2.6 refuses (measured). Others that it may refuse show by its answer.
+const FILE_ONLY: &[&str] = &[
+    "cookie",
+    "init-addr",
+    "log-proto",
+    "max-reuse",
+    "namespace",
+    "non-stick",
+    "redir",
+    "resolvers",
+    "socks4",
+    "tcp-ut",
+];
+
+/// Whether only a server line of the file can hold it.
+#[must_use]
+pub fn is_file_only(keyword: &str) -> bool {
+    FILE_ONLY.binary_search(&keyword).is_ok()
+}
+
 /// Every keyword whose number of arguments is known.
 pub fn all() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().chain(VALUES).copied()
@@ -240,6 +260,6 @@ mod tests {
 
     #[test]
     fn tables_are_sorted() {
-        assert!(FLAGS.is_sorted() && VALUES.is_sorted());
+        assert!(FLAGS.is_sorted() && VALUES.is_sorted() && FILE_ONLY.is_sorted());
     }
 }

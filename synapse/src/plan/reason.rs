@@ -25,7 +25,7 @@ pub enum ReloadReason {
         /// What differs.
         what: Difference,
     },
-    /// Servers that the worker does not have.
+    /// Servers that the worker does not have and cannot be given over the stats socket.
     ServersAdded {
         /// How many, in all backends.
         count: usize,
@@ -33,6 +33,8 @@ pub enum ReloadReason {
         backend: String,
         /// One of them: name.
         server: String,
+        /// Why the stats socket is not enough for that one.
+        why: String,
     },
     /// A server to remove may be one of the user's own lines, whose names cannot be read.
     RemovalUnsure {
@@ -79,12 +81,17 @@ impl fmt::Display for ReloadReason {
                 count: 1,
                 backend,
                 server,
-            } => write!(f, "server `{backend}/{server}` added"),
+                why,
+            } => write!(f, "server `{backend}/{server}` added: {why}"),
             Self::ServersAdded {
                 count,
                 backend,
                 server,
-            } => write!(f, "{count} servers added, such as `{backend}/{server}`"),
+                why,
+            } => write!(
+                f,
+                "{count} servers added, such as `{backend}/{server}`: {why}"
+            ),
             Self::RemovalUnsure { backend, server } => {
                 write!(
                     f,

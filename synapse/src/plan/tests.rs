@@ -68,19 +68,26 @@ fn removal_and_return_need_no_reload() {
 }
 
 #[test]
-fn removal_that_empties_a_backend_waits_for_the_servers_it_gains() {
+fn removal_that_empties_a_backend_comes_after_the_servers_it_gains() {
     let running = Running::loaded(&file(&[S1]));
     let replaced = plan(&running, &file(&[S2]));
-    assert_eq!(ops(&replaced), [""; 0]);
-    assert_eq!(
-        reason(&replaced).unwrap().to_string(),
-        "server `b/s2` added"
-    );
-    // With another server staying, the removal does not wait.
+    let expected = ["add b/s2 127.0.0.1:2 id 2 weight 1", "retire b/s1"];
+    assert_eq!(ops(&replaced), expected);
+    assert_eq!(reason(&replaced), None);
+    // Until the addition can go out, the removal waits for it; any other does not.
+    let Plan::Runtime(all) = replaced else {
+        panic!()
+    };
+    assert_eq!(before_adds(&running, &all), []);
     let running = Running::loaded(&file(&[S1, S2]));
+    let Plan::Runtime(all) = plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"])) else {
+        panic!()
+    };
+    let first = before_adds(&running, &all);
+    assert_eq!(ops(&Plan::Runtime(first)), ["retire b/s1"]);
     assert_eq!(
-        ops(&plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"]))),
-        ["retire b/s1"]
+        ops(&Plan::Runtime(all)),
+        ["add b/s3 127.0.0.1:3 id 3 weight 1", "retire b/s1"]
     );
     // Nothing is gained: the registry says empty.
     assert_eq!(
@@ -90,16 +97,111 @@ fn removal_that_empties_a_backend_waits_for_the_servers_it_gains() {
     // A server that stays but is in an operator's maint serves nobody.
     let mut running = Running::loaded(&file(&[S1, S2]));
     set(&mut running, "s2", 1, State::OperatorMaint);
-    assert_eq!(
-        ops(&plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"]))),
-        [""; 0]
-    );
+    let Plan::Runtime(all) = plan(&running, &file(&[S2, "s3 127.0.0.1:3 id 3"])) else {
+        panic!()
+    };
+    assert_eq!(before_adds(&running, &all), []);
     // A returning server comes before the one that leaves.
     set(&mut running, "s2", 0, State::Retired);
     assert_eq!(
         ops(&plan(&running, &file(&[S2]))),
         ["return b/s2 weight 1", "retire b/s1"]
     );
+}
+
+#[test]
+fn a_removal_waits_for_the_reload_that_brings_the_servers_its_backend_gains() {
+    let hashed = |server: &str| desired(&format!("backend b\n balance source\n server {server}\n"));
+    let running = Running::loaded(&hashed(S1));
+    let replaced = plan(&running, &hashed(S2));
+    assert_eq!(ops(&replaced), [""; 0]);
+    assert_eq!(
+        reason(&replaced).unwrap().to_string(),
+        "server `b/s2` added: `balance source` takes servers at runtime only with `hash-type consistent`"
+    );
+}
+
+/// What is in the section or its defaults, the server's options, and a part of the reason; "" = it is added.
+#[test]
+fn where_servers_can_be_added() {
+    for (defaults, section, options, why) in [
+        ("", "", "", ""),
+        ("", "balance leastconn", "check inter 1s backup", ""),
+        ("balance source", "balance roundrobin", "", ""),
+        ("balance uri", "hash-type consistent sdbm", "", ""),
+        ("hash-type consistent", "balance hdr(host)", "", ""),
+        ("", "balance random(2)", "", ""),
+        ("", "balance first", "cookie x", ""),
+        ("balance source", "", "", "balance source"),
+        ("hash-type consistent", "balance uri\n hash-type map-based", "", "balance uri"),
+        ("", "balance static-rr", "", "static-rr"),
+        ("", "balance rdp-cookie(x)", "", "rdp-cookie"),
+        ("", "cookie S insert", "cookie x", "`cookie` only from the file"),
+        ("cookie S insert", "", "cookie x", "`cookie` only from the file"),
+        ("default-server resolvers r", "", "", "`resolvers`"),
+        ("", "", "init-addr none", "`init-addr`"),
+        ("", "", "tcp-ut 5s", "`tcp-ut`"),
+        ("", "", "mystery 7", "`mystery`"),
+        ("", "", "agent-send a;b", "`a;b` cannot be sent"),
+    ] {
+        let text = |server: &str| {
+            desired(&format!("defaults\n {defaults}\nbackend b\n {section}\n{server}"))
+        };
+        let wanted = text(&format!(" server {S1} {options}\n"));
+        let plan = plan(&Running::loaded(&text("")), &wanted);
+        match reason(&plan) {
+            None => assert_eq!((ops(&plan).len(), why), (1, ""), "{plan:?}"),
+            Some(reason) => {
+                let words = reason.to_string();
+                assert!(!why.is_empty() && words.contains(why), "{words}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_refuses_servers_is_reloaded() {
+    let (none, one) = (file(&[]), file(&[S1]));
+    let mut running = Running::loaded(&none);
+    running.refuses.backends.insert("b".into(), "no".into());
+    assert!(reason(&plan(&running, &one)).unwrap().to_string().ends_with("added: no"));
+    running.refuses = Refuses {
+        all: Some("too old".into()),
+        ..Refuses::default()
+    };
+    assert!(reason(&plan(&running, &one)).unwrap().to_string().ends_with("too old"));
+    // Without an id, or with one that is taken, the file decides.
+    let running = Running::loaded(&file(&[S1]));
+    let nameless = plan(&running, &file(&[S1, "s2 127.0.0.1:2"]));
+    assert!(reason(&nameless).unwrap().to_string().contains("no `id`"));
+    let taken = plan(&running, &file(&["s2 127.0.0.1:2 id 1"]));
+    assert!(reason(&taken).unwrap().to_string().contains("that of server `s1`"));
+}
+
+#[test]
+fn a_disabled_server_is_added_in_maint() {
+    let wanted = file(&["s1 127.0.0.1:1 id 1 disabled weight 3"]);
+    let mut running = Running::loaded(&file(&[]));
+    let plan = plan(&running, &wanted);
+    assert_eq!(ops(&plan), ["add b/s1 127.0.0.1:1 id 1 weight 3 in maint"]);
+    assert!(matches!(plan, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true }));
+    assert_eq!(running, Running::loaded(&wanted));
+}
+
+#[test]
+fn what_nobody_wants_is_deleted() {
+    let mut running = Running::loaded(&file(&[S1, S2]));
+    set(&mut running, "s2", 0, State::Retired);
+    assert_eq!(garbage(&running, &file(&[S1, S2])), []);
+    let ops = garbage(&running, &file(&[S1]));
+    assert_eq!(ops[0].to_string(), "delete b/s2");
+    running.apply(&ops[0]);
+    assert_eq!(running, Running::loaded(&file(&[S1])));
+    // In maint by an operator's hand, or in a backend that is not ours.
+    set(&mut running, "s1", 1, State::OperatorMaint);
+    assert_eq!(garbage(&running, &file(&[])), []);
+    set(&mut running, "s1", 0, State::Retired);
+    assert_eq!(garbage(&running, &desired("backend other\n")), []);
 }
 
 #[test]
@@ -245,23 +347,29 @@ fn only_the_named_backends_are_compared() {
     );
 }
 
-/// Servers of two backends: present, weight, port, options.
+/// Servers of two backends: present, weight, port, options; and what is in the backends.
 fn any_desired() -> impl Strategy<Value = Desired> {
     let server = (
         any::<bool>(),
         0..3u16,
         1..3u16,
-        prop::sample::select(vec!["", "check", "backup", "agent-check agent-port 1"]),
+        prop::sample::select(vec![
+            "",
+            "",
+            "check",
+            "backup",
+            "agent-check agent-port 1",
+        ]),
     );
     (
         prop::collection::vec(server, 6),
-        prop::sample::select(vec!["", " mode tcp\n"]),
+        prop::sample::select(vec!["", "", "", " mode tcp\n", " balance source\n"]),
     )
-        .prop_map(|(servers, mode)| {
+        .prop_map(|(servers, section)| {
             let mut text = String::new();
             for (index, (present, weight, port, options)) in servers.into_iter().enumerate() {
                 if index % 3 == 0 {
-                    text += &format!("backend b{index}\n{mode}");
+                    text += &format!("backend b{index}\n{section}");
                 }
                 if present {
                     text += &format!(
@@ -292,7 +400,15 @@ proptest! {
             let plan = plan(&running, wanted);
             match plan {
                 Plan::Unchanged => {}
-                Plan::Runtime(ops) => ops.iter().for_each(|op| running.apply(op)),
+                Plan::Runtime(ops) => {
+                    let first = before_adds(&running, &ops);
+                    first.iter().for_each(|op| running.apply(op));
+                    let Plan::Runtime(ops) = super::plan(&running, wanted) else {
+                        prop_assert!(first.len() == ops.len(), "{:?} left nothing to do of {:?}", first, ops);
+                        continue;
+                    };
+                    ops.iter().for_each(|op| running.apply(op));
+                }
                 Plan::Reload { .. } => running = Running::loaded(wanted),
             }
             let mut expected = alive(&Running::loaded(wanted));
@@ -310,14 +426,25 @@ proptest! {
     }
 
     #[test]
-    fn what_comes_first_never_empties_a_backend_that_gains(a in any_desired(), b in any_desired()) {
-        let mut running = Running::loaded(&a);
-        if let Plan::Reload { first, .. } = plan(&running, &b) {
-            first.iter().for_each(|op| running.apply(op));
-            for (name, servers) in &running.backends {
-                let had = !Running::loaded(&a).backends[name].is_empty();
-                let gains = b.backends.get(name).is_some_and(|wanted| !wanted.servers.is_empty());
-                prop_assert!(!(had && gains) || servers.values().any(|s| s.state == State::Ready));
+    fn no_step_empties_a_backend_that_gains(a in any_desired(), b in any_desired()) {
+        let loaded = Running::loaded(&a);
+        let (first, all) = match plan(&loaded, &b) {
+            Plan::Reload { first, .. } => (first, Vec::new()),
+            Plan::Runtime(ops) => (before_adds(&loaded, &ops), ops),
+            Plan::Unchanged => return Ok(()),
+        };
+        let serves = |servers: &BTreeMap<String, RunningServer>| servers.values().any(|s| s.state == State::Ready);
+        for ops in [first, all] {
+            let mut running = loaded.clone();
+            for op in &ops {
+                running.apply(op);
+                for (name, servers) in &running.backends {
+                    let had = loaded.backends.get(name).is_some_and(serves);
+                    let gains = b.backends.get(name).is_some_and(|wanted| {
+                        wanted.servers.values().any(|s| !s.disabled)
+                    });
+                    prop_assert!(!(had && gains) || serves(servers), "{} empties {}", op, name);
+                }
             }
         }
     }

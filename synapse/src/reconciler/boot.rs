@@ -12,11 +12,13 @@ use tracing::{error, info};
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::observed::{Digests, file_rows};
+use super::runtime::{Fallbacks, Proven};
 use super::{Outputs, Reconciler, Tally};
 use crate::assembly::EffectiveCache;
 use crate::cfg::{Model, Ours};
 use crate::config::{Config, Service};
 use crate::desired::Previous;
+use crate::effective::Scope;
 use crate::good::Good;
 use crate::render::{RenderError, Renderer};
 use crate::ruby_state;
@@ -62,6 +64,9 @@ impl Reconciler {
             api: RuntimeApi::new(stats_sockets(&config)),
             observed: None,
             digests: Digests::of_snapshot(snapshot),
+            proven: Proven::default(),
+            fallbacks: Fallbacks::default(),
+            retired: BTreeMap::new(),
             stale: true,
             socket_problem: None,
             held: false,
@@ -89,6 +94,10 @@ impl Reconciler {
             services,
             disk,
         };
+        if let Some(text) = &this.disk {
+            let written = Scope::default().read(&Model::parse(text, Ours::All));
+            this.digests.complete(&written);
+        }
         this.observe().await;
         this.plant(snapshot);
         Ok(this)

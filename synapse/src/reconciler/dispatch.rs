@@ -23,7 +23,8 @@ impl Reconciler {
         let reload = self.reload_reason(assembly, next);
         let other_text =
             self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
-        if reload.is_none() && !other_text {
+        let unproven = matches!(next, Plan::Runtime(ops) if self.is_unproven(ops));
+        if reload.is_none() && !other_text && !unproven {
             return;
         }
         let mut hold = false;
@@ -48,7 +49,9 @@ impl Reconciler {
             good_frame: self.good.frame.clone(),
             // Structure and options that no worker has loaded yet are proven first, also when somebody else reloads.
             check: !hold
-                && (reload.is_some() || !matches!(next, Plan::Unchanged | Plan::Runtime(_))),
+                && (reload.is_some()
+                    || unproven
+                    || !matches!(next, Plan::Unchanged | Plan::Runtime(_))),
             reload: reload.filter(|_| !hold),
             running: self.observed.as_ref().map(|o| o.running.clone()),
             disk: self.disk.clone(),
@@ -135,6 +138,9 @@ impl Reconciler {
         }
         self.disk = done.disk.or(self.disk.take());
         self.note_refusals(done.bad, done.bad_frame, done.refused_options);
+        if let Some((generation, digests)) = done.proven {
+            self.proven.checked(&generation, digests);
+        }
         let took = now.duration_since(done.started);
         let ok = !matches!(done.outcome, Outcome::Failed(_));
         self.write_problem = None;

@@ -7,7 +7,7 @@
 
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::assembly::{Assembly, Piece};
 use crate::config::Config;
+use crate::generation::Generation;
 use crate::haproxy::Haproxy;
 use crate::plan::Running;
 use crate::render::Renderer;
@@ -67,6 +68,8 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
     /// What is on disk now, where it changed.
     pub(crate) disk: Option<Arc<str>>,
+    /// What a check has accepted: structure, and digests of server options.
+    pub(crate) proven: Option<(Generation, BTreeSet<String>)>,
     /// Services not in their new form, with haproxy's words.
     pub(crate) bad: BTreeMap<String, Bad>,
     /// The frame was refused.
@@ -136,6 +139,7 @@ impl Driver {
             reason: work.job.reload,
             outcome,
             disk: work.disk,
+            proven: work.proven,
             bad: work.bad,
             bad_frame: work.bad_frame,
             refused_options: work.refused_options,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::cfg::Model;
 use crate::effective::Backend;
-use crate::plan::{Desired, Op, Running, RunningServer, State};
+use crate::plan::{Desired, Op, Refuses, Running, RunningServer, State};
 use crate::runtime_api::{ApiError, Info, RuntimeApi, ServerRow};
 use crate::seed::{Row, RowState};
 use crate::snapshot::{Snapshot, Worker};
@@ -54,6 +54,10 @@ impl Observed {
             running: Running {
                 generation: info.generation(),
                 backends,
+                refuses: Refuses {
+                    all: info.refuses_adds(),
+                    ..Refuses::default()
+                },
             },
             rows,
             info,
@@ -72,6 +76,24 @@ impl Observed {
     /// One of our commands has been confirmed.
     pub(super) fn apply(&mut self, op: &Op) {
         self.running.apply(op);
+    }
+
+    /// Takes the rows of these backends as just read from the same worker.
+    pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>, digests: &Digests) {
+        for backend in backends {
+            self.rows.remove(backend);
+            self.running.backends.remove(backend);
+        }
+        for row in rows {
+            let digest = digests.of(self.info.pid, &row.backend, &row.name);
+            let running = &mut self.running.backends;
+            running
+                .entry(row.backend.clone())
+                .or_default()
+                .insert(row.name.clone(), row.running(digest));
+            let rows = self.rows.entry(row.backend.clone()).or_default();
+            rows.insert(row.name.clone(), row);
+        }
     }
 
     pub(super) fn server(&self, backend: &str, name: &str) -> Option<&RunningServer> {
@@ -210,6 +232,37 @@ impl Digests {
         Self {
             pid: Some(pid),
             servers: of_backends(written),
+        }
+    }
+
+    /// What is not known of the same worker stands in the file: servers are written before they are added.
+    pub(super) fn complete(&mut self, written: &BTreeMap<String, Arc<Backend>>) {
+        for (backend, servers) in of_backends(written) {
+            let known = self.servers.entry(backend).or_default();
+            for (name, digest) in servers {
+                known.entry(name).or_insert(digest);
+            }
+        }
+    }
+
+    /// Notes what a server of this worker is added with; `None` = it is gone, or nothing is known. Returns what was known.
+    pub(super) fn note(
+        &mut self,
+        pid: u32,
+        backend: &str,
+        name: &str,
+        digest: Option<String>,
+    ) -> Option<String> {
+        if self.pid != Some(pid) {
+            *self = Self {
+                pid: Some(pid),
+                servers: BTreeMap::new(),
+            };
+        }
+        let servers = self.servers.entry(backend.to_owned()).or_default();
+        match digest {
+            Some(digest) => servers.insert(name.to_owned(), digest),
+            None => servers.remove(name),
         }
     }
 

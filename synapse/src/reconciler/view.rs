@@ -68,9 +68,11 @@ impl Reconciler {
             foreign_reloads: self.tally.foreign_reloads,
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
-            fallbacks: pass
-                .map(|(assembly, _)| fallbacks(assembly))
-                .unwrap_or_default(),
+            fallbacks: {
+                let known = pass.map(|(assembly, _)| fallbacks(assembly));
+                let learned = self.fallbacks.reasons();
+                learned.chain(known.into_iter().flatten()).collect()
+            },
         };
         let problems = [
             &self.socket_problem,
@@ -255,7 +257,7 @@ fn divergence(plan: &Plan) -> usize {
     }
 }
 
-/// Backends that need a reload for every change, and why.
+/// Backends in which a new server needs a reload, and why.
 fn fallbacks(assembly: &Assembly) -> BTreeMap<String, String> {
     let backends = assembly.desired.backends.iter();
     backends

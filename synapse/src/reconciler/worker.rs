@@ -77,8 +77,10 @@ impl Reconciler {
             Err(error) => Err(error),
         };
         match read {
-            Ok(observed) => {
+            Ok(mut observed) => {
                 self.stale = false;
+                self.proven.runs(&observed.running);
+                self.fallbacks.tell(&mut observed);
                 if self.socket_problem.take().is_some() {
                     info!("the stats socket answers again");
                 }

@@ -2,11 +2,19 @@
 //!
 //! Pure.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use super::ApiError;
-use crate::plan::{Change, Op};
+use crate::effective::{Options, is_sendable};
+use crate::plan::{Addition, Change, Checks, Op};
 
 /// Longest name sent; haproxy takes more, but some lengths hang it.
 const NAME: usize = 128;
+/// Most words of one command: haproxy drops those after the 64th without saying so.
+const WORDS: usize = 60;
+/// Most bytes of one command.
+const LENGTH: usize = 8 * 1024 - 256;
 
 /// A command of the stats socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +41,47 @@ pub enum Command {
         /// 0..256.
         weight: Option<u16>,
     },
+    /// `add server B/S ADDR:PORT id N weight W ...`: in maint, unchecked. Never with `enabled`: 2.6 then shows it as up
+    /// and gives it nothing.
+    Add {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+        /// What haproxy connects to.
+        address: SocketAddr,
+        /// haproxy's id.
+        id: u32,
+        /// 0..256.
+        weight: u16,
+        /// Everything else.
+        options: Arc<Options>,
+    },
+    /// `enable health|agent B/S`.
+    Enable {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+        /// Which check.
+        check: Check,
+    },
+    /// `del server B/S`.
+    Delete {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+    },
+}
+
+/// Checks that can be switched on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Check {
+    /// Of `check`.
+    Health,
+    /// Of `agent-check`.
+    Agent,
 }
 
 /// States that can be set.
@@ -60,10 +109,46 @@ impl Command {
             server: op.server.clone(),
             state,
         };
-        match op.change {
+        let enable = |checks: Checks| {
+            let wanted = [(Check::Health, checks.health), (Check::Agent, checks.agent)];
+            wanted.into_iter().filter(|(_, on)| *on).map(|(check, _)| Self::Enable {
+                backend: op.backend.clone(),
+                server: op.server.clone(),
+                check,
+            })
+        };
+        match &op.change {
+            Change::Add(addition) => {
+                let initial = initial_weight(addition);
+                let mut commands = vec![Self::Add {
+                    backend: op.backend.clone(),
+                    server: op.server.clone(),
+                    address: addition.address,
+                    id: addition.id,
+                    weight: initial,
+                    options: Arc::clone(&addition.options),
+                }];
+                commands.extend(enable(Checks::of(&addition.options)));
+                if initial != addition.weight {
+                    commands.push(weight(Some(addition.weight)));
+                }
+                if addition.ready {
+                    commands.push(state(AdminState::Ready));
+                }
+                commands
+            }
             Change::Retire => vec![weight(Some(0)), state(AdminState::Maint)],
-            Change::Return { weight: wanted } => vec![weight(wanted), state(AdminState::Ready)],
-            Change::Weight { weight: wanted } => vec![weight(Some(wanted))],
+            Change::Return {
+                weight: wanted,
+                checks,
+            } => enable(*checks)
+                .chain([weight(*wanted), state(AdminState::Ready)])
+                .collect(),
+            Change::Weight { weight: wanted } => vec![weight(Some(*wanted))],
+            Change::Delete => vec![Self::Delete {
+                backend: op.backend.clone(),
+                server: op.server.clone(),
+            }],
         }
     }
 
@@ -114,7 +199,62 @@ impl Command {
                 name(backend)?,
                 name(server)?
             ),
+            Self::Add {
+                backend,
+                server,
+                address,
+                id,
+                weight,
+                options,
+            } => {
+                let mut text = format!(
+                    "add server {}/{} {address} id {id} weight {weight}",
+                    name(backend)?,
+                    name(server)?
+                );
+                // What 2.6 gives every server of the file, but a server added at runtime only with both.
+                for (keyword, value) in [("pool-purge-delay", "5s"), ("pool-max-conn", "-1")] {
+                    if !options.has(keyword) {
+                        text += &format!(" {keyword} {value}");
+                    }
+                }
+                for word in options.to_string().split_ascii_whitespace() {
+                    if !is_sendable(word) {
+                        return Err(ApiError::Word(excerpt(word)));
+                    }
+                    text.push(' ');
+                    text += word;
+                }
+                if text.split(' ').count() > WORDS || text.len() > LENGTH {
+                    return Err(ApiError::Word(excerpt(&text)));
+                }
+                text
+            }
+            Self::Enable {
+                backend,
+                server,
+                check,
+            } => {
+                let check = match check {
+                    Check::Health => "health",
+                    Check::Agent => "agent",
+                };
+                format!("enable {check} {}/{}", name(backend)?, name(server)?)
+            }
+            Self::Delete { backend, server } => {
+                format!("del server {}/{}", name(backend)?, name(server)?)
+            }
         })
+    }
+}
+
+/// A server is added with weight 0: should we end before it is ready, it reads as retired by us and returns, not as put in
+/// maint by an operator. An agent's weight is a share of the initial one, so that has to be right from the start.
+fn initial_weight(addition: &Addition) -> u16 {
+    if addition.ready && !addition.options.has("agent-check") {
+        0
+    } else {
+        addition.weight
     }
 }
 
@@ -125,12 +265,14 @@ fn name(text: &str) -> Result<&str, ApiError> {
     if valid {
         Ok(text)
     } else {
-        Err(ApiError::Name(
-            text.chars()
-                .take(NAME)
-                .collect::<String>()
-                .escape_default()
-                .to_string(),
-        ))
+        Err(ApiError::Name(excerpt(text)))
     }
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars()
+        .take(NAME)
+        .collect::<String>()
+        .escape_default()
+        .to_string()
 }

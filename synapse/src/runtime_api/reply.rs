@@ -175,6 +175,18 @@ impl Info {
         })
     }
 
+    /// Why no server can be added to it at runtime: before 2.6 that is an experiment to be switched on.
+    #[must_use]
+    pub fn refuses_adds(&self) -> Option<String> {
+        let mut numbers = self
+            .version
+            .split(|c: char| !c.is_ascii_digit())
+            .map(|n| n.parse::<u32>().ok());
+        let version = (numbers.next().flatten(), numbers.next().flatten());
+        let takes = matches!(version, (Some(major), Some(minor)) if (major, minor) >= (2, 6));
+        (!takes).then(|| format!("haproxy {} takes no servers at runtime", self.version))
+    }
+
     /// Of the file the worker has loaded.
     #[must_use]
     pub fn generation(&self) -> Option<Generation> {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::{Bad, Candidate, Driver, Job, Outcome};
 use crate::assembly::{Assembly, EffectiveCache, assemble};
 use crate::cfg::{Model, Ours};
+use crate::generation::Generation;
 use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
 use crate::plan::{Plan, plan};
 use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Step};
@@ -29,6 +30,7 @@ pub(super) struct Work {
     /// The file that the worker was started with: its addresses are haproxy's.
     held: Model,
     cache: EffectiveCache,
+    pub(super) proven: Option<(Generation, BTreeSet<String>)>,
     pub(super) bad: BTreeMap<String, Bad>,
     pub(super) bad_frame: Option<String>,
     pub(super) refused_options: BTreeMap<(String, String), String>,
@@ -51,6 +53,7 @@ const FRAME: usize = 0;
 impl Work {
     pub(super) fn new(driver: Driver, job: Job) -> Self {
         Self {
+            proven: None,
             bad: BTreeMap::new(),
             bad_frame: None,
             refused_options: BTreeMap::new(),
@@ -414,6 +417,11 @@ impl Work {
         let (assembly, included) = self.assemble(selection)?;
         if !self.driver.writes {
             return self.reload_only(assembly).await;
+        }
+        if self.job.check {
+            let servers = assembly.desired.backends.values().flat_map(|b| b.servers.values());
+            let digests = servers.map(|server| server.digest.clone()).collect();
+            self.proven = Some((assembly.desired.generation.clone(), digests));
         }
         if self.job.reload.is_none() || self.serves(&assembly) {
             let same = self.on_disk() == Some(&*assembly.text);

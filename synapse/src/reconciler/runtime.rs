@@ -1,0 +1,299 @@
+//! Changes over the stats socket: what may go out now, what the answers mean, what is deleted afterwards.
+//!
+//! A server is added only once the file has it, so that a reload by anybody gives the same servers, and only with options
+//! that haproxy has checked under this structure. A refusal that says "only from the file" is remembered; one that says
+//! nothing about the table, and silence, leave doubt and never cause a reload.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use smartstack_common::report::Chain;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Reconciler;
+use super::observed::Observed;
+use crate::assembly::Assembly;
+use crate::generation::Generation;
+use crate::plan::{Addition, Change, Op, Plan, Running, State, before_adds, garbage, plan};
+use crate::runtime_api::Refusal;
+
+/// From the removal of a server to the first attempt to delete it: haproxy before 2.9 may free what a request still uses.
+const GRACE: Duration = Duration::from_secs(2);
+/// Between attempts to delete a server that has connections.
+const DELETE_AGAIN: Duration = Duration::from_millis(1500);
+
+/// Options that haproxy has accepted under one structure: digests.
+#[derive(Debug, Default)]
+pub(super) struct Proven {
+    generation: Option<Generation>,
+    digests: BTreeSet<String>,
+}
+
+impl Proven {
+    /// The worker runs with these.
+    pub(super) fn runs(&mut self, running: &Running) {
+        if self.generation != running.generation {
+            self.digests.clear();
+            self.generation.clone_from(&running.generation);
+        }
+        let servers = running.backends.values().flat_map(BTreeMap::values);
+        for digest in servers.filter_map(|s| s.digest.as_ref()) {
+            if !self.digests.contains(digest) {
+                self.digests.insert(digest.clone());
+            }
+        }
+    }
+
+    /// A check has accepted these.
+    pub(super) fn checked(&mut self, generation: &Generation, digests: BTreeSet<String>) {
+        if self.generation.as_ref() == Some(generation) {
+            self.digests.extend(digests);
+        }
+    }
+
+    fn has(&self, addition: &Addition) -> bool {
+        self.digests.contains(&addition.digest)
+    }
+}
+
+/// Backends in which a worker has refused a server, and why.
+#[derive(Debug, Default)]
+pub(super) struct Fallbacks {
+    generation: Option<Generation>,
+    backends: BTreeMap<String, Fallback>,
+}
+
+#[derive(Debug)]
+struct Fallback {
+    reason: String,
+    /// Only this worker refuses; `None` = any with this structure does.
+    pid: Option<u32>,
+}
+
+impl Fallbacks {
+    /// Forgets what does not hold for this worker, and tells it the rest.
+    pub(super) fn tell(&mut self, observed: &mut Observed) {
+        if self.generation != observed.running.generation {
+            self.backends.clear();
+            self.generation.clone_from(&observed.running.generation);
+        }
+        let pid = observed.pid();
+        self.backends
+            .retain(|_, fallback| fallback.pid.is_none_or(|of| of == pid));
+        observed.running.refuses.backends = self.reasons().collect();
+    }
+
+    /// Backend and reason.
+    pub(super) fn reasons(&self) -> impl Iterator<Item = (String, String)> {
+        self.backends
+            .iter()
+            .map(|(backend, fallback)| (backend.clone(), fallback.reason.clone()))
+    }
+
+    fn learn(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
+        let lasting = matches!(refusal, Refusal::NotDynamic | Refusal::NotAccepted(_));
+        let fallback = Fallback {
+            reason: format!("haproxy refuses to add servers: {refusal}"),
+            pid: (!lasting).then_some(pid),
+        };
+        self.backends.insert(backend.to_owned(), fallback);
+    }
+}
+
+impl Reconciler {
+    /// Sends what the stats socket can change now, and says what is left.
+    pub(super) async fn change(&mut self, assembly: &Assembly) -> Plan {
+        let next = self.plan(assembly);
+        let ops = match (&next, &self.observed) {
+            (Plan::Runtime(ops), Some(observed)) if !self.may_add(assembly, ops) => {
+                before_adds(&observed.running, ops)
+            }
+            (Plan::Runtime(ops) | Plan::Reload { first: ops, .. }, _) => ops.clone(),
+            (Plan::Unchanged, _) => Vec::new(),
+        };
+        if ops.is_empty() {
+            return next;
+        }
+        self.apply(&ops).await;
+        self.plan(assembly)
+    }
+
+    fn plan(&self, assembly: &Assembly) -> Plan {
+        match &self.observed {
+            Some(observed) => plan(&observed.running, &assembly.desired),
+            None => plan(&Running::default(), &assembly.desired),
+        }
+    }
+
+    /// Whether nothing has to come before these: no additions, or the file has them and the worker is known.
+    fn may_add(&self, assembly: &Assembly, ops: &[Op]) -> bool {
+        let is_add = |op: &Op| matches!(op.change, Change::Add(_));
+        if !ops.iter().any(is_add) {
+            return true;
+        }
+        let in_file = !self.config.haproxy.do_writes
+            || self.disk.as_deref() == Some(&*assembly.text)
+            // A file that cannot be written is a divergence, never a stop.
+            || self.write_problem.is_some();
+        self.jobs.is_empty() && !self.stale && in_file && !self.is_unproven(ops)
+    }
+
+    /// Whether haproxy has to be asked about the options of an addition. Not where the file is another's.
+    pub(super) fn is_unproven(&self, ops: &[Op]) -> bool {
+        self.config.haproxy.do_writes
+            && ops
+                .iter()
+                .any(|op| matches!(&op.change, Change::Add(addition) if !self.proven.has(addition)))
+    }
+
+    async fn apply(&mut self, ops: &[Op]) {
+        let Some(pid) = self.observed.as_ref().map(Observed::pid) else {
+            return;
+        };
+        // Known before it is sent: should the answer be lost, the server is still known for ours.
+        let former: Vec<Option<String>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
+        let results = match self.api.apply(ops).await {
+            Ok(results) => results,
+            Err(error) => {
+                self.socket_failed(&Chain(&error).to_string());
+                return self.doubt();
+            }
+        };
+        for ((op, result), former) in ops.iter().zip(results).zip(former) {
+            match result {
+                Ok(()) => {
+                    info!(%op, "applied over the stats socket");
+                    self.tally.runtime_ops += 1;
+                    if let Some(observed) = &mut self.observed {
+                        observed.apply(op);
+                    }
+                }
+                Err(refusal) => {
+                    warn!(%op, %refusal, "haproxy refuses; its state is read again");
+                    if let Change::Add(_) = op.change {
+                        self.digests.note(pid, &op.backend, &op.server, former);
+                        self.note_refusal(&op.backend, &refusal, pid);
+                    }
+                    self.doubt();
+                }
+            }
+        }
+        self.verify(ops).await;
+    }
+
+    fn note_digest(&mut self, pid: u32, op: &Op) -> Option<String> {
+        match &op.change {
+            Change::Add(Addition { digest, .. }) => {
+                let digest = Some(digest.clone());
+                self.digests.note(pid, &op.backend, &op.server, digest)
+            }
+            _ => None,
+        }
+    }
+
+    /// A server of that name may be the one that is wanted: the table tells. Everything else needs the file.
+    fn note_refusal(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
+        if *refusal == Refusal::AlreadyExists {
+            return;
+        }
+        self.fallbacks.learn(backend, refusal, pid);
+        if let Some(observed) = &mut self.observed {
+            self.fallbacks.tell(observed);
+        }
+    }
+
+    /// Additions are believed once the table shows them as they should be.
+    async fn verify(&mut self, ops: &[Op]) {
+        let added = |op: &&Op| matches!(op.change, Change::Add(_));
+        let touched: BTreeSet<&String> = ops.iter().filter(added).map(|op| &op.backend).collect();
+        if touched.is_empty() || self.stale {
+            return;
+        }
+        let touched: Vec<String> = touched.into_iter().cloned().collect();
+        let rows = match self.api.servers_of(&touched).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.socket_failed(&Chain(&error).to_string());
+                return self.doubt();
+            }
+        };
+        let Some(observed) = &mut self.observed else {
+            return;
+        };
+        observed.take(&touched, rows, &self.digests);
+        let is_there = |op: &&Op| {
+            let Change::Add(wanted) = &op.change else {
+                return true;
+            };
+            observed.server(&op.backend, &op.server).is_some_and(|found| {
+                found.address == Some(wanted.address)
+                    && found.id == wanted.id
+                    && (!wanted.ready || found.state == State::Ready)
+            })
+        };
+        if let Some(op) = ops.iter().find(|op| !is_there(op)) {
+            warn!(%op, "haproxy said yes, and its table says otherwise; it is read again");
+            self.doubt();
+        }
+    }
+
+    /// Deletes servers that were taken out and that nobody wants, once their connections have ended.
+    pub(super) async fn delete_retired(&mut self, assembly: &Assembly) {
+        let Some(observed) = &self.observed else {
+            return self.retired.clear();
+        };
+        if self.stale || !self.jobs.is_empty() {
+            return;
+        }
+        let (now, pid) = (Instant::now(), observed.pid());
+        let ops = garbage(&observed.running, &assembly.desired);
+        let mut former = std::mem::take(&mut self.retired);
+        for op in &ops {
+            let key = (op.backend.clone(), op.server.clone());
+            // A worker that loads the file has none of them.
+            let at = former.remove(&key).filter(|(of, _)| *of == pid);
+            self.retired.insert(key, at.unwrap_or((pid, now + GRACE)));
+        }
+        let due: Vec<Op> = ops
+            .into_iter()
+            .filter(|op| {
+                let at = self.retired.get(&(op.backend.clone(), op.server.clone()));
+                at.is_some_and(|(_, at)| *at <= now)
+            })
+            .collect();
+        if !due.is_empty() {
+            match self.api.apply(&due).await {
+                Ok(results) => {
+                    for (op, result) in due.iter().zip(results) {
+                        self.note_deletion(op, result, pid, now);
+                    }
+                }
+                Err(error) => {
+                    self.socket_failed(&Chain(&error).to_string());
+                    return self.doubt();
+                }
+            }
+        }
+        let next = self.retired.values().map(|(_, at)| *at).min();
+        self.retry_at = [self.retry_at, next].into_iter().flatten().min();
+    }
+
+    fn note_deletion(&mut self, op: &Op, result: Result<(), Refusal>, pid: u32, now: Instant) {
+        let key = (op.backend.clone(), op.server.clone());
+        match result {
+            Ok(()) | Err(Refusal::NoSuchServer) => {
+                info!(%op, "a server taken out has no connections any more");
+                self.retired.remove(&key);
+                self.digests.note(pid, &op.backend, &op.server, None);
+                if let Some(observed) = &mut self.observed {
+                    observed.apply(op);
+                }
+            }
+            Err(refusal) => {
+                debug!(%op, %refusal, "not deleted yet");
+                self.retired.insert(key, (pid, now + DELETE_AGAIN));
+            }
+        }
+    }
+}
