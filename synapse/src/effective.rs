@@ -108,9 +108,7 @@ impl Options {
             .iter()
             .flat_map(|(word, values)| std::iter::once(word).chain(values));
         if let Some(word) = words.clone().find(|word| !is_sendable(word)) {
-            return Some(format!(
-                "`{word}` cannot be sent over the stats socket"
-            ));
+            return Some(format!("`{word}` cannot be sent over the stats socket"));
         }
         let (count, bytes) = words.by_ref().fold((0, 0), |(count, bytes), word| {
             (count + 1, bytes + word.len() + 1)
@@ -137,9 +135,9 @@ impl Options {
 #[must_use]
 pub fn is_sendable(word: &str) -> bool {
     !word.is_empty()
-        && word
-            .bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b';' | b'\\' | b'<' | b'"' | b'\'' | b'#' | b'$'))
+        && word.bytes().all(|b| {
+            b.is_ascii_graphic() && !matches!(b, b';' | b'\\' | b'<' | b'"' | b'\'' | b'#' | b'$')
+        })
 }
 
 /// Words in the order of their keywords, as `add server` takes them.

@@ -264,10 +264,7 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
         .iter()
         .filter(|op| !matches!(op.change, Change::Add(_)))
         .partition(|op| op.change == Change::Retire);
-    retires
-        .iter()
-        .chain(&others)
-        .for_each(|op| after.apply(op));
+    retires.iter().chain(&others).for_each(|op| after.apply(op));
     let serves = |backend: &str| {
         let servers = after.backends.get(backend);
         servers.is_some_and(|servers| servers.values().any(|s| s.state == State::Ready))
@@ -283,9 +280,7 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
 pub fn garbage(running: &Running, desired: &Desired) -> Vec<Op> {
     let of = |(name, backend): (&String, &Arc<Backend>)| {
         let unwanted = |(server, found): &(&String, &RunningServer)| {
-            found.state == State::Retired
-                && !desired_has(backend, server)
-                && !backend.unreadable
+            found.state == State::Retired && !desired_has(backend, server) && !backend.unreadable
         };
         let servers = running.backends.get(name).into_iter().flatten();
         servers

@@ -133,11 +133,26 @@ fn where_servers_can_be_added() {
         ("", "balance random(2)", "", ""),
         ("", "balance first", "cookie x", ""),
         ("balance source", "", "", "balance source"),
-        ("hash-type consistent", "balance uri\n hash-type map-based", "", "balance uri"),
+        (
+            "hash-type consistent",
+            "balance uri\n hash-type map-based",
+            "",
+            "balance uri",
+        ),
         ("", "balance static-rr", "", "static-rr"),
         ("", "balance rdp-cookie(x)", "", "rdp-cookie"),
-        ("", "cookie S insert", "cookie x", "`cookie` only from the file"),
-        ("cookie S insert", "", "cookie x", "`cookie` only from the file"),
+        (
+            "",
+            "cookie S insert",
+            "cookie x",
+            "`cookie` only from the file",
+        ),
+        (
+            "cookie S insert",
+            "",
+            "cookie x",
+            "`cookie` only from the file",
+        ),
         ("default-server resolvers r", "", "", "`resolvers`"),
         ("", "", "init-addr none", "`init-addr`"),
         ("", "", "tcp-ut 5s", "`tcp-ut`"),
@@ -145,7 +160,9 @@ fn where_servers_can_be_added() {
         ("", "", "agent-send a;b", "`a;b` cannot be sent"),
     ] {
         let text = |server: &str| {
-            desired(&format!("defaults\n {defaults}\nbackend b\n {section}\n{server}"))
+            desired(&format!(
+                "defaults\n {defaults}\nbackend b\n {section}\n{server}"
+            ))
         };
         let wanted = text(&format!(" server {S1} {options}\n"));
         let plan = plan(&Running::loaded(&text("")), &wanted);
@@ -164,18 +181,33 @@ fn a_worker_that_refuses_servers_is_reloaded() {
     let (none, one) = (file(&[]), file(&[S1]));
     let mut running = Running::loaded(&none);
     running.refuses.backends.insert("b".into(), "no".into());
-    assert!(reason(&plan(&running, &one)).unwrap().to_string().ends_with("added: no"));
+    assert!(
+        reason(&plan(&running, &one))
+            .unwrap()
+            .to_string()
+            .ends_with("added: no")
+    );
     running.refuses = Refuses {
         all: Some("too old".into()),
         ..Refuses::default()
     };
-    assert!(reason(&plan(&running, &one)).unwrap().to_string().ends_with("too old"));
+    assert!(
+        reason(&plan(&running, &one))
+            .unwrap()
+            .to_string()
+            .ends_with("too old")
+    );
     // Without an id, or with one that is taken, the file decides.
     let running = Running::loaded(&file(&[S1]));
     let nameless = plan(&running, &file(&[S1, "s2 127.0.0.1:2"]));
     assert!(reason(&nameless).unwrap().to_string().contains("no `id`"));
     let taken = plan(&running, &file(&["s2 127.0.0.1:2 id 1"]));
-    assert!(reason(&taken).unwrap().to_string().contains("that of server `s1`"));
+    assert!(
+        reason(&taken)
+            .unwrap()
+            .to_string()
+            .contains("that of server `s1`")
+    );
 }
 
 #[test]
@@ -184,7 +216,9 @@ fn a_disabled_server_is_added_in_maint() {
     let mut running = Running::loaded(&file(&[]));
     let plan = plan(&running, &wanted);
     assert_eq!(ops(&plan), ["add b/s1 127.0.0.1:1 id 1 weight 3 in maint"]);
-    assert!(matches!(plan, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true }));
+    assert!(
+        matches!(plan, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true })
+    );
     assert_eq!(running, Running::loaded(&wanted));
 }
 
@@ -353,13 +387,7 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         any::<bool>(),
         0..3u16,
         1..3u16,
-        prop::sample::select(vec![
-            "",
-            "",
-            "check",
-            "backup",
-            "agent-check agent-port 1",
-        ]),
+        prop::sample::select(vec!["", "", "check", "backup", "agent-check agent-port 1"]),
     );
     (
         prop::collection::vec(server, 6),

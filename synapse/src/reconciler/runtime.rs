@@ -192,9 +192,9 @@ impl Reconciler {
         }
     }
 
-    /// A server of that name may be the one that is wanted: the table tells. Everything else needs the file.
+    /// A server of that name or id may be the one that is wanted: the table tells. Everything else needs the file.
     fn note_refusal(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
-        if *refusal == Refusal::AlreadyExists {
+        if matches!(refusal, Refusal::AlreadyExists | Refusal::IdUsed) {
             return;
         }
         self.fallbacks.learn(backend, refusal, pid);
@@ -226,11 +226,13 @@ impl Reconciler {
             let Change::Add(wanted) = &op.change else {
                 return true;
             };
-            observed.server(&op.backend, &op.server).is_some_and(|found| {
-                found.address == Some(wanted.address)
-                    && found.id == wanted.id
-                    && (!wanted.ready || found.state == State::Ready)
-            })
+            observed
+                .server(&op.backend, &op.server)
+                .is_some_and(|found| {
+                    found.address == Some(wanted.address)
+                        && found.id == wanted.id
+                        && (!wanted.ready || found.state == State::Ready)
+                })
         };
         if let Some(op) = ops.iter().find(|op| !is_there(op)) {
             warn!(%op, "haproxy said yes, and its table says otherwise; it is read again");

@@ -111,11 +111,14 @@ impl Command {
         };
         let enable = |checks: Checks| {
             let wanted = [(Check::Health, checks.health), (Check::Agent, checks.agent)];
-            wanted.into_iter().filter(|(_, on)| *on).map(|(check, _)| Self::Enable {
-                backend: op.backend.clone(),
-                server: op.server.clone(),
-                check,
-            })
+            wanted
+                .into_iter()
+                .filter(|(_, on)| *on)
+                .map(|(check, _)| Self::Enable {
+                    backend: op.backend.clone(),
+                    server: op.server.clone(),
+                    check,
+                })
         };
         match &op.change {
             Change::Add(addition) => {

@@ -14,6 +14,7 @@ use crate::pair::{Pair, SOON, Traffic, Way, answer, in_step, reloads, status};
 async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     let mut pair = Pair::start(Way::Supervise).await;
     pair.config["haproxy"]["restart_interval"] = json!(60);
+    pair.with_cookies();
     let (a, b, c) = (
         App::start("a").await,
         App::start("b").await,
@@ -57,7 +58,8 @@ async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
 
 #[tokio::test]
 async fn an_operators_maint_outlives_our_reloads_and_restarts() {
-    let pair = Pair::start(Way::Supervise).await;
+    let mut pair = Pair::start(Way::Supervise).await;
+    pair.with_cookies();
     let (a, b, c, d) = (
         App::start("a").await,
         App::start("b").await,
@@ -258,6 +260,7 @@ async fn a_command_starts_a_haproxy_that_was_killed() {
 #[tokio::test]
 async fn while_reloads_fail_removals_go_on_and_nothing_spins() {
     let mut pair = Pair::start(Way::Command).await;
+    pair.with_cookies();
     let broken = pair.dir.join("broken");
     let command = pair.config["haproxy"]["reload_command"]
         .as_str()

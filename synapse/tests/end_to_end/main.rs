@@ -8,4 +8,5 @@ mod pair;
 mod programs;
 mod registry;
 mod restarts;
+mod runtime;
 mod serving;

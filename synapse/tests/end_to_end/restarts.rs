@@ -48,9 +48,8 @@ async fn a_restart_with_nothing_changed_touches_nothing() {
     pair.register(&b).await;
     let gone = pair.register(&c).await;
     pair.until(&c, "ready").await;
-    // A server that waits for its deletion is part of the table.
     pair.withdraw(&gone).await;
-    pair.until(&c, "retired").await;
+    pair.until(&c, "absent").await;
     in_step(&synapse).await;
     remembered(&pair, &b).await;
     let (table, pid, file) = (
@@ -142,7 +141,7 @@ async fn killed_in_every_moment(way: Way) {
     pair.withdraw(&node).await;
     pair.until(&leaving, "retired").await;
 
-    // In the middle of a reload: the file has the new server, the worker may or may not.
+    // In the middle of an addition: the file has the new server, the worker may or may not.
     let mut apps = Vec::new();
     for round in 0..3 {
         let app = App::start(&format!("new{round}")).await;

@@ -1,11 +1,12 @@
 //! The stats socket, the table, plans against it, and the check.
 
-use smartstack_common::testing::App;
+use smartstack_common::admin::Bind;
+use smartstack_common::testing::{App, eventually, get};
 use synapse::cfg::{FragmentMap, Model, Ours};
 use synapse::config::Reload;
 use synapse::effective::keyword;
 use synapse::haproxy::{CheckError, Checker, Verdict};
-use synapse::plan::{Change, Op, Plan, State, plan};
+use synapse::plan::{Change, Op, Plan, Running, State, garbage, plan};
 use synapse::quarantine::{Frame, Outcome, Refused, Search, Selection, Step};
 use synapse::runtime_api::{AdminState, ApiError, Command, Refusal, Reply, RuntimeApi};
 
@@ -224,6 +225,115 @@ async fn a_socket_below_admin_is_told() {
         change: Change::Retire,
     };
     assert_eq!(api.apply(&[op]).await.unwrap(), [Err(Refusal::Denied)]);
+}
+
+/// Added over the socket, read back, deleted: what the model says is what haproxy does, in every form of address.
+#[tokio::test]
+async fn servers_are_added_as_planned_and_deleted() {
+    let site = Site::new();
+    let apps = [
+        App::start("one").await,
+        App::start("two").await,
+        App::start("three").await,
+    ];
+    let none = site.write(&[], "");
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(haproxy.start(Some(&none.generation), 0).await.succeeded());
+    let pid = haproxy.live().await.unwrap().pid;
+    let lines = [
+        server(
+            1,
+            apps[0].address,
+            "check inter 1s rise 2 fall 3 weight 7 cookie x",
+        ),
+        server(
+            2,
+            apps[1].address,
+            "agent-check agent-port 1 agent-inter 60s weight 9 maxconn 40 backup",
+        ),
+        server(
+            3,
+            apps[2].address,
+            "disabled weight 4 slowstart 2s pool-purge-delay 9s",
+        ),
+        "server s4 [::1]:9 id 4 send-proxy ssl verify none sni str(x) alpn h2".to_owned(),
+    ];
+    let all = site.write(&lines, "");
+    let running = haproxy.live().await.unwrap().running(&digests(&all));
+    let ops = runtime(plan(&running, &all));
+    assert_eq!(ops.len(), 4);
+    let results = haproxy.api().apply(&ops).await.unwrap();
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let running = haproxy.live().await.unwrap().running(&digests(&all));
+    assert_eq!(plan(&running, &all), Plan::Unchanged, "{running:#?}");
+    assert_eq!(running.backends["b"]["s3"].state, State::OperatorMaint);
+    let mut expected = Running::loaded(&all);
+    expected.backends.retain(|name, _| name == "b");
+    assert_eq!(running, expected);
+    let reply = get(&Bind::Tcp(site.address().to_string()), "/")
+        .await
+        .unwrap();
+    assert_eq!(reply.body.trim(), "one");
+
+    // Half-way: it reads as taken out by us, and returns.
+    let half = "add server b/s5 127.0.0.1:9 id 5 weight 0";
+    assert_eq!(
+        site.real().command(half).await.trim(),
+        "New server registered."
+    );
+    let mut with_half = lines.to_vec();
+    with_half.push("server s5 127.0.0.1:9 id 5".to_owned());
+    let wanted = site.write(&with_half, "");
+    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    let ops = runtime(plan(&running, &wanted));
+    assert_eq!(ops[0].to_string(), "return b/s5 weight 1");
+    assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(())]);
+    // One that is there already is left as it is.
+    let again = [Op {
+        backend: "b".to_owned(),
+        server: "s3".to_owned(),
+        change: runtime(plan(&Running::loaded(&none), &all))
+            .remove(0)
+            .change,
+    }];
+    // Its id is looked at first.
+    assert_eq!(
+        haproxy.api().apply(&again).await.unwrap(),
+        [Err(Refusal::IdUsed)]
+    );
+    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    assert_eq!(plan(&running, &wanted), Plan::Unchanged);
+
+    let ops = runtime(plan(&running, &none));
+    assert!(
+        haproxy
+            .api()
+            .apply(&ops)
+            .await
+            .unwrap()
+            .iter()
+            .all(Result::is_ok)
+    );
+    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    let ops = garbage(&running, &none);
+    // The operator's stays.
+    assert_eq!(ops.len(), 4);
+    eventually(
+        "they are deleted",
+        std::time::Duration::from_secs(20),
+        async || {
+            let results = haproxy.api().apply(&ops).await.unwrap();
+            let gone = |r: &Result<(), Refusal>| matches!(r, Ok(()) | Err(Refusal::NoSuchServer));
+            if results.iter().all(gone) {
+                Ok(())
+            } else {
+                Err(format!("{results:?}"))
+            }
+        },
+    )
+    .await;
+    assert_eq!(haproxy.live().await.unwrap().table.len(), 1);
+    assert_eq!(haproxy.live().await.unwrap().pid, pid);
 }
 
 /// A batch longer than a line of haproxy's, over a table longer than a pipe.

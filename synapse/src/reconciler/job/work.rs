@@ -419,7 +419,11 @@ impl Work {
             return self.reload_only(assembly).await;
         }
         if self.job.check {
-            let servers = assembly.desired.backends.values().flat_map(|b| b.servers.values());
+            let servers = assembly
+                .desired
+                .backends
+                .values()
+                .flat_map(|b| b.servers.values());
             let digests = servers.map(|server| server.digest.clone()).collect();
             self.proven = Some((assembly.desired.generation.clone(), digests));
         }
