@@ -13,7 +13,6 @@ use crate::pair::{Pair, SOON, Traffic, Way, answer, in_step, reloads, status};
 #[tokio::test]
 async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     let mut pair = Pair::start(Way::Supervise).await;
-    pair.config["haproxy"]["restart_interval"] = json!(60);
     pair.with_cookies();
     let (a, b, c) = (
         App::start("a").await,
@@ -22,9 +21,22 @@ async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     );
     pair.register(&a).await;
     let node = pair.register(&b).await;
-    // Starts with one reload's worth of the interval used up: haproxy is told of `a` and `b` by a reload.
     let synapse = pair.serving().await;
     pair.until(&b, "ready").await;
+    in_step(&synapse).await;
+    // The reload that brought them has begun the interval.
+    pair.config["haproxy"]["restart_interval"] = json!(60);
+    let _path = pair.configure();
+    synapse.signal(Signal::SIGHUP);
+    eventually("the configuration is taken", SOON, async || {
+        let log = pair.log();
+        if log.contains("configuration taken") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await;
     let traffic = Traffic::start(pair.port).await;
     traffic.reaches(&b).await;
     pair.register(&c).await;

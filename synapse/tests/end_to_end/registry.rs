@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use smartstack_common::testing::{App, ZooKeeper, free_port};
+use smartstack_common::testing::{App, ZooKeeper, eventually, free_port};
 
 use crate::pair::{Pair, SOON, Way, answer, answers, in_step, status};
 
@@ -31,6 +31,15 @@ async fn an_empty_registry_keeps_the_last_set_or_empties_it_as_configured() {
     status(&synapse, "web is held", held).await;
     answers(keep, &["a"]).await;
 
+    // What is held is on disk a second later at most.
+    eventually("the snapshot holds web", SOON, async || {
+        let snapshot = std::fs::read_to_string(pair.dir.join("snapshot.json"));
+        match snapshot {
+            Ok(text) if text.contains("\"holds\":{\"web\"") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     // Across restarts of synapse, then of everything, the second time without haproxy.cfg.
     for removed in [None, Some(""), Some("haproxy.cfg")] {
         synapse.signal(Signal::SIGKILL);
