@@ -265,6 +265,16 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// Why the servers of a backend that has none at the moment will not be added at runtime, as far as one can tell.
+    fn expected(&self) -> Option<String> {
+        if self.cookie {
+            return Some("haproxy takes server keyword `cookie` only from the file".to_owned());
+        }
+        Common::of(&[], self).file_only
+    }
+}
+
 impl Backend {
     fn of(
         section: &Section,
@@ -302,6 +312,9 @@ impl Backend {
             backend.reload_only.get_or_insert_with(|| {
                 "a `default-server` line uses quotes, escapes or variables".to_owned()
             });
+        }
+        if backend.servers.is_empty() && backend.reload_only.is_none() {
+            backend.reload_only = layer.expected();
         }
         backend.reload_only = backend.reload_only.or_else(|| layer.balance.is_static());
         section

@@ -275,16 +275,21 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
     others.into_iter().chain(retires).cloned().collect()
 }
 
-/// Retired servers that nobody wants, in backends of ours: to be deleted once their connections have ended.
+/// Retired servers that nobody wants, in backends of ours: to be deleted once their connections have ended. Where none can
+/// be added they stay until the next reload, so that their return needs none.
 #[must_use]
 pub fn garbage(running: &Running, desired: &Desired) -> Vec<Op> {
     let of = |(name, backend): (&String, &Arc<Backend>)| {
         let unwanted = |(server, found): &(&String, &RunningServer)| {
-            found.state == State::Retired && !desired_has(backend, server) && !backend.unreadable
+            found.state == State::Retired && !desired_has(backend, server)
         };
+        let keeps = backend.unreadable
+            || backend.reload_only.is_some()
+            || running.refuses.all.is_some()
+            || running.refuses.backends.contains_key(name);
         let servers = running.backends.get(name).into_iter().flatten();
         servers
-            .filter(unwanted)
+            .filter(|server| !keeps && unwanted(server))
             .map(|(server, _)| Op {
                 backend: name.clone(),
                 server: server.clone(),

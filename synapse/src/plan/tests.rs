@@ -236,6 +236,14 @@ fn what_nobody_wants_is_deleted() {
     assert_eq!(garbage(&running, &file(&[])), []);
     set(&mut running, "s1", 0, State::Retired);
     assert_eq!(garbage(&running, &desired("backend other\n")), []);
+    // Where it could not be added again.
+    for section in ["balance source", "cookie S insert"] {
+        let wanted = desired(&format!("backend b\n {section}\n"));
+        assert_eq!(garbage(&running, &wanted), [], "{section}");
+    }
+    assert_eq!(garbage(&running, &desired("backend b\n")).len(), 1);
+    running.refuses.backends.insert("b".into(), "no".into());
+    assert_eq!(garbage(&running, &desired("backend b\n")), []);
 }
 
 #[test]

@@ -164,7 +164,6 @@ async fn killed_in_every_moment(way: Way) {
     }
     assert_eq!(pair.state(&first).await, "ready");
     traffic.avoids(&leaving).await;
-    println!("{way:?}: {}", traffic.tally());
     traffic.unharmed().await;
 }
 
