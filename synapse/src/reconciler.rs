@@ -1,7 +1,7 @@
 //! Keeps haproxy in step with what the sources say: one task, level-triggered. Runs inside a `LocalSet`.
 //!
 //! A pass recomputes the services whose inputs changed, plans against what the worker was last seen to run, sends what the
-//! stats socket can change ([`runtime`]; removals never wait), and leaves everything that needs the file to one job at a
+//! stats socket can change (removals never wait), and leaves everything that needs the file to one job at a
 //! time: check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an event; after a job,
 //! another pid or a doubtful answer it reads the worker again and plans anew. Decisions are in the pure modules
 //! ([`crate::services`], [`crate::assembly`], [`crate::plan`], [`limiter`]); this one moves data between them.
