@@ -125,13 +125,6 @@ impl Reconciler {
         });
         let mut rejected: Vec<Rejected> = desired.map(|d| d.rejected.clone()).unwrap_or_default();
         rejected.extend(state.refused.iter().cloned());
-        if let Some(source) = &source {
-            let skipped = source.skipped.iter();
-            rejected.extend(skipped.map(|(znode, reason)| Rejected {
-                znode: znode.clone(),
-                reason: reason.clone(),
-            }));
-        }
         let mut notes: Vec<Rejected> = state.id_notes.clone();
         notes.extend(
             desired
