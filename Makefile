@@ -20,8 +20,10 @@ deps:
 build:
 	$(CARGO) build --locked --workspace --bins
 
+# KEEP is the demo's option here, not the harness's variable that keeps the folders of a test.
 demo: deps build
-	$(CARGO) run --locked --quiet --package synapse --example demo $(if $(KEEP),-- --keep)
+	$(CARGO) build --locked --package synapse --example demo
+	@env -u KEEP $(CARGO) run --locked --quiet --package synapse --example demo $(if $(KEEP),-- --keep)
 
 test: deps build
 	$(CARGO) test --locked --workspace

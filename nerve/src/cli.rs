@@ -176,7 +176,7 @@ fn check(source: &LoadOptions) -> u8 {
                 complain(&warnings.to_string());
             }
             print(&format!(
-                "{}: good, {} services",
+                "{}: good, services: {}",
                 source.path.display(),
                 config.services.len()
             ))

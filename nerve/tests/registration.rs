@@ -394,53 +394,58 @@ async fn a_lost_reply_makes_no_duplicate() {
 
 /// Two nerves with one configuration: each has its node or reports that it cannot, and neither goes to war.
 #[tokio::test]
-async fn two_nerves_do_not_fight() {
-    for (node_type, nodes) in [("ephemeral_sequential", 2), ("ephemeral", 1)] {
-        let host = Host::start().await;
-        let changes = json!({"node_type": node_type});
-        let (first, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
-        host.one_node("").await;
-        let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
-        for nerve in [&first, &second] {
-            eventually(
-                "the other one is reported or displaced",
-                SOON * 3,
-                async || {
-                    let status = nerve.status().await;
-                    let reported = status["warnings"]
-                        .as_array()
-                        .is_some_and(|warnings| !warnings.is_empty());
-                    let alone = status["services"]["web"]["registrations"][0]["observed"]
-                        == "present"
-                        && nodes == 1;
-                    if reported || alone {
-                        Ok(())
-                    } else {
-                        Err(status.to_string())
-                    }
-                },
-            )
-            .await;
-        }
-        // Long enough for a war of any kind to show: a verification, a watch, a retry.
-        let calm = tokio::time::Instant::now() + Duration::from_secs(5);
-        let mut writes = 0.0;
-        while tokio::time::Instant::now() < calm {
-            writes = 0.0;
-            for nerve in [&first, &second] {
-                for result in ["registered", "withdrawn", "failed"] {
-                    let name = format!(
-                        r#"nerve_zk_writes_total{{hosts="{}",result="{result}"}}"#,
-                        host.zookeeper.hosts()
-                    );
-                    writes += nerve.metric(&name).await.unwrap_or(0.0);
+async fn two_nerves_on_one_config_do_not_fight() {
+    two_nerves("ephemeral_sequential", 2).await;
+}
+
+#[tokio::test]
+async fn two_nerves_on_one_fixed_name_do_not_fight() {
+    two_nerves("ephemeral", 1).await;
+}
+
+/// Two nerves with one configuration for a minute: long enough for a war of any kind (a verification, a watch, a retry).
+async fn two_nerves(node_type: &str, nodes: usize) {
+    let host = Host::start().await;
+    let changes = json!({"node_type": node_type});
+    let (first, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
+    host.one_node("").await;
+    let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
+    for nerve in [&first, &second] {
+        eventually(
+            "the other one is reported or displaced",
+            SOON * 3,
+            async || {
+                let status = nerve.status().await;
+                let reported = status["warnings"]
+                    .as_array()
+                    .is_some_and(|warnings| !warnings.is_empty());
+                let alone = status["services"]["web"]["registrations"][0]["observed"] == "present"
+                    && nodes == 1;
+                if reported || alone {
+                    Ok(())
+                } else {
+                    Err(status.to_string())
                 }
-            }
-            assert!(writes <= 4.0, "{node_type}: {writes} writes");
-            assert_eq!(host.nodes().await.len(), nodes);
-        }
-        assert!(writes >= 2.0, "{node_type}: {writes} writes");
+            },
+        )
+        .await;
     }
+    let mut looks = tokio::time::interval(Duration::from_millis(500));
+    let mut writes = 0.0;
+    for _ in 0..120 {
+        looks.tick().await;
+        writes = 0.0;
+        for nerve in [&first, &second] {
+            for result in ["registered", "withdrawn", "failed"] {
+                let hosts = host.zookeeper.hosts();
+                let name = format!(r#"nerve_zk_writes_total{{hosts="{hosts}",result="{result}"}}"#);
+                writes += nerve.metric(&name).await.unwrap_or(0.0);
+            }
+        }
+        assert!(writes <= 4.0, "{node_type}: {writes} writes");
+        assert_eq!(host.nodes().await.len(), nodes);
+    }
+    assert!(writes >= 2.0, "{node_type}: {writes} writes");
 }
 
 #[tokio::test]

@@ -174,7 +174,7 @@ async fn check(source: LoadOptions) -> u8 {
         return exit::CONFIG;
     }
     print(&format!(
-        "{}: good, {} services",
+        "{}: good, services: {}",
         source.path.display(),
         config.services.len()
     ))

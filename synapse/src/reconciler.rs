@@ -165,7 +165,10 @@ impl Reconciler {
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
                 _ = poll.tick() => if !self.poll().await { continue },
-                _ = audit.tick() => self.stale = self.jobs.is_empty(),
+                _ = audit.tick() => if self.jobs.is_empty() {
+                    self.read_disk();
+                    self.stale = true;
+                },
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             }
             self.pass().await;
@@ -193,37 +196,42 @@ impl Reconciler {
 
     /// One pass: recompute, plan, apply what can be applied now, start a job for the rest, publish.
     async fn pass(&mut self) {
-        if self.stale && self.jobs.is_empty() {
+        let mut looked = self.stale && self.jobs.is_empty();
+        if looked {
             self.observe().await;
         }
-        self.recompute();
-        self.retry_at = None;
-        let assembled = self.assemble().or_else(|problem| {
-            // A template of the frame fails: the last good frame holds the services meanwhile.
-            let refused = Arc::clone(self.frame());
-            if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
-                return Err(problem);
+        loop {
+            self.recompute();
+            self.retry_at = None;
+            let assembly = match self.assemble_some() {
+                Ok(assembly) => assembly,
+                Err(problem) => return self.cannot_render(problem),
+            };
+            let next = self.change(&assembly).await;
+            if !looked && self.may_reload(&assembly, &next) {
+                // The next worker knows of an operator's maint only what its file says: the last look may be too old.
+                looked = true;
+                self.stale = true;
+                self.observe().await;
+                continue;
             }
+            self.accept(&assembly);
+            if self.jobs.is_empty() {
+                self.start_job(&assembly, &next);
+            }
+            return self.publish(Some((&assembly, &next)));
+        }
+    }
+
+    fn cannot_render(&mut self, problem: String) {
+        if self.frame_problem.as_ref() != Some(&problem) {
             error!(
                 problem,
-                "haproxy.cfg cannot be rendered: its last good frame stays"
+                "haproxy.cfg cannot be rendered: the running one stays as it is"
             );
-            self.refuse_frame(refused, problem);
-            self.assemble()
-        });
-        match assembled {
-            Ok(assembly) => self.reconcile(assembly).await,
-            Err(problem) => {
-                if self.frame_problem.as_ref() != Some(&problem) {
-                    error!(
-                        problem,
-                        "haproxy.cfg cannot be rendered: the running one stays as it is"
-                    );
-                    self.frame_problem = Some(problem);
-                }
-                self.publish(None);
-            }
+            self.frame_problem = Some(problem);
         }
+        self.publish(None);
     }
 
     fn recompute(&mut self) {
@@ -292,6 +300,22 @@ impl Reconciler {
         }
     }
 
+    /// When a template of the frame fails, the last good frame holds the services meanwhile.
+    fn assemble_some(&mut self) -> Result<Assembly, String> {
+        self.assemble().or_else(|problem| {
+            let refused = Arc::clone(self.frame());
+            if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
+                return Err(problem);
+            }
+            error!(
+                problem,
+                "haproxy.cfg cannot be rendered: its last good frame stays"
+            );
+            self.refuse_frame(refused, problem);
+            self.assemble()
+        })
+    }
+
     fn assemble(&mut self) -> Result<Assembly, String> {
         let pieces = self.pieces();
         let pieces: Vec<&Piece> = pieces.iter().collect();
@@ -299,20 +323,16 @@ impl Reconciler {
         assemble(&frame, &pieces, &mut self.cache).map_err(|e| Chain(&e).to_string())
     }
 
-    async fn reconcile(&mut self, assembly: Assembly) {
-        let mut next = self.plan(&assembly);
-        if let Plan::Runtime(ops) | Plan::Reload { first: ops, .. } = &next
-            && !ops.is_empty()
-        {
-            let ops = ops.clone();
-            self.apply(&ops).await;
-            next = self.plan(&assembly);
+    /// Sends what the stats socket can change at once, and says what is left.
+    async fn change(&mut self, assembly: &Assembly) -> Plan {
+        let next = self.plan(assembly);
+        match &next {
+            Plan::Runtime(ops) | Plan::Reload { first: ops, .. } if !ops.is_empty() => {
+                self.apply(ops).await;
+                self.plan(assembly)
+            }
+            _ => next,
         }
-        self.accept(&assembly);
-        if self.jobs.is_empty() {
-            self.start_job(&assembly, &next);
-        }
-        self.publish(Some((&assembly, &next)));
     }
 
     fn plan(&self, assembly: &Assembly) -> Plan {

@@ -183,7 +183,7 @@ impl Round {
         match (std::mem::replace(failed, error.is_some()), error) {
             (false, Some(error)) => warn!(
                 name,
-                error, "a host's name cannot be resolved; its last address stays"
+                error, "a host's name cannot be resolved; its last address stays, if it has one"
             ),
             (true, None) => debug!(name, "a host's name can be resolved again"),
             _ => {}

@@ -12,7 +12,6 @@ mod tests;
 
 use std::net::IpAddr;
 
-pub use keywords::arity;
 use smartstack_common::instance::Instance;
 
 use crate::config::DefaultServer;

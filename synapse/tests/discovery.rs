@@ -1,5 +1,7 @@
 //! Discovery against a real ZooKeeper, through a proxy that cuts, refuses and holds. The names in brackets are the traps
 //! of the client that a test guards against; taking the work-around out makes it fail.
+//!
+//! Over 600 lines because each trap is a scene of its own on the same small stage.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

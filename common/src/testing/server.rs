@@ -72,11 +72,12 @@ impl Drop for Dir {
 /// A TCP port that is free on all addresses and stays this process's until it ends.
 ///
 /// The range lies below the kernel's ephemeral ports, so no outgoing connection takes it; parallel test processes are
-/// told apart by a locked file per port.
+/// told apart by a locked file per port (in a folder per user: another user's files cannot be locked).
 #[must_use]
 pub fn free_port() -> u16 {
     static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
-    let folder = std::env::temp_dir().join("smartstack-ports");
+    let folder = format!("smartstack-ports-{}", nix::unistd::Uid::current());
+    let folder = std::env::temp_dir().join(folder);
     std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
     for _ in 0..1000 {
         let port = fastrand::u16(10_000..32_000);

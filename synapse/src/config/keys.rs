@@ -1,4 +1,6 @@
 //! The table of synapse's keys: classes of key, README and JSON Schema are made from it. Read by `read`.
+//!
+//! Over 600 lines because it is one table: a key a line, nothing to read in order.
 
 use smartstack_common::config::{Key, Kind, honoured, later};
 

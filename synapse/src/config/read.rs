@@ -366,7 +366,9 @@ fn hand_over(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
     // Template text may open sockets of its own.
     let own_global = haproxy.templates.global.is_none() && haproxy.templates.whole.is_none();
     if haproxy.do_socket && own_global {
-        for socket in sockets {
+        // A haproxy that synapse runs gets the line for the first one where `global` has none.
+        let added = usize::from(haproxy.reload == Reload::Supervise && open.is_empty());
+        for socket in sockets.iter().skip(added) {
             let Some(written) = socket.text() else {
                 continue;
             };

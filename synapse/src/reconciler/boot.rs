@@ -183,7 +183,7 @@ impl Reconciler {
         self.refused_options.clear();
         self.refused_frame = None;
         self.frame_problem = None;
-        self.limiter.ended(true);
+        self.limiter.forgive();
         self.held = false;
         self.dirty = (0..self.services.len()).collect();
         self.stale = true;

@@ -64,6 +64,15 @@ impl Reconciler {
         }
     }
 
+    /// A reload is wanted and nothing holds it.
+    pub(super) fn may_reload(&mut self, assembly: &Assembly, next: &Plan) -> bool {
+        let now = Instant::now();
+        self.jobs.is_empty()
+            && self.api.is_configured()
+            && self.reload_reason(assembly, next).is_some()
+            && self.limiter.due(now, &mut self.rng) <= now
+    }
+
     fn candidates(&self, hold: bool) -> Vec<Candidate> {
         let rendered = self.services.iter().filter(|s| s.service.haproxy.is_some());
         rendered
@@ -225,6 +234,9 @@ impl Reconciler {
             error!(
                 problem,
                 "haproxy refuses global, defaults or extra sections: their last good form stays"
+            );
+            let problem = format!(
+                "haproxy refuses global, defaults or extra sections, their last good form stays: {problem}"
             );
             self.refuse_frame(frame, problem);
         }

@@ -76,6 +76,11 @@ impl Limiter {
         };
     }
 
+    /// The former failures say nothing about the next attempt.
+    pub fn forgive(&mut self) {
+        self.failures = 0;
+    }
+
     fn backoff(&self) -> Duration {
         match self.failures {
             0 => Duration::ZERO,

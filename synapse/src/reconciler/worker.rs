@@ -37,7 +37,7 @@ impl Reconciler {
                     }
                     self.stale = true;
                 }
-                !same || retry
+                !same || retry || self.stale
             }
             Err(error) if error.is_absent() => {
                 let lost = self.observed.is_some();
@@ -67,6 +67,7 @@ impl Reconciler {
             self.stale = false;
             return;
         }
+        let known = self.digests.pid();
         let read = match Observed::read(&self.api, &self.digests).await {
             Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
@@ -81,7 +82,11 @@ impl Reconciler {
                 if self.socket_problem.take().is_some() {
                     info!("the stats socket answers again");
                 }
-                self.note_operator(&observed);
+                self.note_operator(&observed, known);
+                if self.observed.is_none() {
+                    // What failed may have failed because nobody was there.
+                    self.limiter.forgive();
+                }
                 self.observed = Some(observed);
             }
             Err(error) if error.is_absent() => {
@@ -96,18 +101,29 @@ impl Reconciler {
 
     /// A worker that we did not start has loaded the file as it stands now, which may not be the one we wrote.
     fn adopt_worker(&mut self, pid: u32) {
-        self.disk = std::fs::read_to_string(&self.config.haproxy.config_file_path)
-            .ok()
-            .map(Arc::from);
+        self.read_disk();
         if let Some(text) = &self.disk {
             let written = Scope::default().read(&Model::parse(text, Ours::All));
             self.digests = Digests::of_file(pid, &written);
         }
     }
 
+    /// Others may have replaced the file.
+    pub(super) fn read_disk(&mut self) {
+        let text = std::fs::read_to_string(&self.config.haproxy.config_file_path).ok();
+        if text.as_deref() != self.disk.as_deref() {
+            self.disk = text.map(Arc::from);
+        }
+    }
+
     /// Servers that an operator disabled are rendered so, and servers made ready again are not.
-    fn note_operator(&mut self, observed: &Observed) {
-        let maint = observed.operator_maint();
+    /// `known` is the worker that we knew before.
+    fn note_operator(&mut self, observed: &Observed, known: Option<u32>) {
+        let mut maint = observed.operator_maint();
+        if known != Some(observed.pid()) {
+            // A worker that we did not load was not told of what an operator did to the one before.
+            maint.extend(self.operator_maint.iter().cloned());
+        }
         if maint == self.operator_maint {
             return;
         }

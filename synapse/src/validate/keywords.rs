@@ -1,7 +1,5 @@
-//! haproxy's server keywords: how many arguments each takes, and which of them the registry may use.
-//!
-//! The one table of its kind: the gate drops an unlisted keyword together with its arguments, the planner reads server
-//! lines with it. Source: configuration manual of haproxy 2.6, chapter 5.2, and `add server help` of later versions.
+//! Which of haproxy's server keywords the registry may use, and with which values. How many arguments a keyword takes is
+//! told by [`crate::effective::keyword`].
 
 /// Keywords accepted from the registry (`haproxy_server_options` of a znode) besides those the configuration adds.
 pub const ALLOWED: [&str; 15] = [
@@ -21,130 +19,6 @@ pub const ALLOWED: [&str; 15] = [
     "send-proxy",
     "send-proxy-v2",
 ];
-
-const NONE: &[&str] = &[
-    "agent-check",
-    "allow-0rtt",
-    "backup",
-    "check",
-    "check-send-proxy",
-    "check-ssl",
-    "check-via-socks4",
-    "disabled",
-    "enabled",
-    "force-sslv3",
-    "force-tlsv10",
-    "force-tlsv11",
-    "force-tlsv12",
-    "force-tlsv13",
-    "no-agent-check",
-    "no-backup",
-    "no-check",
-    "no-check-send-proxy",
-    "no-check-ssl",
-    "no-send-proxy",
-    "no-send-proxy-v2",
-    "no-send-proxy-v2-ssl",
-    "no-send-proxy-v2-ssl-cn",
-    "no-ssl",
-    "no-ssl-reuse",
-    "no-sslv3",
-    "no-tfo",
-    "no-tls-tickets",
-    "no-tlsv10",
-    "no-tlsv11",
-    "no-tlsv12",
-    "no-tlsv13",
-    "no-verifyhost",
-    "non-stick",
-    "send-proxy",
-    "send-proxy-v2",
-    "send-proxy-v2-ssl",
-    "send-proxy-v2-ssl-cn",
-    "ssl",
-    "ssl-reuse",
-    "stick",
-    "strict-maxconn",
-    "tfo",
-    "tls-tickets",
-];
-
-const ONE: &[&str] = &[
-    "addr",
-    "agent-addr",
-    "agent-inter",
-    "agent-port",
-    "agent-send",
-    "alpn",
-    "ca-file",
-    "check-alpn",
-    "check-proto",
-    "check-sni",
-    "ciphers",
-    "ciphersuites",
-    "cookie",
-    "crl-file",
-    "crt",
-    "downinter",
-    "error-limit",
-    "fall",
-    "fastinter",
-    "guid",
-    "hash-key",
-    "id",
-    "init-addr",
-    "init-state",
-    "inter",
-    "log-bufsize",
-    "log-proto",
-    "max-reuse",
-    "maxconn",
-    "maxqueue",
-    "minconn",
-    "namespace",
-    "npn",
-    "observe",
-    "on-error",
-    "on-marked-down",
-    "on-marked-up",
-    "pool-conn-name",
-    "pool-low-conn",
-    "pool-max-conn",
-    "pool-purge-delay",
-    "port",
-    "proto",
-    "proxy-v2-options",
-    "redir",
-    "resolve-net",
-    "resolve-opts",
-    "resolve-prefer",
-    "resolvers",
-    "rise",
-    "shard",
-    "slowstart",
-    "sni",
-    "socks4",
-    "ssl-max-ver",
-    "ssl-min-ver",
-    "tcp-ut",
-    "track",
-    "verify",
-    "verifyhost",
-    "weight",
-    "ws",
-];
-
-/// How many arguments a server keyword takes; `None` when that is not known or not fixed (`source`).
-#[must_use]
-pub fn arity(keyword: &str) -> Option<usize> {
-    if NONE.binary_search(&keyword).is_ok() {
-        Some(0)
-    } else if ONE.binary_search(&keyword).is_ok() {
-        Some(1)
-    } else {
-        None
-    }
-}
 
 /// Whether `value` is one haproxy accepts for `keyword`. Keywords without a rule of their own accept any word.
 ///
@@ -198,20 +72,11 @@ fn milliseconds(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::effective::keyword::arity;
 
     #[test]
-    fn tables_are_sorted_and_cover_what_is_allowed() {
-        assert!(NONE.is_sorted() && ONE.is_sorted());
+    fn the_arity_of_what_is_allowed_is_known() {
         assert!(ALLOWED.iter().all(|keyword| arity(keyword).is_some()));
-        assert_eq!(
-            (
-                arity("backup"),
-                arity("weight"),
-                arity("source"),
-                arity("nope")
-            ),
-            (Some(0), Some(1), None, None)
-        );
     }
 
     #[test]

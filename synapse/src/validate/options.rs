@@ -1,7 +1,8 @@
 //! `haproxy_server_options`: what of it may stand on a server line.
 
-use super::keywords::{ALLOWED, arity, check_value};
+use super::keywords::{ALLOWED, check_value};
 use super::{excerpt, is_unsafe};
+use crate::effective::keyword::arity;
 
 /// More words than this are not options but an attack: haproxy silently cuts a line at 64.
 const MAX_WORDS: usize = 32;

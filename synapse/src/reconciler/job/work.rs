@@ -504,7 +504,8 @@ impl Work {
     }
 
     fn write(&mut self, text: &Arc<str>) -> Result<(), String> {
-        if self.on_disk() == Some(&**text) {
+        // What haproxy is about to read is written in any case: others may have replaced it.
+        if self.job.reload.is_none() && self.on_disk() == Some(&**text) {
             return Ok(());
         }
         self.write_to(&self.driver.file, text)?;

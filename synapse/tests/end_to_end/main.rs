@@ -1,0 +1,11 @@
+//! The pair as it runs on a host: real ZooKeeper, real haproxy, the real `nerve` and `synapse`, and clients that never
+//! retry. Each test asserts what clients saw as well as what the programs say of themselves.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod haproxy;
+mod pair;
+mod programs;
+mod registry;
+mod restarts;
+mod serving;

@@ -1,0 +1,257 @@
+//! The programs themselves: signals, listeners, command lines, locks.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use smartstack_common::testing::{App, Program, eventually, free_port};
+
+use crate::pair::{Pair, SOON, Traffic, Way, answer, answers, in_step, reloads, status};
+
+#[tokio::test]
+async fn a_hangup_applies_the_differences_and_a_broken_file_changes_nothing() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    let (leaving, joining) = (free_port(), free_port());
+    let (a, b, c) = (
+        App::start("a").await,
+        App::start("b").await,
+        App::start("c").await,
+    );
+    let path = |name: &str| format!("/nerve/services/{name}/services");
+    pair.config["services"]["old"] = pair.service(&path("old"), leaving);
+    pair.register(&a).await;
+    pair.register_in(&path("old"), &b, &json!({})).await;
+    pair.register_in(&path("new"), &c, &json!({})).await;
+    let synapse = pair.serving().await;
+    answers(leaving, &["b"]).await;
+    in_step(&synapse).await;
+    let traffic = Traffic::start(pair.port).await;
+    let before = reloads(&synapse).await;
+
+    let services = pair.config["services"].as_object_mut().unwrap();
+    services.remove("old");
+    pair.config["services"]["new"] = pair.service(&path("new"), joining);
+    pair.config["services"]["web"]["haproxy"]["server_options"] = json!("maxconn 100");
+    let _path = pair.configure();
+    synapse.signal(Signal::SIGHUP);
+    answers(joining, &["c"]).await;
+    assert!(
+        tokio::net::TcpStream::connect(("127.0.0.1", leaving))
+            .await
+            .is_err(),
+        "nobody listens for a service that is gone"
+    );
+    assert!(pair.file().contains(" maxconn 100"), "{}", pair.file());
+    let after = in_step(&synapse).await;
+    assert!(after["services"].get("old").is_none());
+    // The new service's source is read after the first reload: its server may take a second one.
+    let made = reloads(&synapse).await - before;
+    assert!((1..=2).contains(&made), "{made} reloads");
+    println!("hangup with a service more, one less and other options: {made} reloads");
+
+    let (file, made) = (pair.file(), reloads(&synapse).await);
+    let mut broken = pair.config.clone();
+    broken["services"]["web"]["haproxy"]["port"] = json!("not a port");
+    let _path = pair.dir.write("synapse.json", broken.to_string());
+    synapse.signal(Signal::SIGHUP);
+    eventually("the refusal is in the log", SOON, async || {
+        let log = pair.log();
+        if log.contains("the configuration is refused") && log.contains("not a port") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await;
+    answers(joining, &["c"]).await;
+    assert_eq!(pair.file(), file);
+    assert_eq!(reloads(&synapse).await, made);
+
+    // It still follows the registry, under the former configuration.
+    let d = App::start("d").await;
+    pair.register(&d).await;
+    answers(pair.port, &["a", "d"]).await;
+    traffic.unharmed().await;
+}
+
+#[tokio::test]
+async fn both_programs_tell_what_they_do() {
+    let pair = Pair::start(Way::Supervise).await;
+    let app = App::start("a").await;
+    let nerve = pair.nerve(&app).await;
+    let synapse = pair.serving().await;
+    answers(pair.port, &["a"]).await;
+
+    let status = in_step(&synapse).await;
+    envelope(&status, "synapse");
+    let web = &status["services"]["web"];
+    assert_eq!(web["origin"], "live");
+    assert!(web["agreed_at"].is_f64() && web["hold"].is_null(), "{web}");
+    assert_eq!(web["rejected"], json!([]));
+    let server = &web["servers"][0];
+    assert_eq!(server["address"], "127.0.0.1");
+    assert_eq!(server["port"], app.address.port());
+    assert_eq!(server["znode"], nerve.node().await.unwrap());
+    assert_eq!(server["wanted"], true);
+    assert_eq!(server["haproxy"], "up");
+    assert_eq!(server["held"], false);
+    assert!(
+        server["id"].is_u64() && server["name"].is_string(),
+        "{server}"
+    );
+    let haproxy = &status["haproxy"];
+    assert_eq!(haproxy["state"], "serving");
+    assert_eq!(haproxy["pid"], pair.haproxy.worker_pid().await);
+    assert_eq!(
+        haproxy["generation"],
+        json!(pair.haproxy.generation().await)
+    );
+    let last = &haproxy["last_reload"];
+    assert!(last["at"].is_f64() && last["ms"].is_u64(), "{haproxy}");
+    assert!(
+        last["ok"] == true && last["reason"].is_string(),
+        "{haproxy}"
+    );
+    assert_eq!(haproxy["fallbacks"], json!({}));
+
+    let status = nerve.program.status().await;
+    envelope(&status, "nerve");
+    let web = &status["services"]["web"];
+    assert_eq!(web["health"], "up");
+    assert!(web["since"].is_f64(), "{web}");
+    let check = &web["checks"][0];
+    assert_eq!(check["health"], "up");
+    assert!(
+        check["at"].is_f64() && check["ms"].is_f64() && check["error"].is_null(),
+        "{check}"
+    );
+    let registration = &web["registrations"][0];
+    assert_eq!(registration["path"], crate::pair::WEB);
+    assert_eq!(registration["observed"], "present");
+    assert!(registration["since"].is_f64(), "{registration}");
+
+    for (program, lines) in [
+        (
+            &synapse,
+            [
+                "synapse_ready 1",
+                "synapse_divergence 0",
+                "synapse_servers_up{service=\"web\"} 1",
+            ],
+        ),
+        (
+            &nerve.program,
+            [
+                "nerve_service_up{service=\"web\"} 1",
+                "nerve_registered{service=\"web\"",
+                "nerve_zk_connected{",
+            ],
+        ),
+    ] {
+        assert_eq!(program.get("/ready").await.unwrap().status, 200);
+        assert_eq!(program.get("/live").await.unwrap().status, 200);
+        assert_eq!(program.get("/").await.unwrap().status, 200);
+        assert_eq!(program.get("/nonsense").await.unwrap().status, 404);
+        let metrics = program.get("/metrics").await.unwrap().body;
+        for line in lines {
+            assert!(
+                metrics.lines().any(|l| l.starts_with(line)),
+                "no {line} in\n{metrics}"
+            );
+        }
+    }
+
+    let synapse_json = pair.dir.join("synapse.json");
+    let nerve_json = nerve.dir.join("nerve.json");
+    for (name, config, words) in [
+        (
+            "synapse",
+            &synapse_json,
+            ["ready", "haproxy serving", "web live", " up"],
+        ),
+        ("nerve", &nerve_json, ["ready", "web", "up", "i-a"]),
+    ] {
+        let text = command(name, &["status", "-c", config.to_str().unwrap()]);
+        for word in words {
+            assert!(text.contains(word), "no {word:?} in\n{text}");
+        }
+        let json = command(name, &["status", "--json", "-c", config.to_str().unwrap()]);
+        envelope(&serde_json::from_str(&json).unwrap(), name);
+    }
+}
+
+/// What both documents have in common (SPEC §5).
+fn envelope(status: &Value, program: &str) {
+    assert_eq!(status["schema"], 1);
+    assert_eq!(status["program"], program);
+    assert_eq!(status["ready"], true);
+    assert!(
+        status["version"].is_string() && status["started"].is_f64(),
+        "{status}"
+    );
+    assert!(status["pid"].is_u64(), "{status}");
+    let link = &status["zookeeper"][0];
+    assert_eq!(link["state"], "live");
+    assert!(
+        link["hosts"].is_string() && link["session"].is_string(),
+        "{link}"
+    );
+    assert!(link["epoch"].is_u64() && link["since"].is_f64(), "{link}");
+}
+
+/// What a command that succeeds prints.
+fn command(name: &str, arguments: &[&str]) -> String {
+    let output = Command::new(Program::path(name))
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{name} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn a_second_synapse_on_the_same_files_is_refused() {
+    let pair = Pair::start(Way::Supervise).await;
+    let app = App::start("a").await;
+    pair.register(&app).await;
+    let mut synapse = pair.serving().await;
+    answer(pair.port).await;
+    in_step(&synapse).await;
+    let file = pair.file();
+    let path = pair.dir.join("synapse.json");
+    let output = Command::new(Program::path("synapse"))
+        .args(["-c", path.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let holder = format!("(pid {})", synapse.process().pid());
+    assert!(said.contains(&holder), "no {holder} in {said}");
+    assert_eq!(pair.file(), file);
+    assert_eq!(answer(pair.port).await, "a");
+}
+
+#[tokio::test]
+async fn without_a_stats_socket_every_change_is_a_reload() {
+    let mut pair = Pair::start(Way::Command).await;
+    pair.config["haproxy"]["do_socket"] = json!(false);
+    let (a, b) = (App::start("a").await, App::start("b").await);
+    pair.register(&a).await;
+    let node = pair.register(&b).await;
+    let synapse = pair.serving().await;
+    answers(pair.port, &["a", "b"]).await;
+    let unconfirmed = |status: &Value| status["haproxy"]["state"] == "unconfirmed";
+    status(&synapse, "nobody can be asked", unconfirmed).await;
+    let traffic = Traffic::start(pair.port).await;
+    pair.withdraw(&node).await;
+    answers(pair.port, &["a"]).await;
+    pair.register(&b).await;
+    answers(pair.port, &["a", "b"]).await;
+    let status = status(&synapse, "nobody can be asked", unconfirmed).await;
+    assert!(
+        status["haproxy"]["reloads"].as_u64() >= Some(3),
+        "{status:#}"
+    );
+    assert_eq!(status["haproxy"]["reload_failures"], 0);
+    traffic.unharmed().await;
+}
