@@ -322,3 +322,6 @@ impl EffectiveCache {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -75,11 +75,6 @@ impl Good {
         );
     }
 
-    /// A worker serves a file without this service.
-    pub fn forget(&mut self, service: &str) {
-        self.services.remove(service);
-    }
-
     /// The accepted form with the current servers; `None` = there is none.
     #[must_use]
     pub fn piece(&self, service: &Arc<Service>, servers: &[Identified]) -> Option<Piece> {

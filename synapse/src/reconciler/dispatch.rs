@@ -268,16 +268,24 @@ impl Reconciler {
             .collect()
     }
 
-    /// The worker serves what was assembled: every form in it is good.
+    /// The worker serves what was assembled, as far as can be known.
+    pub(super) fn serves(&self, assembly: &Assembly) -> bool {
+        match &self.observed {
+            Some(observed) => {
+                observed.running.generation.as_ref() == Some(&assembly.desired.generation)
+            }
+            None => {
+                !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text)
+            }
+        }
+    }
+
+    /// When the worker serves what was assembled, every form in it is good.
     pub(super) fn accept(&mut self, assembly: &Assembly) {
-        let serves = self
-            .observed
-            .as_ref()
-            .is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
         let accepted = |(generation, renderer): &(_, Arc<_>)| {
             *generation == assembly.desired.generation && Arc::ptr_eq(renderer, &self.renderer)
         };
-        if !serves || self.accepted.as_ref().is_some_and(accepted) {
+        if !self.serves(assembly) || self.accepted.as_ref().is_some_and(accepted) {
             return;
         }
         self.accepted = Some((

@@ -571,3 +571,6 @@ fn note(bad: &mut BTreeMap<String, Bad>, candidate: &Candidate, words: String, k
         entry.kept = kept;
     }
 }
+
+#[cfg(test)]
+mod tests;
