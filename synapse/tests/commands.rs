@@ -68,7 +68,7 @@ fn check_names_what_templates_and_haproxy_refuse() {
     let config = good(&dir);
     let (code, stdout, stderr) = check(&dir, &config);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert_eq!(stdout, "synapse.json: good, 2 services\n");
+    assert_eq!(stdout, "synapse.json: good, services: 2\n");
 
     let built_in = include_str!("../../templates/service.cfg.tera");
     let template = |name: &str, text: &str, config: &mut Value| {

@@ -363,7 +363,7 @@ fn used() -> Vec<Used> {
         (
             "source 1.2.3.4 usesrc clientip",
             "",
-            "is not an allowed option",
+            "option `source` left out",
         ),
         ("sni %[env(HOME)]", "", "option `sni` left out"),
         ("cookie evil", "", "option `cookie` left out"),

@@ -89,17 +89,21 @@ impl Rig {
 
     /// Starts synapse.
     pub(crate) fn launch(dir: Dir, config: &Value) -> Self {
-        let file = write(&dir, config);
+        write(&dir, config);
         let haproxy = Haproxy::attach(&dir.join("haproxy/haproxy.cfg"), &dir.join("stats.sock"));
-        let admin = Bind::Unix(dir.join("admin.sock"));
-        let arguments = ["-c", file.to_str().unwrap()];
-        let environment = [("RUST_LOG", "info")];
-        let synapse = Program::start("synapse", &dir, &arguments, &environment, admin);
         Self {
-            synapse,
+            synapse: program(&dir),
             haproxy,
             dir,
         }
+    }
+
+    /// Synapse dies and is started again, on the configuration as it stands.
+    pub(crate) async fn restart_synapse(&mut self) {
+        self.synapse.signal(Signal::SIGKILL);
+        self.synapse.wait(SOON).await;
+        self.synapse = program(&self.dir);
+        self.synapse.ready(SOON).await;
     }
 
     /// Another configuration, by HUP.
@@ -217,6 +221,12 @@ impl Rig {
     }
 }
 
-fn write(dir: &Dir, config: &Value) -> PathBuf {
-    dir.write("synapse.json", config.to_string())
+fn write(dir: &Dir, config: &Value) {
+    let _path = dir.write("synapse.json", config.to_string());
+}
+
+fn program(dir: &Dir) -> Program {
+    let admin = Bind::Unix(dir.join("admin.sock"));
+    let arguments = ["-c", "synapse.json"];
+    Program::start("synapse", dir, &arguments, &[("RUST_LOG", "info")], admin)
 }
