@@ -39,7 +39,7 @@ use crate::snapshot::Snapshot;
 use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{ReloadView, View};
-use job::Done;
+use job::{Done, Kept};
 use limiter::Limiter;
 use observed::{Digests, Observed};
 
@@ -59,6 +59,8 @@ struct Quarantine {
     structure: Vec<u8>,
     /// haproxy's words.
     reason: String,
+    /// What stands in the file instead.
+    kept: Kept,
     since: Instant,
 }
 
@@ -201,7 +203,7 @@ impl Reconciler {
         loop {
             self.recompute();
             self.retry_at = None;
-            let assembly = match self.assemble() {
+            let assembly = match self.assemble_some() {
                 Ok(assembly) => assembly,
                 Err(problem) => return self.cannot_render(problem),
             };
@@ -278,10 +280,11 @@ impl Reconciler {
 
     fn piece(&self, state: &State) -> Option<Piece> {
         let good = || self.good.piece(&state.service, &state.servers);
-        match state.piece.as_ref()? {
-            Err(_) => good(),
-            Ok(_) if self.is_quarantined(state) => good(),
-            Ok(piece) => Some(piece.clone()),
+        let usable = self.frame().is_whole() == self.renderer.is_whole();
+        match (state.piece.as_ref()?, self.quarantine(state)) {
+            (_, Some(quarantine)) => quarantine.kept.of(good()),
+            (Ok(piece), None) if usable => Some(piece.clone()),
+            (Ok(_) | Err(_), None) => good(),
         }
     }
 
@@ -295,6 +298,22 @@ impl Reconciler {
             }
             _ => &self.renderer,
         }
+    }
+
+    /// When a template of the frame fails, the last good frame holds the services meanwhile.
+    fn assemble_some(&mut self) -> Result<Assembly, String> {
+        self.assemble().or_else(|problem| {
+            let refused = Arc::clone(self.frame());
+            if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
+                return Err(problem);
+            }
+            error!(
+                problem,
+                "haproxy.cfg cannot be rendered: its last good frame stays"
+            );
+            self.refuse_frame(refused, problem);
+            self.assemble()
+        })
     }
 
     fn assemble(&mut self) -> Result<Assembly, String> {

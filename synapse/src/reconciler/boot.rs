@@ -178,8 +178,13 @@ impl Reconciler {
             driver.configure(&config);
         }
         self.config = config;
+        // What was refused is tried again, at once.
         self.quarantined.clear();
         self.refused_options.clear();
+        self.refused_frame = None;
+        self.frame_problem = None;
+        self.limiter.forgive();
+        self.held = false;
         self.dirty = (0..self.services.len()).collect();
         self.stale = true;
         info!(services = self.services.len(), "configuration taken");

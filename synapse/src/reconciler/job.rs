@@ -7,7 +7,7 @@
 
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,20 +67,44 @@ pub(crate) struct Done {
     pub(crate) outcome: Outcome,
     /// What is on disk now, where it changed.
     pub(crate) disk: Option<Arc<str>>,
-    /// Services not in their new form, with haproxy's words.
+    /// Services that were refused.
     pub(crate) bad: BTreeMap<String, Bad>,
-    /// The frame was refused.
-    pub(crate) bad_frame: Option<String>,
+    /// The frame was refused: which, and haproxy's words.
+    pub(crate) bad_frame: Option<(Arc<Renderer>, String)>,
     /// `(backend, options)` that haproxy refuses.
     pub(crate) refused_options: BTreeMap<(String, String), String>,
 }
 
-/// What was refused of a service. The configuration may be another one by the time this is read.
+/// A service that was refused.
 pub(crate) struct Bad {
-    /// As [`Piece::structure`].
-    pub(crate) structure: Vec<u8>,
+    /// What was refused, as [`Piece::structure`] tells it; `None` = there was only its last good form.
+    pub(crate) structure: Option<Vec<u8>>,
     /// haproxy's words.
-    pub(crate) reason: String,
+    pub(crate) words: String,
+    /// What stands in the file instead.
+    pub(crate) kept: Kept,
+}
+
+/// What stays of a service that is refused as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Its last good form with the current servers.
+    Good,
+    /// That with these servers at most: with others it is refused as well.
+    Only(BTreeSet<String>),
+    /// Nothing: its last good form is refused by now, too.
+    Nothing,
+}
+
+impl Kept {
+    /// What of the last good form this is.
+    pub(crate) fn of(&self, good: Option<Piece>) -> Option<Piece> {
+        match self {
+            Self::Good => good,
+            Self::Only(names) => good.map(|piece| piece.keeping(|name| names.contains(name))),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// How it ended.
@@ -137,7 +161,7 @@ impl Driver {
             outcome,
             disk: work.disk,
             bad: work.bad,
-            bad_frame: work.bad_frame,
+            bad_frame: work.bad_frame.map(|words| (work.job.frame, words)),
             refused_options: work.refused_options,
         }
     }
