@@ -26,6 +26,7 @@ async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     pair.until(&b, "ready").await;
     let traffic = Traffic::start(pair.port).await;
     traffic.reaches(&b).await;
+    in_step(&synapse).await;
     pair.register(&c).await;
     status(&synapse, "c waits for the next reload", |status| {
         status["haproxy"]["divergence"] != 0
