@@ -49,6 +49,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// a free port) may be there by now.
 const RETRY_QUARANTINED: Duration = Duration::from_secs(60);
 
+/// How long a reload waits for sources that the configuration has just named.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Pause after an answer that leaves the worker's state in doubt.
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
 
@@ -115,6 +117,8 @@ pub struct Reconciler {
     driver: Option<job::Driver>,
     limiter: Limiter,
     retry_at: Option<Instant>,
+    /// Until when a reload waits for sources that the configuration has just named.
+    settle: Option<Instant>,
     rng: fastrand::Rng,
     host: String,
     machine: String,

@@ -14,7 +14,7 @@ use crate::assembly::Assembly;
 use crate::config::Reload;
 use crate::plan::Plan;
 use crate::render::Renderer;
-use crate::services::State;
+use crate::services::{State, source_key};
 use crate::status::{ReloadView, seconds};
 
 impl Reconciler {
@@ -28,6 +28,12 @@ impl Reconciler {
             if !self.stale {
                 self.reload_problem = None;
             }
+            return;
+        }
+        if let Some(until) = self.settling_until()
+            && reload.is_some()
+        {
+            self.retry_at = Some(until);
             return;
         }
         let mut hold = false;
@@ -62,6 +68,16 @@ impl Reconciler {
         if let Some(driver) = self.driver.take() {
             self.jobs.spawn_local(driver.run(job));
         }
+    }
+
+    /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
+    /// another one for their servers. `None` = all have spoken, or it takes too long.
+    fn settling_until(&self) -> Option<Instant> {
+        let waits = |state: &State| {
+            source_key(&state.service).is_some_and(|key| !self.sources.view(&key).confirmed)
+        };
+        self.settle
+            .filter(|until| Instant::now() < *until && self.services.iter().any(waits))
     }
 
     /// A reload is wanted and nothing holds it.
@@ -174,7 +190,9 @@ impl Reconciler {
                 self.write_problem = Some(error.clone());
             }
         }
-        if done.reason.is_some() || !ok {
+        // Where nothing ran before, the first start is no reload: the registry's first word follows it at once.
+        let first_start = ok && self.observed.is_none() && self.tally.last_reload.is_none();
+        if (done.reason.is_some() || !ok) && !first_start {
             self.limiter.started(done.started);
             self.limiter.ended(ok);
         }

@@ -21,11 +21,12 @@ async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     );
     pair.register(&a).await;
     let node = pair.register(&b).await;
-    // Starts with one reload's worth of the interval used up: haproxy is told of `a` and `b` by a reload.
+    // haproxy starts without servers; the first reload brings `a` and `b`, and the interval begins.
     let synapse = pair.serving().await;
     pair.until(&b, "ready").await;
     let traffic = Traffic::start(pair.port).await;
     traffic.reaches(&b).await;
+    in_step(&synapse).await;
     pair.register(&c).await;
     status(&synapse, "c waits for the next reload", |status| {
         status["haproxy"]["divergence"] != 0

@@ -2,7 +2,7 @@
 
 use nix::sys::signal::Signal;
 use serde_json::json;
-use smartstack_common::testing::{App, ZooKeeper, free_port};
+use smartstack_common::testing::{App, ZooKeeper, eventually, free_port};
 
 use crate::pair::{Pair, SOON, Way, answer, answers, in_step, status};
 
@@ -30,6 +30,16 @@ async fn an_empty_registry_keeps_the_last_set_or_empties_it_as_configured() {
     };
     status(&synapse, "web is held", held).await;
     answers(keep, &["a"]).await;
+    eventually("the hold is written", SOON, async || {
+        let text = std::fs::read_to_string(pair.dir.join("snapshot.json")).unwrap();
+        let snapshot: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if snapshot["body"]["holds"]["web"].is_object() {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
 
     // Across restarts of synapse, then of everything, the second time without haproxy.cfg.
     for removed in [None, Some(""), Some("haproxy.cfg")] {
