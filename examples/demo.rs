@@ -152,7 +152,6 @@ fn start_program(program: &str, name: &str, dir: &Dir, config: &std::path::Path)
     command
         .arg("-c")
         .arg(config)
-        .env("RUST_LOG", "info")
         .current_dir(dir.path());
     let log = dir.join(&format!("{program}-{name}.log"));
     Process::spawn(program, &mut command, &log, "is it executable?")
