@@ -165,7 +165,7 @@ impl Reconciler {
             Outcome::Reloaded { pid, assembly } => {
                 self.digests = Digests::loaded(pid, &assembly.desired);
                 self.tally.reloads += 1;
-                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy reloaded");
+                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy has loaded the file");
                 None
             }
             Outcome::Unconfirmed { assembly } => {
@@ -174,7 +174,7 @@ impl Reconciler {
                 info!(
                     ?took,
                     reason = done.reason,
-                    "haproxy reloaded; nobody can be asked whether it took"
+                    "haproxy has loaded the file, as far as its exit status tells"
                 );
                 None
             }

@@ -10,8 +10,8 @@ use crate::pair::{
     Pair, SESSION, SOON, Traffic, WEB, Way, answer, answers, in_step, reloads, status,
 };
 
-/// ZooKeeper is away this long: seconds, `OUTAGE` in the environment for the long form (60).
-const OUTAGE: u64 = 12;
+/// ZooKeeper is away this long, in seconds; `OUTAGE` in the environment for another time.
+const OUTAGE: u64 = 60;
 
 #[tokio::test]
 async fn an_unhealthy_instance_gets_no_requests_and_comes_back_without_a_reload() {
