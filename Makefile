@@ -1,6 +1,5 @@
 # `make demo` and `make test` are all a newcomer needs; both install what is missing first (see `make deps`).
 CARGO ?= cargo
-PROFILE_DIR := target/debug
 
 .PHONY: all help deps build demo test check fmt clippy doc deny
 
@@ -16,14 +15,14 @@ help:
 deps:
 	@.ci/deps
 
-# The tests and the demo start the real programs found beside them, so these are built first, in the same profile.
+# The tests and the demo start the real programs found beside them, so these are built first, in the same profile. The
+# demo is built along: with its features in the same call, nothing is compiled twice.
 build:
-	$(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --bins --example demo
 
 # KEEP is the demo's option here, not the harness's variable that keeps the folders of a test.
 demo: deps build
-	$(CARGO) build --locked --package synapse --example demo
-	@env -u KEEP $(CARGO) run --locked --quiet --package synapse --example demo $(if $(KEEP),-- --keep)
+	@env -u KEEP target/debug/examples/demo $(if $(KEEP),--keep)
 
 test: deps build
 	$(CARGO) test --locked --workspace

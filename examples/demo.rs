@@ -149,11 +149,7 @@ async fn start_app(name: &str, dir: &Dir, port: u16) -> Process {
 
 fn start_program(program: &str, name: &str, dir: &Dir, config: &std::path::Path) -> Process {
     let mut command = Command::new(Program::path(program));
-    command
-        .arg("-c")
-        .arg(config)
-        .env("RUST_LOG", "info")
-        .current_dir(dir.path());
+    command.arg("-c").arg(config).current_dir(dir.path());
     let log = dir.join(&format!("{program}-{name}.log"));
     Process::spawn(program, &mut command, &log, "is it executable?")
 }

@@ -15,12 +15,13 @@ pub enum LogFormat {
 }
 
 /// Starts logging. `RUST_LOG` rules; without it the level is info, or debug when `DEBUG` is set (as in the Ruby
-/// programs). Call once.
+/// programs). The ZooKeeper client writes a line for every attempt, our own code one for every transition: without
+/// `RUST_LOG` only the client's errors are shown. Call once.
 pub fn start(format: LogFormat) {
     let default = if std::env::var_os("DEBUG").is_some() {
         "debug"
     } else {
-        "info"
+        "info,zookeeper_client=error"
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let builder = tracing_subscriber::fmt()

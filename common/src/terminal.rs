@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
 use crate::admin::Bind;
+use crate::config::Report;
 use crate::report::{Chain, exit};
 
 /// How long a running program may take to answer.
@@ -54,11 +55,38 @@ pub fn blocking(work: impl Future<Output = u8>) -> u8 {
     }
 }
 
-/// `/status` of the program that listens on `bind`.
-///
-/// # Errors
-/// In words: nobody listens, no answer in time, not JSON.
-pub async fn status(bind: &Bind) -> Result<Value, String> {
+/// Prints the `/status` of a running `program`: as JSON, or by `summary`. `bind` is where its configuration says it listens
+/// (`None` = nowhere). Returns the exit code.
+pub async fn show_status(
+    program: &str,
+    bind: Result<Option<Bind>, Report>,
+    json: bool,
+    summary: impl Fn(&Value) -> String,
+) -> u8 {
+    let bind = match bind {
+        Ok(Some(bind)) => bind,
+        Ok(None) => {
+            complain("the configuration turns the admin listener off");
+            return exit::START;
+        }
+        Err(report) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    match status(&bind).await {
+        Ok(value) if json => print(&format!("{value:#}")),
+        Ok(value) => print(&summary(&value)),
+        Err(reason) => {
+            complain(&format!(
+                "no status from `{bind}`: {reason}\nhint: does {program} run? the address is `admin.bind` of -c FILE"
+            ));
+            exit::START
+        }
+    }
+}
+
+async fn status(bind: &Bind) -> Result<Value, String> {
     let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(bind, "/status")).await;
     let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
     answer.and_then(|text| serde_json::from_slice(&text).map_err(|e| format!("not JSON: {e}")))

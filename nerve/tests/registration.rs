@@ -581,4 +581,16 @@ async fn exit_codes() {
         );
         assert_eq!(told.is_empty(), code == 0, "{arguments:?}: {told}");
     }
+    // The admin address that the configuration names is another program's.
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = other.local_addr().unwrap().to_string();
+    let config = dir.write(
+        "taken.json",
+        format!(r#"{{"instance_id": "i", "services": {{}}, "admin": {{"bind": "{taken}"}}}}"#),
+    );
+    let output = Command::new(&program).arg("-c").arg(config).output();
+    let output = output.unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains(&taken), "{told}");
 }

@@ -98,15 +98,39 @@ impl Piece {
             .collect()
     }
 
-    /// Without the servers that have these options of their own. `None` when the template refuses the rest.
+    /// The same text without the lines of the servers that `keep` does not name.
     #[must_use]
-    pub fn without_options(&self, renderer: &Renderer, options: &str) -> Option<Self> {
-        let others = self
+    pub fn keeping(&self, keep: impl Fn(&str) -> bool) -> Self {
+        let found = self.fragment.model.servers.values().flatten();
+        let (kept, gone): (Vec<_>, Vec<_>) = found.partition(|(name, _)| keep(name));
+        let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
+        let lines = self.fragment.text.lines().enumerate();
+        let text = lines
+            .filter(|(index, _)| !gone.contains(&(index + 1)))
+            .fold(String::new(), |text, (_, line)| text + line + "\n");
+        let servers = self.servers.iter().filter(|s| keep(&s.server.name));
+        Self {
+            servers: servers.cloned().collect(),
+            configured: self.configured.clone(),
+            ..Self::of_text(
+                &self.service,
+                text,
+                kept.into_iter().map(|(name, _)| name.clone()).collect(),
+            )
+        }
+    }
+
+    /// Names of our servers in it.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<&str> {
+        let written = self
+            .fragment
+            .model
             .servers
-            .iter()
-            .filter(|s| s.server.options.as_deref() != Some(options));
-        let others: Vec<Identified> = others.cloned().collect();
-        Self::render(renderer, &self.service, &others).ok()
+            .values()
+            .flat_map(BTreeMap::keys);
+        let given = self.servers.iter().map(|s| &s.server.name);
+        written.chain(given).map(String::as_str).collect()
     }
 
     /// Name of its backend section.
@@ -298,3 +322,6 @@ impl EffectiveCache {
         all
     }
 }
+
+#[cfg(test)]
+mod tests;

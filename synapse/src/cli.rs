@@ -216,32 +216,10 @@ fn load(source: &LoadOptions) -> Result<Config, u8> {
 
 async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     let bind = match source.as_ref().map(config::load) {
-        None => Bind::Tcp(DEFAULT_ADMIN.to_owned()),
-        Some(Ok(Loaded {
-            config: Config {
-                admin: Some(admin), ..
-            },
-            ..
-        })) => admin.bind,
-        Some(Ok(_)) => {
-            complain("the configuration turns the admin listener off");
-            return exit::START;
-        }
-        Some(Err(report)) => {
-            complain(&report.to_string());
-            return exit::CONFIG;
-        }
+        None => Ok(Some(Bind::Tcp(DEFAULT_ADMIN.to_owned()))),
+        Some(loaded) => loaded.map(|loaded| loaded.config.admin.map(|admin| admin.bind)),
     };
-    match terminal::status(&bind).await {
-        Ok(value) if json => print(&format!("{value:#}")),
-        Ok(value) => print(&summary(&value)),
-        Err(reason) => {
-            complain(&format!(
-                "no status from `{bind}`: {reason}\nhint: does synapse run? the address is `admin.bind` of -c FILE"
-            ));
-            exit::START
-        }
-    }
+    terminal::show_status("synapse", bind, json, summary).await
 }
 
 /// `/status` for a terminal.

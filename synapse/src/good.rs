@@ -75,11 +75,6 @@ impl Good {
         );
     }
 
-    /// A worker serves a file without this service.
-    pub fn forget(&mut self, service: &str) {
-        self.services.remove(service);
-    }
-
     /// The accepted form with the current servers; `None` = there is none.
     #[must_use]
     pub fn piece(&self, service: &Arc<Service>, servers: &[Identified]) -> Option<Piece> {
@@ -93,19 +88,7 @@ impl Good {
 /// The text without the lines of servers that are no longer wanted.
 fn with_wanted(service: &Arc<Service>, text: &str, servers: &[Identified]) -> Piece {
     let wanted: BTreeSet<&str> = servers.iter().map(|s| s.server.name.as_str()).collect();
-    let model = Model::parse(text, Ours::All);
-    let found = model.servers.values().flatten();
-    let (kept, gone): (Vec<_>, Vec<_>) =
-        found.partition(|(name, _)| wanted.contains(name.as_str()));
-    let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
-    let lines = text
-        .lines()
-        .enumerate()
-        .filter(|(index, _)| !gone.contains(&(index + 1)));
-    let text = lines.fold(String::new(), |text, (_, line)| text + line + "\n");
-    Piece::of_text(
-        service,
-        text,
-        kept.into_iter().map(|(name, _)| name.clone()).collect(),
-    )
+    let found = Model::parse(text, Ours::All).servers;
+    let names = found.into_values().flatten().map(|(name, _)| name);
+    Piece::of_text(service, text.to_owned(), names.collect()).keeping(|name| wanted.contains(name))
 }

@@ -117,7 +117,7 @@ impl Haproxy {
     pub async fn start(&mut self, expected: Option<&Generation>, servers: usize) -> ReloadOutcome {
         let since = Instant::now();
         if let Way::Supervise(supervisor) = &mut self.way {
-            let end = supervisor.log_end();
+            let end = supervisor.mark_log();
             match supervisor.ensure().await {
                 Ok(Origin::Started) => return self.started(expected, servers, since, end).await,
                 Ok(Origin::Adopted) => {}
@@ -146,7 +146,7 @@ impl Haproxy {
             servers,
             since: Instant::now(),
         };
-        let dead = match &mut self.way {
+        let supervisor = match &mut self.way {
             Way::Never => {
                 return ReloadOutcome::failed("reloads are switched off (`do_reloads: false`)", "");
             }
@@ -157,53 +157,24 @@ impl Haproxy {
                 return by_master(master, self.reload_timeout, &self.api, &proof, String::new)
                     .await;
             }
-            Way::Supervise(supervisor) => !supervisor.is_alive(),
+            Way::Supervise(supervisor) => supervisor,
         };
-        let Way::Supervise(supervisor) = &mut self.way else {
-            return ReloadOutcome::failed("no haproxy is supervised", "");
-        };
-        let end = supervisor.log_end();
-        if dead {
-            return match supervisor.ensure().await {
-                Ok(Origin::Started) => self.started(expected, servers, proof.since, end).await,
-                Ok(Origin::Adopted) => {
-                    by_master(
-                        supervisor.master(),
-                        self.reload_timeout,
-                        &self.api,
-                        &proof,
-                        || supervisor.said_since(end),
-                    )
-                    .await
-                }
-                Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
-            };
+        let end = supervisor.mark_log();
+        match supervisor.ensure().await {
+            Ok(Origin::Started) => return self.started(expected, servers, proof.since, end).await,
+            Ok(Origin::Adopted) => {}
+            Err(error) => return ReloadOutcome::failed(Chain(&error).to_string(), ""),
         }
-        by_master(
-            supervisor.master(),
-            self.reload_timeout,
-            &self.api,
-            &proof,
-            || supervisor.said_since(end),
-        )
-        .await
-    }
-
-    /// Keeps a supervised haproxy alive: to be called about once a second. `Some` = it had died and was started again,
-    /// or could not be.
-    pub async fn tend(
-        &mut self,
-        expected: Option<&Generation>,
-        servers: usize,
-        rng: &mut fastrand::Rng,
-    ) -> Option<ReloadOutcome> {
-        let Way::Supervise(supervisor) = &mut self.way else {
-            return None;
-        };
-        let (since, end) = (Instant::now(), supervisor.log_end());
-        match supervisor.tend(rng).await? {
-            Ok(_) => Some(self.started(expected, servers, since, end).await),
-            Err(error) => Some(ReloadOutcome::failed(Chain(&error).to_string(), "")),
+        let said = || supervisor.said_since(end);
+        let master = supervisor.master();
+        let outcome = by_master(master, self.reload_timeout, &self.api, &proof, said).await;
+        if outcome.succeeded() || supervisor.is_alive() {
+            return outcome;
+        }
+        // A worker that dies takes the master with it: this one was dying when it was asked.
+        match supervisor.ensure().await {
+            Ok(_) => self.started(expected, servers, proof.since, end).await,
+            Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
         }
     }
 

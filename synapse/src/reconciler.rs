@@ -39,7 +39,7 @@ use crate::snapshot::Snapshot;
 use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{ReloadView, View};
-use job::Done;
+use job::{Done, Kept};
 use limiter::Limiter;
 use observed::{Digests, Observed};
 use runtime::{Fallbacks, Proven};
@@ -50,6 +50,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// a free port) may be there by now.
 const RETRY_QUARANTINED: Duration = Duration::from_secs(60);
 
+/// How long a reload waits for sources that the configuration has just named.
+const SETTLE: Duration = Duration::from_millis(500);
 /// Pause after an answer that leaves the worker's state in doubt.
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
 
@@ -60,6 +62,8 @@ struct Quarantine {
     structure: Vec<u8>,
     /// haproxy's words.
     reason: String,
+    /// What stands in the file instead.
+    kept: Kept,
     since: Instant,
 }
 
@@ -118,6 +122,8 @@ pub struct Reconciler {
     driver: Option<job::Driver>,
     limiter: Limiter,
     retry_at: Option<Instant>,
+    /// Until when a reload waits for sources that the configuration has just named.
+    settle: Option<Instant>,
     rng: fastrand::Rng,
     host: String,
     machine: String,
@@ -206,7 +212,7 @@ impl Reconciler {
         loop {
             self.recompute();
             self.retry_at = None;
-            let assembly = match self.assemble() {
+            let assembly = match self.assemble_some() {
                 Ok(assembly) => assembly,
                 Err(problem) => return self.cannot_render(problem),
             };
@@ -284,10 +290,11 @@ impl Reconciler {
 
     fn piece(&self, state: &State) -> Option<Piece> {
         let good = || self.good.piece(&state.service, &state.servers);
-        match state.piece.as_ref()? {
-            Err(_) => good(),
-            Ok(_) if self.is_quarantined(state) => good(),
-            Ok(piece) => Some(piece.clone()),
+        let usable = self.frame().is_whole() == self.renderer.is_whole();
+        match (state.piece.as_ref()?, self.quarantine(state)) {
+            (_, Some(quarantine)) => quarantine.kept.of(good()),
+            (Ok(piece), None) if usable => Some(piece.clone()),
+            (Ok(_) | Err(_), None) => good(),
         }
     }
 
@@ -301,6 +308,22 @@ impl Reconciler {
             }
             _ => &self.renderer,
         }
+    }
+
+    /// When a template of the frame fails, the last good frame holds the services meanwhile.
+    fn assemble_some(&mut self) -> Result<Assembly, String> {
+        self.assemble().or_else(|problem| {
+            let refused = Arc::clone(self.frame());
+            if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
+                return Err(problem);
+            }
+            error!(
+                problem,
+                "haproxy.cfg cannot be rendered: its last good frame stays"
+            );
+            self.refuse_frame(refused, problem);
+            self.assemble()
+        })
     }
 
     fn assemble(&mut self) -> Result<Assembly, String> {

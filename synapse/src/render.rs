@@ -10,7 +10,7 @@
 mod frame;
 mod server_line;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt;
 

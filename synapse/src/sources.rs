@@ -2,6 +2,7 @@
 //! source, one resolver. It decides nothing: it starts and stops tasks and hands out what they publish.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use smartstack_common::shutdown::Shutdown;
@@ -17,6 +18,7 @@ use crate::resolve::{self, Resolved};
 use crate::services::source_key;
 use crate::snapshot::Snapshot;
 use crate::source::{SourceKey, SourceView};
+use crate::validate::{Candidate, Gate};
 
 /// The links by ensemble, for `/status`.
 pub type Links = Vec<(Ensemble, watch::Receiver<Link>)>;
@@ -267,7 +269,8 @@ pub fn link_status(links: &Links) -> Vec<LinkStatus> {
         .collect()
 }
 
-/// A payload is usable when any service of the source can decode it.
+/// A payload is usable when any service of the source can decode it and the gate would let it through (whether a name
+/// resolves says nothing about the payload).
 fn validity(config: &Config, key: &SourceKey) -> Validity {
     let of_source = config
         .services
@@ -282,8 +285,16 @@ fn validity(config: &Config, key: &SourceKey) -> Validity {
     decodes.sort_unstable();
     decodes.dedup();
     Arc::new(move |znode, data| {
+        let gate = Gate {
+            resolved: &|_| Some(Ipv4Addr::LOCALHOST.into()),
+            allowed_options: &[],
+        };
         decodes
             .iter()
-            .any(|decode| decode::child(znode, data, decode).is_ok())
+            .filter_map(|decode| decode::child(znode, data, decode).ok())
+            .any(|instance| {
+                let candidate = Candidate::from_instance(znode, &instance, instance.port);
+                !instance.available || gate.admit(&candidate).is_ok()
+            })
     })
 }

@@ -580,9 +580,9 @@ async fn a_swap_never_shows_a_gap() {
 #[tokio::test]
 async fn a_chroot_is_part_of_the_path() {
     let zookeeper = ZooKeeper::start().await;
-    let mut f = Follow::start_on(zookeeper, "/root/of", PATH, SourceView::default()).await;
+    let mut f = Follow::start_on(zookeeper, "/chroot/of", PATH, SourceView::default()).await;
     f.until("confirmed", |v| v.confirmed).await;
-    ZooKeeper::put(&f.direct, "/root/of/services/web/a", b"{1}").await;
+    ZooKeeper::put(&f.direct, "/chroot/of/services/web/a", b"{1}").await;
     ZooKeeper::put(&f.direct, "/services/web/elsewhere", b"{1}").await;
     f.until_names(&["a"]).await;
 }

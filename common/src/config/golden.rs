@@ -25,7 +25,7 @@ fn update() -> bool {
     std::env::var_os("UPDATE_GOLDEN").is_some()
 }
 
-/// Runs every case of a directory through `load`; returns how many there were.
+/// Runs every case (`*.txt`) of a directory through `load`; returns how many there were.
 ///
 /// # Panics
 /// When a case prints something else than expected, naming all such cases.
@@ -36,6 +36,7 @@ pub fn run_cases<T>(
     let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
         .expect("the directory of cases")
         .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
         .collect();
     files.sort();
     let mut wrong = Vec::new();

@@ -211,20 +211,11 @@ impl Tree {
         }
     }
 
-    /// Whether a noted deletion may be the first half of a swap: a fixed name deleted without an announcement. Its
-    /// second half arrives up to 3.5 ms later (measured), so absorbing is worth a short wait.
-    #[must_use]
-    pub fn may_be_half_a_swap(&self) -> bool {
-        self.noted.iter().any(|(name, event)| {
-            *event == Event::Deleted
-                && !is_sequential(name)
-                && !self.announced.contains(name)
-                && self.children.contains_key(name)
-        })
-    }
-
     /// Acts on the noted events, the last one of each name counting: deletions at once, the others make dirty. Returns
     /// whether the set changed.
+    ///
+    /// A fixed name deleted without an announcement may be the first half of a swap, whose second half was seen to arrive
+    /// milliseconds later. It is read like a change: the server has done both halves before it tells of the first.
     pub fn absorb(&mut self) -> bool {
         let mut gone: BTreeSet<String> = BTreeSet::new();
         if std::mem::take(&mut self.uprooted) {
@@ -232,9 +223,13 @@ impl Tree {
             self.parent = None;
             gone.extend(self.children.keys().chain(self.skipped.keys()).cloned());
         }
-        self.announced.clear();
+        let announced = std::mem::take(&mut self.announced);
         for (name, event) in std::mem::take(&mut self.noted) {
-            if event == Event::Deleted {
+            let half_a_swap = !is_sequential(&name)
+                && !announced.contains(&name)
+                && !gone.contains(&name)
+                && self.children.contains_key(&name);
+            if event == Event::Deleted && !half_a_swap {
                 gone.insert(name);
             } else {
                 gone.remove(&name);

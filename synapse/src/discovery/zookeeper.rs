@@ -28,8 +28,6 @@ use crate::source::{SourceKey, SourceView};
 
 /// Events queued for a source are drained this long before they are acted on.
 const DRAIN: Duration = Duration::from_millis(2);
-/// The same when a deletion may be the first half of a swap: its other half was measured up to 3.5 ms later.
-const DRAIN_SWAP: Duration = Duration::from_millis(5);
 /// Mean pause before a refusal that only an administrator can lift is tried again.
 const SLOW_RETRY: Duration = Duration::from_secs(30);
 
@@ -137,13 +135,6 @@ enum Done {
     Names(Vec<(String, Read)>),
 }
 
-/// Events noted and not acted on yet.
-#[derive(Clone, Copy)]
-struct Drain {
-    since: Instant,
-    until: Instant,
-}
-
 struct Follower {
     name: String,
     path: Arc<str>,
@@ -194,17 +185,20 @@ impl Follower {
         }
         let mut pending = Some(self.read_all(&reader));
         let mut compare = None;
-        let mut drain: Option<Drain> = None;
+        let mut drain: Option<Instant> = None;
         loop {
             // Cancel-safe: a channel receive, two deadlines kept outside, and a future kept outside. In this order, so
             // that events are noted before the reply that came after them, and no flood of events delays acting on them.
             tokio::select! {
                 biased;
-                () = until(drain.map(|d| d.until)) => drain = self.drained(drain),
+                () = until(drain) => {
+                    drain = None;
+                    let changed = self.tree.absorb();
+                    self.publish(changed);
+                }
                 event = changed(&mut self.watcher) => {
                     self.note(&event)?;
-                    let now = Instant::now();
-                    drain.get_or_insert(Drain { since: now, until: now + DRAIN });
+                    drain.get_or_insert(Instant::now() + DRAIN);
                 }
                 done = outstanding(&mut pending) => {
                     pending = None;
@@ -255,22 +249,6 @@ impl Follower {
         Counters::add(&self.counters.events, 1);
         self.tree.note(kind, &event.path);
         Ok(())
-    }
-
-    /// Acts on the noted events, or waits a little longer for the other half of a swap.
-    fn drained(&mut self, drain: Option<Drain>) -> Option<Drain> {
-        if let Some(Drain { since, until }) = drain
-            && until < since + DRAIN_SWAP
-            && self.tree.may_be_half_a_swap()
-        {
-            return Some(Drain {
-                since,
-                until: since + DRAIN_SWAP,
-            });
-        }
-        let changed = self.tree.absorb();
-        self.publish(changed);
-        None
     }
 
     /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect.

@@ -221,6 +221,7 @@ impl Complaint {
             .and_then(|(_, n)| n.parse().ok());
         let server = after(words, &["'server "])
             .and_then(|s| s.split_once('/'))
+            .or_else(|| after(words, &["backend '"]).zip(after(words, &["', server '"])))
             .map(|(b, s)| (b.to_owned(), s.to_owned()));
         let proxy = after(
             words,
@@ -234,7 +235,10 @@ impl Complaint {
             ],
         )
         .map(str::to_owned);
-        let section = proxy.or_else(|| server.as_ref().map(|(backend, _)| backend.clone()));
+        let section = server
+            .as_ref()
+            .map(|(backend, _)| backend.clone())
+            .or(proxy);
         Some(Self {
             line,
             section,
@@ -244,11 +248,12 @@ impl Complaint {
     }
 }
 
-/// The text between the first of `openings` that occurs and the next quote or bracket.
+/// The text between the opening that occurs first and the next quote or bracket.
 fn after<'a>(words: &'a str, openings: &[&str]) -> Option<&'a str> {
-    let rest = openings
+    let ends = openings
         .iter()
-        .find_map(|o| words.find(o).map(|at| &words[at + o.len()..]))?;
+        .filter_map(|o| words.find(o).map(|at| at + o.len()));
+    let rest = &words[ends.min()?..];
     Some(&rest[..rest.find(['\'', ']'])?])
 }
 
@@ -264,6 +269,8 @@ mod tests {
 [ALERT]    (1) : config : parsing [c.cfg:5] : unknown option 'nope'.
 [ALERT]    (1) : config : Proxy 'f': unable to find required default_backend: 'zz'.
 [ALERT]    (1) : config : Parsing [c.cfg:9]: backend 'b' has the same name as backend 'b' declared at c.cfg:5.
+[ALERT]    (1) : config : backend 'b', server 'x': unable to find required resolvers 'r'
+[ALERT]    (1) : config : [c.cfg:3] : 'server b/x' : unable to find required proxy 'nosuch' for tracking.
 [ALERT]    (1) : Starting frontend f: cannot bind socket (Address already in use) [127.0.0.1:80]
 [ALERT]    (1) : config : Error(s) found in configuration file : c.cfg
 [ALERT]    (1) : config : Fatal errors found in configuration.
@@ -278,15 +285,17 @@ mod tests {
             .map(|a| (a.line, a.section.as_deref(), a.server.is_some()))
             .collect();
         assert_eq!(
-            places[..4],
+            places[..6],
             [
                 (Some(3), Some("b"), true),
                 (Some(5), None, false),
                 (None, Some("f"), false),
-                (Some(9), Some("b"), false)
+                (Some(9), Some("b"), false),
+                (None, Some("b"), true),
+                (Some(3), Some("b"), true),
             ]
         );
-        assert!(complaints.summary().ends_with("and 2 more"));
+        assert!(complaints.summary().ends_with("and 4 more"));
         assert_eq!(Complaints::parse("sh: broken\n").summary(), "sh: broken");
     }
 

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use smartstack_common::backoff::Backoff;
 use smartstack_common::process::{ProcessId, boot_id, start_time};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
@@ -83,8 +82,6 @@ pub struct Supervisor {
     process: Option<ProcessId>,
     /// The handle when we started it: to reap it.
     child: Option<Child>,
-    backoff: Backoff,
-    retry_at: Option<Instant>,
 }
 
 impl Supervisor {
@@ -104,8 +101,6 @@ impl Supervisor {
             log: beside(".log"),
             process: None,
             child: None,
-            backoff: Backoff::new(Duration::from_secs(1), Duration::from_secs(60)),
-            retry_at: None,
         }
     }
 
@@ -234,35 +229,19 @@ impl Supervisor {
         self.process.as_ref().is_some_and(ProcessId::is_alive)
     }
 
-    /// Keeps it alive: to be called about once a second. `None` = it lives, or the next start is not due yet.
-    ///
-    /// # Errors
-    /// It could not be started; the next attempt comes after a longer pause.
-    pub async fn tend(&mut self, rng: &mut fastrand::Rng) -> Option<Result<Origin, StartError>> {
-        self.bound_log();
-        let now = Instant::now();
-        if self.is_alive() {
-            // A life of a minute ends the back-off.
-            if self
-                .retry_at
-                .is_some_and(|at| now > at + Duration::from_secs(60))
-            {
-                self.backoff.reset();
-                self.retry_at = None;
-            }
-            return None;
-        }
-        if self.retry_at.is_some_and(|at| now < at) {
-            return None;
-        }
-        self.retry_at = Some(now + self.backoff.next(rng));
-        Some(self.ensure().await)
-    }
-
-    /// Where the log ends now.
+    /// Where the log ends now. One that has grown too long is emptied first; where that fails it is tried again next time.
     #[must_use]
-    pub fn log_end(&self) -> u64 {
-        self.log.metadata().map_or(0, |m| m.len())
+    pub fn mark_log(&self) -> u64 {
+        let end = || self.log.metadata().map_or(0, |m| m.len());
+        if end() > LOG_MAX {
+            drop(
+                File::options()
+                    .write(true)
+                    .open(&self.log)
+                    .and_then(|file| file.set_len(0)),
+            );
+        }
+        end()
     }
 
     /// What haproxy has written since.
@@ -271,18 +250,6 @@ impl Supervisor {
         File::open(&self.log)
             .map(|mut file| child::tail(&mut file, end))
             .unwrap_or_default()
-    }
-
-    fn bound_log(&self) {
-        if self.log_end() > LOG_MAX {
-            // Cannot be emptied: it is tried again a second later.
-            drop(
-                File::options()
-                    .write(true)
-                    .open(&self.log)
-                    .and_then(|file| file.set_len(0)),
-            );
-        }
     }
 
     /// Ends it: requests in flight may finish until `deadline`, then they are cut.

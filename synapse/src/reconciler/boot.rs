@@ -7,13 +7,14 @@ use std::sync::Arc;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::observed::{Digests, file_rows};
 use super::runtime::{Fallbacks, Proven};
-use super::{Outputs, Reconciler, Tally};
+use super::{Outputs, Reconciler, SETTLE, Tally};
 use crate::assembly::EffectiveCache;
 use crate::cfg::{Model, Ours};
 use crate::config::{Config, Service};
@@ -82,6 +83,7 @@ impl Reconciler {
                 config.haproxy.restart_jitter,
             ),
             retry_at: None,
+            settle: None,
             rng: fastrand::Rng::new(),
             host: host_name(),
             machine: snapshot.machine.clone(),
@@ -187,8 +189,14 @@ impl Reconciler {
             driver.configure(&config);
         }
         self.config = config;
+        self.settle = Some(Instant::now() + SETTLE);
+        // What was refused is tried again, at once.
         self.quarantined.clear();
         self.refused_options.clear();
+        self.refused_frame = None;
+        self.frame_problem = None;
+        self.limiter.forgive();
+        self.held = false;
         self.dirty = (0..self.services.len()).collect();
         self.stale = true;
         info!(services = self.services.len(), "configuration taken");

@@ -7,13 +7,14 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::job::{Bad, Candidate, Done, Driver, Job, Outcome};
+use super::job::{Bad, Candidate, Done, Driver, Job, Kept, Outcome};
 use super::observed::Digests;
 use super::{Quarantine, RETRY_QUARANTINED, Reconciler};
 use crate::assembly::Assembly;
 use crate::config::Reload;
 use crate::plan::Plan;
-use crate::services::State;
+use crate::render::Renderer;
+use crate::services::{State, source_key};
 use crate::status::{ReloadView, seconds};
 
 impl Reconciler {
@@ -25,6 +26,15 @@ impl Reconciler {
             self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
         let unproven = matches!(next, Plan::Runtime(ops) if self.is_unproven(ops));
         if reload.is_none() && !other_text && !unproven {
+            if !self.stale {
+                self.reload_problem = None;
+            }
+            return;
+        }
+        if let Some(until) = self.settling_until()
+            && reload.is_some()
+        {
+            self.retry_at = Some(until);
             return;
         }
         let mut hold = false;
@@ -45,13 +55,14 @@ impl Reconciler {
         let job = Job {
             candidates: self.candidates(hold),
             frame: if hold { self.good.frame.clone() } else { None }
-                .unwrap_or_else(|| Arc::clone(&self.renderer)),
+                .unwrap_or_else(|| Arc::clone(self.frame())),
             good_frame: self.good.frame.clone(),
             // Structure and options that no worker has loaded yet are proven first, also when somebody else reloads.
-            check: !hold
-                && (reload.is_some()
-                    || unproven
-                    || !matches!(next, Plan::Unchanged | Plan::Runtime(_))),
+            check: hold
+                || reload.is_some()
+                || unproven
+                || self.stale
+                || !matches!(next, Plan::Unchanged | Plan::Runtime(_)),
             reload: reload.filter(|_| !hold),
             running: self.observed.as_ref().map(|o| o.running.clone()),
             disk: self.disk.clone(),
@@ -59,6 +70,16 @@ impl Reconciler {
         if let Some(driver) = self.driver.take() {
             self.jobs.spawn_local(driver.run(job));
         }
+    }
+
+    /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
+    /// another one for their servers. `None` = all have spoken, or it takes too long.
+    fn settling_until(&self) -> Option<Instant> {
+        let waits = |state: &State| {
+            source_key(&state.service).is_some_and(|key| !self.sources.view(&key).confirmed)
+        };
+        self.settle
+            .filter(|until| Instant::now() < *until && self.services.iter().any(waits))
     }
 
     /// A reload is wanted and nothing holds it.
@@ -74,13 +95,14 @@ impl Reconciler {
         let rendered = self.services.iter().filter(|s| s.service.haproxy.is_some());
         rendered
             .map(|state| {
+                let quarantine = self.quarantine(state);
                 let good = self.good.piece(&state.service, &state.servers);
-                let quarantined = self.is_quarantined(state);
+                let good = quarantine.map_or(&Kept::Good, |q| &q.kept).of(good);
                 let new = state
                     .piece
                     .as_ref()
                     .and_then(|p| p.as_ref().ok())
-                    .filter(|_| !quarantined);
+                    .filter(|_| quarantine.is_none());
                 Candidate {
                     name: state.service.name.clone(),
                     new: if hold { good.clone() } else { new.cloned() },
@@ -90,13 +112,11 @@ impl Reconciler {
             .collect()
     }
 
-    pub(super) fn is_quarantined(&self, state: &State) -> bool {
-        let Some(Ok(piece)) = &state.piece else {
-            return false;
-        };
-        self.quarantined
-            .get(&state.service.name)
-            .is_some_and(|q| q.structure == piece.structure())
+    /// The refusal of the service as it is now.
+    pub(super) fn quarantine(&self, state: &State) -> Option<&Quarantine> {
+        let quarantine = self.quarantined.get(&state.service.name)?;
+        state.piece.as_ref()?;
+        (quarantine.structure == structure(state)).then_some(quarantine)
     }
 
     /// Why a reload is needed; `None` = it is not, or it must not be.
@@ -143,13 +163,14 @@ impl Reconciler {
         }
         let took = now.duration_since(done.started);
         let ok = !matches!(done.outcome, Outcome::Failed(_));
+        let attempted = !matches!(done.outcome, Outcome::Unneeded | Outcome::Written);
         self.write_problem = None;
         let error = match done.outcome {
             Outcome::Unneeded | Outcome::Written => None,
             Outcome::Reloaded { pid, assembly } => {
                 self.digests = Digests::loaded(pid, &assembly.desired);
                 self.tally.reloads += 1;
-                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy reloaded");
+                info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy has loaded the file");
                 None
             }
             Outcome::Unconfirmed { assembly } => {
@@ -158,7 +179,7 @@ impl Reconciler {
                 info!(
                     ?took,
                     reason = done.reason,
-                    "haproxy reloaded; nobody can be asked whether it took"
+                    "haproxy has loaded the file, as far as its exit status tells"
                 );
                 None
             }
@@ -174,12 +195,16 @@ impl Reconciler {
                 self.write_problem = Some(error.clone());
             }
         }
-        if done.reason.is_some() || !ok {
+        // Where nothing ran before, the first start is no reload: the registry's first word follows it at once.
+        let first_start = ok && self.observed.is_none() && self.tally.last_reload.is_none();
+        if (done.reason.is_some() || !ok) && !first_start {
             self.limiter.started(done.started);
             self.limiter.ended(ok);
         }
-        self.reload_problem.clone_from(&error);
-        if let Some(reason) = done.reason {
+        if done.reason.is_some() {
+            self.reload_problem.clone_from(&error);
+        }
+        if let Some(reason) = done.reason.filter(|_| attempted) {
             self.tally.reload_failures += u64::from(!ok);
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             self.tally.last_reload = Some(ReloadView {
@@ -195,40 +220,49 @@ impl Reconciler {
     fn note_refusals(
         &mut self,
         bad: BTreeMap<String, Bad>,
-        bad_frame: Option<String>,
+        bad_frame: Option<(Arc<Renderer>, String)>,
         refused_options: BTreeMap<(String, String), String>,
     ) {
-        for (service, Bad { structure, reason }) in bad {
+        for (service, bad) in bad {
+            let Bad {
+                structure,
+                words: reason,
+                kept,
+            } = bad;
+            // Without a new form it was refused before, or by its template.
+            let structure = structure.or_else(|| {
+                let state = self.services.iter().find(|s| s.service.name == service);
+                Some(self::structure(state?))
+            });
+            let stays = match &kept {
+                Kept::Good => "its last good form".to_owned(),
+                Kept::Only(names) => format!("its last good form with {} servers", names.len()),
+                Kept::Nothing => "nothing of it".to_owned(),
+            };
             error!(
                 service,
-                reason,
-                "haproxy refuses this service as configured: its last good form stays, others proceed"
+                reason, stays, "haproxy refuses this service as configured; others proceed"
             );
-            let since = Instant::now();
             self.quarantined.insert(
                 service,
                 Quarantine {
-                    structure,
+                    structure: structure.unwrap_or_default(),
                     reason,
-                    since,
+                    kept,
+                    since: Instant::now(),
                 },
             );
         }
-        if let Some(problem) = &bad_frame {
+        if let Some((frame, problem)) = bad_frame {
             error!(
                 problem,
                 "haproxy refuses global, defaults or extra sections: their last good form stays"
             );
+            let problem = format!(
+                "haproxy refuses global, defaults or extra sections, their last good form stays: {problem}"
+            );
+            self.refuse_frame(frame, problem);
         }
-        self.refused_frame = bad_frame.as_ref().map(|_| {
-            (
-                Arc::clone(&self.renderer),
-                Instant::now() + RETRY_QUARANTINED,
-            )
-        });
-        self.frame_problem = bad_frame.map(|problem| {
-            format!("haproxy refuses global, defaults or extra sections, their last good form stays: {problem}")
-        });
         for ((backend, options), reason) in refused_options {
             warn!(
                 backend,
@@ -237,6 +271,14 @@ impl Reconciler {
             let dirty: Vec<usize> = self.indexes(|s| s.backend() == Some(backend.as_str()));
             self.dirty.extend(dirty);
             self.refused_options.insert((backend, options), reason);
+        }
+    }
+
+    /// Until it is due again, the last good frame is used instead.
+    pub(super) fn refuse_frame(&mut self, frame: Arc<Renderer>, problem: String) {
+        if Arc::ptr_eq(&frame, &self.renderer) {
+            self.refused_frame = Some((frame, Instant::now() + RETRY_QUARANTINED));
+            self.frame_problem = Some(problem);
         }
     }
 
@@ -249,29 +291,46 @@ impl Reconciler {
             .collect()
     }
 
-    /// The worker serves what was assembled: every form in it is good.
+    /// The worker serves what was assembled, as far as can be known.
+    pub(super) fn serves(&self, assembly: &Assembly) -> bool {
+        match &self.observed {
+            Some(observed) => {
+                observed.running.generation.as_ref() == Some(&assembly.desired.generation)
+            }
+            None => {
+                !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text)
+            }
+        }
+    }
+
+    /// When the worker serves what was assembled, every form in it is good.
     pub(super) fn accept(&mut self, assembly: &Assembly) {
-        let serves = self
-            .observed
-            .as_ref()
-            .is_some_and(|o| o.running.generation.as_ref() == Some(&assembly.desired.generation));
         let accepted = |(generation, renderer): &(_, Arc<_>)| {
             *generation == assembly.desired.generation && Arc::ptr_eq(renderer, &self.renderer)
         };
-        if !serves || self.accepted.as_ref().is_some_and(accepted) {
+        if !self.serves(assembly) || self.accepted.as_ref().is_some_and(accepted) {
             return;
         }
         self.accepted = Some((
             assembly.desired.generation.clone(),
             Arc::clone(&self.renderer),
         ));
-        if self.frame_problem.is_none() {
+        if Arc::ptr_eq(self.frame(), &self.renderer) {
+            self.frame_problem = None;
             self.good.frame = Some(Arc::clone(&self.renderer));
         }
         for state in &self.services {
-            if matches!(state.piece, Some(Ok(_))) && !self.is_quarantined(state) {
+            if matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none() {
                 self.good.accept(&self.renderer, &state.service);
             }
         }
+    }
+}
+
+/// What tells a refused form from another; empty when the template refuses the service.
+fn structure(state: &State) -> Vec<u8> {
+    match &state.piece {
+        Some(Ok(piece)) => piece.structure(),
+        Some(Err(_)) | None => Vec::new(),
     }
 }

@@ -70,20 +70,44 @@ pub(crate) struct Done {
     pub(crate) disk: Option<Arc<str>>,
     /// What a check has accepted: structure, and digests of server options.
     pub(crate) proven: Option<(Generation, BTreeSet<String>)>,
-    /// Services not in their new form, with haproxy's words.
+    /// Services that were refused.
     pub(crate) bad: BTreeMap<String, Bad>,
-    /// The frame was refused.
-    pub(crate) bad_frame: Option<String>,
+    /// The frame was refused: which, and haproxy's words.
+    pub(crate) bad_frame: Option<(Arc<Renderer>, String)>,
     /// `(backend, options)` that haproxy refuses.
     pub(crate) refused_options: BTreeMap<(String, String), String>,
 }
 
-/// What was refused of a service. The configuration may be another one by the time this is read.
+/// A service that was refused.
 pub(crate) struct Bad {
-    /// As [`Piece::structure`].
-    pub(crate) structure: Vec<u8>,
+    /// What was refused, as [`Piece::structure`] tells it; `None` = there was only its last good form.
+    pub(crate) structure: Option<Vec<u8>>,
     /// haproxy's words.
-    pub(crate) reason: String,
+    pub(crate) words: String,
+    /// What stands in the file instead.
+    pub(crate) kept: Kept,
+}
+
+/// What stays of a service that is refused as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Its last good form with the current servers.
+    Good,
+    /// That with these servers at most: with others it is refused as well.
+    Only(BTreeSet<String>),
+    /// Nothing: its last good form is refused by now, too.
+    Nothing,
+}
+
+impl Kept {
+    /// What of the last good form this is.
+    pub(crate) fn of(&self, good: Option<Piece>) -> Option<Piece> {
+        match self {
+            Self::Good => good,
+            Self::Only(names) => good.map(|piece| piece.keeping(|name| names.contains(name))),
+            Self::Nothing => None,
+        }
+    }
 }
 
 /// How it ended.
@@ -141,7 +165,7 @@ impl Driver {
             disk: work.disk,
             proven: work.proven,
             bad: work.bad,
-            bad_frame: work.bad_frame,
+            bad_frame: work.bad_frame.map(|words| (work.job.frame, words)),
             refused_options: work.refused_options,
         }
     }

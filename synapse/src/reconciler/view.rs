@@ -35,14 +35,7 @@ impl Reconciler {
     }
 
     fn view_now(&self, pass: Option<(&Assembly, &Plan)>) -> View {
-        let serving = pass.is_some_and(|(assembly, _)| match &self.observed {
-            Some(observed) => {
-                observed.running.generation.as_ref() == Some(&assembly.desired.generation)
-            }
-            None => {
-                !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text)
-            }
-        });
+        let serving = pass.is_some_and(|(assembly, _)| self.serves(assembly));
         let state = match (&self.observed, serving) {
             (None, true) => "unconfirmed",
             (None, false) => "unreachable",
@@ -127,13 +120,6 @@ impl Reconciler {
         });
         let mut rejected: Vec<Rejected> = desired.map(|d| d.rejected.clone()).unwrap_or_default();
         rejected.extend(state.refused.iter().cloned());
-        if let Some(source) = &source {
-            let skipped = source.skipped.iter();
-            rejected.extend(skipped.map(|(znode, reason)| Rejected {
-                znode: znode.clone(),
-                reason: reason.clone(),
-            }));
-        }
         let mut notes: Vec<Rejected> = state.id_notes.clone();
         notes.extend(
             desired

@@ -9,7 +9,7 @@ fn lines(text: &[&str]) -> Vec<String> {
     text.iter().map(|line| (*line).to_owned()).collect()
 }
 
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     Config {
         services: Vec::new(),
         haproxy: crate::config::Haproxy {
@@ -48,7 +48,7 @@ fn config() -> Config {
     }
 }
 
-fn service(name: &str) -> Service {
+pub(crate) fn service(name: &str) -> Service {
     Service {
         name: name.to_owned(),
         discovery: Discovery::Zookeeper {

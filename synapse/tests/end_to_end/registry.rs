@@ -30,6 +30,16 @@ async fn an_empty_registry_keeps_the_last_set_or_empties_it_as_configured() {
     };
     status(&synapse, "web is held", held).await;
     answers(keep, &["a"]).await;
+    eventually("the hold is written", SOON, async || {
+        let text = std::fs::read_to_string(pair.dir.join("snapshot.json")).unwrap();
+        let snapshot: serde_json::Value = serde_json::from_str(&text).unwrap();
+        if snapshot["body"]["holds"]["web"].is_object() {
+            Ok(())
+        } else {
+            Err(text)
+        }
+    })
+    .await;
 
     // What is held is on disk a second later at most.
     eventually("the snapshot holds web", SOON, async || {

@@ -10,8 +10,8 @@ use crate::pair::{
     Pair, SESSION, SOON, Traffic, WEB, Way, answer, answers, in_step, reloads, status,
 };
 
-/// ZooKeeper is away this long: seconds, `OUTAGE` in the environment for the long form (60).
-const OUTAGE: u64 = 12;
+/// ZooKeeper is away this long, in seconds; `OUTAGE` in the environment for another time.
+const OUTAGE: u64 = 60;
 
 #[tokio::test]
 async fn an_unhealthy_instance_gets_no_requests_and_comes_back_without_a_reload() {
@@ -29,6 +29,7 @@ async fn an_unhealthy_instance_gets_no_requests_and_comes_back_without_a_reload(
     let traffic = Traffic::start(pair.port).await;
     traffic.reaches(&a).await;
     traffic.reaches(&b).await;
+    in_step(&synapse).await;
     let before = reloads(&synapse).await;
 
     a.set(Behaviour::Unhealthy);
@@ -110,6 +111,8 @@ async fn zookeeper_away_hurts_nobody_and_what_changes_after_its_return_arrives()
     let synapse = pair.serving().await;
     pair.until(&a, "ready").await;
     pair.until(&b, "ready").await;
+    // The new worker answers a moment before its reload counts.
+    in_step(&synapse).await;
     let traffic = Traffic::start(pair.port).await;
     let before = reloads(&synapse).await;
 

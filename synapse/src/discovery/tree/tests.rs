@@ -49,9 +49,13 @@ fn events(tree: &mut Tree, events: &[(Event, &str)]) -> bool {
 }
 
 #[test]
-fn a_deletion_needs_no_read() {
+fn an_announced_deletion_needs_no_read() {
     let mut tree = tree();
-    assert!(events(&mut tree, &[(Event::Deleted, "/services/a/a")]));
+    let announced = [
+        (Event::Changed, "/services/a/a"),
+        (Event::Deleted, "/services/a/a"),
+    ];
+    assert!(events(&mut tree, &announced));
     assert_eq!(names(&tree), ["b"]);
     assert!(tree.is_settled());
 }
@@ -98,35 +102,32 @@ fn delete_and_create_in_one_batch_never_shows_the_gap() {
 }
 
 #[test]
-fn an_unannounced_deletion_of_a_fixed_name_may_be_half_a_swap() {
-    for (noted, half) in [
-        (vec![(Event::Deleted, "/services/a/a")], true),
-        (
-            vec![
-                (Event::Changed, "/services/a/a"),
-                (Event::Deleted, "/services/a/a"),
-            ],
-            false,
-        ),
-        (
-            vec![
-                (Event::Deleted, "/services/a/a"),
-                (Event::Created, "/services/a/a"),
-            ],
-            false,
-        ),
+fn an_unannounced_deletion_of_a_fixed_name_is_read_before_it_counts() {
+    let (a, s) = ("/services/a/a", "/services/a/s_0000000007");
+    for (noted, read) in [
+        (vec![(Event::Deleted, a)], true),
+        (vec![(Event::Changed, a), (Event::Deleted, a)], false),
         (vec![(Event::Deleted, "/services/a/unknown")], false),
-        (vec![(Event::Deleted, "/services/a/s_0000000007")], false),
+        (vec![(Event::Deleted, s)], false),
+        (vec![(Event::Deleted, a), (Event::Deleted, PATH)], false),
     ] {
         let mut tree = tree();
-        events(&mut tree, &[(Event::Created, "/services/a/s_0000000007")]);
+        events(&mut tree, &[(Event::Created, s)]);
         tree.begin_read();
         tree.apply(named(&[("s_0000000007", child("1", 7, 7))]));
-        for (event, path) in &noted {
-            tree.note(*event, path);
-        }
-        assert_eq!(tree.may_be_half_a_swap(), half, "{noted:?}");
+        events(&mut tree, &noted);
+        assert_eq!(tree.is_dirty(), read, "{noted:?}");
+        assert_eq!(
+            names(&tree).contains(&"a"),
+            read || noted[0].1 != a,
+            "{noted:?}"
+        );
     }
+    let mut tree = tree();
+    events(&mut tree, &[(Event::Deleted, a)]);
+    assert_eq!(tree.begin_read(), ["a"]);
+    assert!(tree.apply(named(&[("a", Read::Gone)])));
+    assert_eq!(names(&tree), ["b"]);
 }
 
 #[test]
@@ -190,6 +191,7 @@ fn a_reply_does_not_bring_back_what_was_deleted_meanwhile() {
         let mut tree = tree();
         events(&mut tree, &[(Event::Changed, "/services/a/a")]);
         tree.begin_read();
+        tree.note(Event::Changed, "/services/a/a");
         tree.note(Event::Deleted, "/services/a/a");
         if absorb {
             tree.absorb();
@@ -199,6 +201,7 @@ fn a_reply_does_not_bring_back_what_was_deleted_meanwhile() {
         assert_eq!(names(&tree), ["b"]);
 
         tree.begin_full();
+        tree.note(Event::Changed, "/services/a/b");
         tree.note(Event::Deleted, "/services/a/b");
         if absorb {
             tree.absorb();

@@ -8,8 +8,8 @@ use smartstack_common::atomic::{Durability, replace};
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
-use super::{Bad, Candidate, Driver, Job, Outcome};
-use crate::assembly::{Assembly, EffectiveCache, assemble};
+use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
+use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::cfg::{Model, Ours};
 use crate::generation::Generation;
 use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
@@ -20,15 +20,15 @@ use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Ste
 const FILE_MODE: u32 = 0o640;
 /// At most this many reloads in one job: each failed one costs seconds.
 const MOST_RELOADS: usize = 6;
-/// At most this many rounds of dropping refused options.
+/// At most this many rounds of dropping refused options, and as many more as there are services to be reduced.
 const MOST_OPTION_ROUNDS: usize = 8;
 
 /// A job being done.
 pub(super) struct Work {
     pub(super) driver: Driver,
     pub(super) job: Job,
-    /// The file that the worker was started with: its addresses are haproxy's.
-    held: Model,
+    /// The file that was loaded last.
+    loaded: Model,
     cache: EffectiveCache,
     pub(super) proven: Option<(Generation, BTreeSet<String>)>,
     pub(super) bad: BTreeMap<String, Bad>,
@@ -59,7 +59,7 @@ impl Work {
             refused_options: BTreeMap::new(),
             disk: None,
             cache: EffectiveCache::default(),
-            held: job
+            loaded: job
                 .disk
                 .as_deref()
                 .map(|text| Model::parse(text, Ours::All))
@@ -91,23 +91,21 @@ impl Work {
                 Ok(outcome) => return outcome,
                 Err(Setback::Abort(reason)) => return self.give_up(reason),
                 Err(Setback::Refused(refused)) => {
-                    let blamed: Vec<usize> = refused
-                        .blamed
-                        .keys()
-                        .copied()
-                        .filter(|i| *i != FRAME && selection.contains(i))
+                    let reduced = self.reduce(&refused, &selection);
+                    let blamed = refused.blamed.iter();
+                    let bad: BTreeMap<usize, String> = blamed
+                        .filter(|(i, _)| **i != FRAME && selection.contains(i))
+                        .map(|(i, words)| (*i, words.clone()))
                         .collect();
                     // A way of reloading that does not work says nothing about any service.
-                    if blamed.is_empty() || self.reloads >= MOST_RELOADS {
+                    if (bad.is_empty() && !reduced) || self.reloads >= MOST_RELOADS {
                         return self.give_up(refused.words);
                     }
-                    blamed.iter().for_each(|index| _ = selection.remove(index));
-                    let new = selection.clone();
-                    let bad = blamed
-                        .into_iter()
-                        .map(|i| (i, refused.blamed[&i].clone()))
-                        .collect();
-                    self.note_bad(Found::Accepted { new, bad });
+                    selection.retain(|index| !bad.contains_key(index));
+                    self.note_bad(bad);
+                    if let Err(setback) = self.check(&selection).await {
+                        return self.give_up(setback.words());
+                    }
                 }
             }
         }
@@ -133,13 +131,12 @@ impl Work {
                     Err(Setback::Abort(reason)) => return Err(reason),
                 },
                 Step::Done(Found::Nothing { words }) => return Err(words),
-                Step::Done(found @ Found::Accepted { .. }) => {
-                    let Found::Accepted { new, .. } = &found else {
-                        return Ok(sure);
-                    };
+                Step::Done(Found::Accepted { new, bad }) => {
                     let selection = new.union(&sure).copied().collect();
-                    self.note_bad(found);
-                    return Ok(selection);
+                    self.note_bad(bad);
+                    // The search has proven the new forms, not the good ones that take the place of the bad.
+                    let proven = self.check(&selection).await;
+                    return proven.map(|()| selection).map_err(Setback::words);
                 }
             }
         }
@@ -190,30 +187,52 @@ impl Work {
         )
     }
 
-    fn note_bad(&mut self, found: Found) {
-        let Found::Accepted { bad, .. } = found else {
-            return;
-        };
+    fn note_bad(&mut self, bad: BTreeMap<usize, String>) {
         for (index, words) in bad {
             match index
                 .checked_sub(1)
                 .and_then(|i| self.job.candidates.get(i))
             {
-                Some(Candidate {
-                    name,
-                    new: Some(piece),
-                    ..
-                }) => {
-                    let bad = Bad {
-                        structure: piece.structure(),
-                        reason: words,
-                    };
-                    self.bad.insert(name.clone(), bad);
-                }
-                Some(_) => {}
+                Some(candidate) => note(&mut self.bad, candidate, words, None),
                 None => self.bad_frame = Some(words),
             }
         }
+    }
+
+    /// A good form is good for the servers and the surroundings it was accepted with. One that is refused by now loses
+    /// the servers that are not in the file yet; one that is still refused goes. Whether there was any.
+    fn reduce(&mut self, refused: &Refused, selection: &Selection) -> bool {
+        let good_frame = self.job.good_frame.as_ref();
+        let new_frame = good_frame.is_some_and(|good| !Arc::ptr_eq(good, &self.job.frame));
+        if new_frame && selection.contains(&FRAME) {
+            // The complaints may come from the frame.
+            return false;
+        }
+        let mut any = false;
+        for (index, words) in &refused.blamed {
+            if selection.contains(index) {
+                continue;
+            }
+            let candidate = index.checked_sub(1);
+            let Some(candidate) = candidate.and_then(|i| self.job.candidates.get_mut(i)) else {
+                continue;
+            };
+            let Some(good) = candidate.good.take() else {
+                continue;
+            };
+            let written = self.loaded.servers.get(good.backend());
+            let fewer = good.keeping(|name| written.is_some_and(|w| w.contains_key(name)));
+            let kept = if fewer.names() < good.names() {
+                let kept = Kept::Only(fewer.names().into_iter().map(str::to_owned).collect());
+                candidate.good = Some(fewer);
+                kept
+            } else {
+                Kept::Nothing
+            };
+            note(&mut self.bad, candidate, words.clone(), Some(kept));
+            any = true;
+        }
+        any
     }
 
     /// The file goes back to what it was.
@@ -229,17 +248,22 @@ impl Work {
     /// Asks haproxy about a combination, and the system about its ports. Servers whose own options are refused are
     /// dropped on the way.
     async fn check(&mut self, selection: &Selection) -> Result<(), Setback> {
-        for _ in 0..MOST_OPTION_ROUNDS {
+        for _ in 0..MOST_OPTION_ROUNDS + 2 * self.job.candidates.len() {
             let (assembly, included) = self.assemble(selection)?;
-            let Some(complaints) = self.complaints(&assembly).await? else {
-                return self.ports(&assembly, selection, &included);
+            let refused = match self.complaints(&assembly).await? {
+                None => match self.taken_ports(&assembly, &included) {
+                    None => return Ok(()),
+                    Some(refused) => refused,
+                },
+                Some(complaints) => {
+                    if self.drop_refused_options(&complaints, &assembly, selection) {
+                        continue;
+                    }
+                    self.refused(&complaints, &assembly, &included)
+                }
             };
-            if !self.drop_refused_options(&complaints, &assembly) {
-                return Err(Setback::Refused(self.refused(
-                    &complaints,
-                    &assembly,
-                    &included,
-                )));
+            if !self.reduce(&refused, selection) {
+                return Err(Setback::Refused(refused));
             }
         }
         Err(Setback::Abort(
@@ -248,23 +272,19 @@ impl Work {
     }
 
     /// `haproxy -c` does not bind: a port of another process would show only when the reload fails.
-    fn ports(
-        &self,
-        assembly: &Assembly,
-        selection: &Selection,
-        included: &[usize],
-    ) -> Result<(), Setback> {
+    fn taken_ports(&self, assembly: &Assembly, included: &[usize]) -> Option<Refused> {
         let mut refused = Refused::default();
-        for bind in bind::taken(&assembly.model(), &self.held) {
+        // A haproxy that is not running holds none of the addresses in its file.
+        let gone = self.job.running.is_none() && self.driver.haproxy.api().is_configured();
+        let nothing = Model::default();
+        let held = if gone { &nothing } else { &self.loaded };
+        for bind in bind::taken(&assembly.model(), held) {
             let words = format!("{} is in use by another process", bind.address);
             let at = assembly
                 .models
                 .iter()
                 .position(|m| m.sections.iter().any(|s| s.name == bind.section));
-            if let Some(index) = at
-                .and_then(|at| included.get(at))
-                .filter(|index| selection.contains(index))
-            {
+            if let Some(index) = at.and_then(|at| included.get(at)).filter(|i| **i != FRAME) {
                 refused
                     .blamed
                     .entry(*index)
@@ -272,11 +292,7 @@ impl Work {
             }
             refused.words = words;
         }
-        if refused.blamed.is_empty() {
-            Ok(())
-        } else {
-            Err(Setback::Refused(refused))
-        }
+        (!refused.blamed.is_empty()).then_some(refused)
     }
 
     fn assemble(&mut self, selection: &Selection) -> Result<(Assembly, Vec<usize>), Setback> {
@@ -292,7 +308,9 @@ impl Work {
         let mut pieces = Vec::new();
         let mut included = vec![FRAME];
         for (index, candidate) in self.job.candidates.iter().enumerate() {
-            let piece = if selection.contains(&(index + 1)) {
+            // A template of the whole file leaves pieces without a text: they are of no use under the other kind.
+            let usable = frame.is_whole() == self.job.frame.is_whole();
+            let piece = if selection.contains(&(index + 1)) && usable {
                 &candidate.new
             } else {
                 &candidate.good
@@ -321,34 +339,40 @@ impl Work {
         }
     }
 
-    /// When every complaint is about a server's own options, those servers go and the rest is tried again.
-    fn drop_refused_options(&mut self, complaints: &Complaints, assembly: &Assembly) -> bool {
+    /// Complaints about servers with options of their own cost those servers; then the rest is tried again.
+    fn drop_refused_options(
+        &mut self,
+        complaints: &Complaints,
+        assembly: &Assembly,
+        selection: &Selection,
+    ) -> bool {
         let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
         let named = complaints.servers(&assembly.map, &models);
         let mut dropped = false;
-        for ((backend, name), words) in named {
-            for candidate in &mut self.job.candidates {
-                for form in [&mut candidate.new, &mut candidate.good] {
-                    let Some(piece) = form.as_ref().filter(|p| p.backend() == backend) else {
-                        continue;
-                    };
-                    let own = |s: &&crate::server::Identified| {
-                        s.server.name == name && s.server.options.is_some()
-                    };
-                    let Some(options) = piece
-                        .servers
-                        .iter()
-                        .find(own)
-                        .and_then(|s| s.server.options.clone())
-                    else {
-                        continue;
-                    };
-                    *form = piece.without_options(&self.job.frame, &options);
-                    self.refused_options
-                        .insert((backend.clone(), options), words.clone());
-                    dropped = true;
-                }
+        for (index, candidate) in self.job.candidates.iter_mut().enumerate() {
+            let is_new = selection.contains(&(index + 1));
+            let Candidate { new, good, .. } = candidate;
+            let Some(piece) = (if is_new { &*new } else { &*good }) else {
+                continue;
+            };
+            let former = good.as_ref().filter(|_| is_new);
+            let faults = own_faults(piece, former, &named);
+            if faults.is_empty() {
+                continue;
             }
+            let backend = piece.backend().to_owned();
+            for piece in [new, good].into_iter().flatten() {
+                let own = piece.servers.iter().filter(|s| {
+                    let options = s.server.options.as_ref();
+                    options.is_some_and(|options| faults.contains_key(options))
+                });
+                let gone: BTreeSet<&str> = own.map(|s| s.server.name.as_str()).collect();
+                *piece = piece.keeping(|name| !gone.contains(name));
+            }
+            let faults = faults.into_iter();
+            self.refused_options
+                .extend(faults.map(|(options, words)| ((backend.clone(), options), words)));
+            dropped = true;
         }
         dropped
     }
@@ -510,3 +534,55 @@ impl Work {
         replace(path, text.as_bytes(), FILE_MODE, durability).map_err(|e| Chain(&e).to_string())
     }
 }
+
+impl Setback {
+    fn words(self) -> String {
+        match self {
+            Self::Refused(refused) => refused.words,
+            Self::Abort(words) => words,
+        }
+    }
+}
+
+/// Options of single servers that are at fault, with the words. None when the service's own options may be: a server
+/// without any is complained about as well, or they are new and every server is.
+fn own_faults(
+    piece: &Piece,
+    former: Option<&Piece>,
+    named: &BTreeMap<(String, String), String>,
+) -> BTreeMap<String, String> {
+    let mut faults = BTreeMap::new();
+    let mut named_here = 0;
+    for server in piece.servers.iter() {
+        let key = (piece.backend().to_owned(), server.server.name.clone());
+        let Some(words) = named.get(&key) else {
+            continue;
+        };
+        named_here += 1;
+        match &server.server.options {
+            Some(options) => _ = faults.insert(options.clone(), words.clone()),
+            None => return BTreeMap::new(),
+        }
+    }
+    let changed = former.is_some_and(|former| former.configured != piece.configured);
+    if changed && named_here == piece.servers.len() {
+        return BTreeMap::new();
+    }
+    faults
+}
+
+/// Notes a refusal; what stays instead is only ever reduced.
+fn note(bad: &mut BTreeMap<String, Bad>, candidate: &Candidate, words: String, kept: Option<Kept>) {
+    let fresh = || Bad {
+        structure: candidate.new.as_ref().map(Piece::structure),
+        words,
+        kept: Kept::Good,
+    };
+    let entry = bad.entry(candidate.name.clone()).or_insert_with(fresh);
+    if let Some(kept) = kept {
+        entry.kept = kept;
+    }
+}
+
+#[cfg(test)]
+mod tests;
