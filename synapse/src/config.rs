@@ -56,10 +56,6 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Default `$STATE_DIRECTORY/snapshot.json` or `/var/lib/synapse/snapshot.json`.
     pub snapshot_path: PathBuf,
-    /// First window after a leading-edge apply; default 20 ms.
-    pub coalesce_min: Duration,
-    /// Largest window in a burst; default 250 ms.
-    pub coalesce_max: Duration,
     /// Full comparison of memory, file and live haproxy; default 30 s.
     pub audit_interval: Duration,
 }

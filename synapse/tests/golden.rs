@@ -59,8 +59,6 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         jitter: Duration::ZERO,
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
-        coalesce_min: Duration::from_millis(20),
-        coalesce_max: Duration::from_millis(250),
         audit_interval: Duration::from_secs(30),
     }
 }

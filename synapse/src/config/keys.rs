@@ -36,24 +36,6 @@ pub(super) const KEYS: &[Key] = &[
         "what is served after a restart before ZooKeeper answers",
     ),
     honoured(
-        "coalesce",
-        Kind::Map,
-        "",
-        "how changes are gathered; keys below",
-    ),
-    honoured(
-        "coalesce.min",
-        Kind::Duration,
-        "20ms",
-        "first window after a change that was applied at once",
-    ),
-    honoured(
-        "coalesce.max",
-        Kind::Duration,
-        "250ms",
-        "largest window in a burst",
-    ),
-    honoured(
         "audit_interval",
         Kind::Duration,
         "30s",
@@ -551,6 +533,11 @@ pub(super) const KEYS: &[Key] = &[
         "the last known servers are served without end",
     ),
     later(
+        "coalesce",
+        Kind::Map,
+        "a change is applied at once; those that arrive while haproxy or its file is busy go together",
+    ),
+    later(
         "guard",
         Kind::Map,
         "every removal the registry confirms is applied",
@@ -597,7 +584,7 @@ pub(super) const KEYS: &[Key] = &[
     later(
         "services.*.discovery.discovery_jitter",
         Kind::Any,
-        "changes are gathered by `coalesce`",
+        "a change is read at once",
     ),
     later(
         "services.*.discovery.polling_interval_sec",

@@ -70,7 +70,6 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
-    let (coalesce_min, coalesce_max) = top.key("coalesce").object(coalesce)?;
     let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
     let snapshot_path = path(&top.key("snapshot_path"), environment);
     let audit_interval = top
@@ -96,26 +95,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         admin: admin.map(|(bind, configured)| Admin { bind, configured }),
         snapshot_path: snapshot_path
             .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
-        coalesce_min,
-        coalesce_max,
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
     })
-}
-
-fn coalesce(map: &Map<'_>) -> (Duration, Duration) {
-    let min = map.key("min").duration();
-    let max = map.key("max").duration();
-    let (least, most) = (
-        min.unwrap_or(Duration::from_millis(20)),
-        max.unwrap_or(Duration::from_millis(250)),
-    );
-    if least > most {
-        let key = if max.is_some() { "max" } else { "min" };
-        map.key(key).error(format!(
-            "`coalesce.min` ({least:?}) must not be above `coalesce.max` ({most:?})"
-        ));
-    }
-    (least, most)
 }
 
 /// What must be unique among the services.

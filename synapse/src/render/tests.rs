@@ -42,8 +42,6 @@ pub(crate) fn config() -> Config {
         jitter: Duration::ZERO,
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
-        coalesce_min: Duration::from_millis(20),
-        coalesce_max: Duration::from_millis(250),
         audit_interval: Duration::from_secs(30),
     }
 }

@@ -2,10 +2,6 @@
 //! retry. Each test asserts what clients saw as well as what the programs say of themselves.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-#![expect(
-    clippy::print_stdout,
-    reason = "what was measured is shown with --nocapture"
-)]
 
 mod haproxy;
 mod pair;
