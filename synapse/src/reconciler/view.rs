@@ -55,7 +55,9 @@ impl Reconciler {
             version: info.map(|i| i.version.clone()),
             generation: info.and_then(|i| i.generation()).map(|g| g.to_string()),
             wanted_generation: pass.map(|(assembly, _)| assembly.desired.generation.to_string()),
-            divergence: pass.map_or(0, |(_, plan)| divergence(plan)),
+            // A file that cannot be written is a divergence: the next worker would begin with another state.
+            divergence: pass.map_or(0, |(_, plan)| divergence(plan))
+                + usize::from(self.write_problem.is_some()),
             reloads: *reloads,
             reload_failures: *reload_failures,
             foreign_reloads: self.tally.foreign_reloads,
