@@ -1,6 +1,8 @@
 //! Configurations and options that haproxy refuses, met while running: they cost the service, or the server, that they
 //! belong to. Everything beside goes on, the file on disk stays one that haproxy would start on, and `/status` names the
 //! culprit. The registry is not needed for most of it: services with servers of the configuration, changed by HUP.
+//!
+//! Over 600 lines because each refusal is a scene of its own on the same stage.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
