@@ -14,6 +14,7 @@ use super::aim::Touched;
 use super::file::File;
 use super::job::Driver;
 use super::limiter::Limiter;
+use super::lingering::Lingering;
 use super::observed::{Digests, file_rows};
 use super::runtime::{Fallbacks, Proven};
 use super::window::Window;
@@ -75,6 +76,9 @@ impl Reconciler {
             proven: Proven::default(),
             fallbacks: Fallbacks::default(),
             reload_only: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            looked_at: None,
+            lingering: Lingering::default(),
             retired: BTreeMap::new(),
             stale: true,
             socket_problem: None,

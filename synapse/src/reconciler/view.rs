@@ -79,6 +79,7 @@ impl Reconciler {
             reloads: *reloads,
             reload_failures: *reload_failures,
             foreign_reloads: self.tally.foreign_reloads,
+            lingering: self.lingering.view(),
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
             fallbacks: {

@@ -179,13 +179,24 @@ impl Info {
     /// Why no server can be added to it at runtime: before 2.6 that is an experiment to be switched on.
     #[must_use]
     pub fn refuses_adds(&self) -> Option<String> {
+        (!self.is_since(2, 6))
+            .then(|| format!("haproxy {} takes no servers at runtime", self.version))
+    }
+
+    /// Why no server with a cookie can be: allowed since 3.0 (its changelog).
+    #[must_use]
+    pub fn refuses_cookies(&self) -> Option<String> {
+        let words = "takes server keyword `cookie` only from the file";
+        (!self.is_since(3, 0)).then(|| format!("haproxy {} {words}", self.version))
+    }
+
+    fn is_since(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self
             .version
             .split(|c: char| !c.is_ascii_digit())
             .map(|n| n.parse::<u32>().ok());
         let version = (numbers.next().flatten(), numbers.next().flatten());
-        let takes = matches!(version, (Some(major), Some(minor)) if (major, minor) >= (2, 6));
-        (!takes).then(|| format!("haproxy {} takes no servers at runtime", self.version))
+        matches!(version, (Some(a), Some(b)) if (a, b) >= (major, minor))
     }
 
     /// Of the file the worker has loaded.
@@ -214,8 +225,11 @@ pub struct ServerRow {
     pub weight: u16,
     /// Weight from the file (`srv_iweight`).
     pub initial_weight: u16,
+    /// Its last check passed (`srv_check_result`, `CHK_RES_PASSED` and above in haproxy's `check-t.h`).
+    pub passed: bool,
 }
 
+const CHECK_PASSED: u8 = 3;
 const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
 const FORCED_DRAIN: u32 = 8;
@@ -258,6 +272,7 @@ impl ServerRow {
             admin: value("srv_admin_state")?.parse().ok()?,
             weight: value("srv_uweight")?.parse().ok()?,
             initial_weight: value("srv_iweight")?.parse().ok()?,
+            passed: value("srv_check_result")?.parse::<u8>().ok()? >= CHECK_PASSED,
         })
     }
 
@@ -294,6 +309,7 @@ impl ServerRow {
             weight: self.weight,
             state: self.state(),
             digest,
+            awaits_check: false,
         }
     }
 }
