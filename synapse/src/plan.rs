@@ -55,6 +55,16 @@ pub struct Refuses {
     pub backends: BTreeMap<String, String>,
 }
 
+impl Refuses {
+    /// Why no server can be added to this backend without a reload.
+    #[must_use]
+    pub fn reason<'a>(&'a self, name: &str, backend: &'a Backend) -> Option<&'a String> {
+        let cookie = self.cookie.as_ref().filter(|_| backend.cookie);
+        let known = backend.reload_only.as_ref().or(self.all.as_ref());
+        known.or(cookie).or_else(|| self.backends.get(name))
+    }
+}
+
 /// A server as the worker shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunningServer {
@@ -341,11 +351,7 @@ pub fn garbage<'a>(
         let unwanted = |(server, found): &(&String, &RunningServer)| {
             found.state == State::Retired && !desired_has(backend, server)
         };
-        let keeps = backend.unreadable
-            || backend.reload_only.is_some()
-            || running.refuses.all.is_some()
-            || (backend.cookie && running.refuses.cookie.is_some())
-            || running.refuses.backends.contains_key(name);
+        let keeps = backend.unreadable || running.refuses.reason(name, backend).is_some();
         let servers = running.backends.get(name).into_iter().flatten();
         servers
             .filter(|server| !keeps && unwanted(server))

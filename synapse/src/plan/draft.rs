@@ -154,10 +154,7 @@ impl<'a> Draft<'a> {
         desired: &Backend,
         wanted: &Effective,
     ) -> Result<Addition, String> {
-        let learned = self.refuses.backends.get(backend);
-        let refused = desired.reload_only.as_ref().or(self.refuses.all.as_ref());
-        let cookie = self.refuses.cookie.as_ref().filter(|_| desired.cookie);
-        if let Some(why) = refused.or(cookie).or(learned) {
+        if let Some(why) = self.refuses.reason(backend, desired) {
             return Err(why.clone());
         }
         let id = wanted

@@ -331,15 +331,21 @@ impl Reconciler {
     }
 
     fn note_reload_only(&mut self) {
-        let Some(whole) = &self.wanted else {
-            return;
+        let (Some(whole), Some(running)) = (&self.wanted, self.running()) else {
+            return self.reload_only.clear();
         };
-        let desired = whole.desired();
-        self.reload_only
-            .retain(|name, _| desired.backends.contains_key(name));
-        for name in self.planned(whole) {
-            let backend = desired.backends.get(&name);
-            match backend.and_then(|backend| backend.reload_only.clone()) {
+        let backends = &whole.desired().backends;
+        let found: Vec<(String, Option<String>)> = self
+            .planned(whole)
+            .into_iter()
+            .map(|name| {
+                let backend = backends.get(&name);
+                let why = backend.and_then(|b| running.refuses.reason(&name, b).cloned());
+                (name, why)
+            })
+            .collect();
+        for (name, why) in found {
+            match why {
                 Some(why) => _ = self.reload_only.insert(name, why),
                 None => _ = self.reload_only.remove(&name),
             }

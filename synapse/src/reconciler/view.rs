@@ -82,10 +82,7 @@ impl Reconciler {
             lingering: self.lingering.view(),
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
-            fallbacks: {
-                let learned = self.fallbacks.reasons();
-                learned.chain(self.reload_only.clone()).collect()
-            },
+            fallbacks: self.reload_only.clone(),
         };
         let problems = [
             &self.socket_problem,
