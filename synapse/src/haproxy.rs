@@ -21,6 +21,8 @@ mod child;
 pub mod live;
 pub mod master;
 pub mod reload;
+#[cfg(test)]
+pub(crate) mod simulated;
 pub mod supervise;
 
 pub use check::{CheckError, Checker, Complaints, Verdict};
@@ -109,12 +111,20 @@ impl Haproxy {
     /// # Errors
     /// No verdict; see [`CheckError`].
     pub async fn check(&self, candidate: &Path) -> Result<Verdict, CheckError> {
+        #[cfg(test)]
+        if let Some(simulated) = simulated::Simulated::current() {
+            return Ok(simulated.check());
+        }
         self.checker.check(candidate, self.reload_timeout).await
     }
 
     /// At start, with the file in place: makes haproxy serve it. Adopts a worker that has loaded `expected` already;
     /// else starts the supervised one, or reloads once.
     pub async fn start(&mut self, expected: Option<&Generation>, servers: usize) -> ReloadOutcome {
+        #[cfg(test)]
+        if let Some(simulated) = simulated::Simulated::current() {
+            return simulated.reload().await;
+        }
         let since = Instant::now();
         if let Way::Supervise(supervisor) = &mut self.way {
             let end = supervisor.mark_log();
@@ -139,6 +149,10 @@ impl Haproxy {
 
     /// Reloads, with the file in place. `expected` is its generation (`None` = not known), `servers` its size.
     pub async fn reload(&mut self, expected: Option<&Generation>, servers: usize) -> ReloadOutcome {
+        #[cfg(test)]
+        if let Some(simulated) = simulated::Simulated::current() {
+            return simulated.reload().await;
+        }
         let before = self.api.info().await.ok().map(|info| info.pid);
         let proof = Proof {
             before,

@@ -20,6 +20,7 @@ mod draft;
 mod reason;
 
 use draft::Draft;
+pub(crate) use draft::MANY;
 pub use reason::{Difference, ReloadReason};
 
 /// What haproxy should run.

@@ -20,6 +20,8 @@ pub mod limiter;
 mod lingering;
 mod observed;
 mod runtime;
+#[cfg(test)]
+mod simulation;
 mod view;
 pub mod window;
 mod worker;

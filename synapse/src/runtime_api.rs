@@ -315,6 +315,10 @@ impl RuntimeApi {
     }
 
     async fn exchange(&self, path: &Path, batch: &[String]) -> Result<Vec<Reply>, ApiError> {
+        #[cfg(test)]
+        if let Some(simulated) = crate::haproxy::simulated::Simulated::current() {
+            return simulated.exchange(path, batch).await;
+        }
         match timeout(self.limit, converse(path, batch)).await {
             Err(_) => Err(ApiError::Timeout {
                 path: path.to_owned(),

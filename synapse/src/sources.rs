@@ -93,6 +93,10 @@ impl Sources {
 
     /// Opens the sessions and follows every source that is not followed yet.
     pub fn follow(&mut self, config: &Config) {
+        #[cfg(test)]
+        if crate::haproxy::simulated::Simulated::current().is_some() {
+            return;
+        }
         let keys: Vec<SourceKey> = self.views.keys().cloned().collect();
         let shards = discovery::shards(&keys, PATH_BUDGET);
         let mut former = std::mem::take(&mut self.sessions);
@@ -192,6 +196,21 @@ impl Sources {
             }
         };
         view.tasks = vec![self.tasks.spawn(follower), self.tasks.spawn(notifier)];
+    }
+
+    /// A hand on the views, in place of the followers.
+    #[cfg(test)]
+    pub(crate) fn publisher(&self) -> impl Fn(&SourceKey, SourceView) + use<> {
+        let changed = self.changed.clone();
+        let of = |(key, view): (&SourceKey, &View)| (key.clone(), view.sender.clone());
+        let views: BTreeMap<SourceKey, watch::Sender<SourceView>> =
+            self.views.iter().map(of).collect();
+        move |key, view| {
+            if let Some(sender) = views.get(key) {
+                sender.send_replace(view);
+                changed.send_modify(|set| _ = set.insert(key.clone()));
+            }
+        }
     }
 
     /// The latest view of a source.

@@ -14,7 +14,7 @@ use crate::effective::{Backend, Effective};
 /// More additions at a time than this, and than there are servers, go by the file. haproxy spreads the first checks of a
 /// file's servers and begins those of added ones at once: 10,000 in one second ran into its `maxconn` and put a fifth of
 /// them down (measured on 2.6).
-const MANY: usize = 256;
+pub(crate) const MANY: usize = 256;
 
 /// Servers that may take requests.
 fn serving(running: &Running) -> usize {
@@ -231,11 +231,8 @@ impl<'a> Draft<'a> {
         let at_once = [self.readdressed, self.returns, self.weights, self.retires].concat();
         match self.reason {
             Some(reason) => {
-                let waits = matches!(
-                    reason,
-                    ReloadReason::Structure { .. } | ReloadReason::ManyAdded { .. }
-                );
-                let meanwhile = if !waits {
+                let same_structure = !matches!(reason, ReloadReason::Structure { .. });
+                let meanwhile = if same_structure {
                     [self.adds, self.late].concat()
                 } else {
                     Vec::new()

@@ -17,11 +17,15 @@ use super::{InFlight, LOOK_AT_CHECKS, Reconciler};
 use crate::assembly::Whole;
 use crate::effective::Digest;
 use crate::generation::Generation;
-use crate::plan::{Addition, Admit, Change, Op, Plan, Running, State, before_adds, garbage};
+use crate::plan::{
+    Addition, Admit, Change, MANY, Op, Plan, ReloadReason, Running, State, before_adds, garbage,
+};
 use crate::runtime_api::{Refusal, ServerRow};
 
 /// From the removal of a server to the first attempt to delete it: haproxy before 2.9 may free what a request still uses.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between parts of very many additions: their first checks are then spread.
+const BETWEEN_MANY: Duration = Duration::from_millis(250);
 /// Between attempts to delete a server that has connections.
 const DELETE_AGAIN: Duration = Duration::from_millis(1500);
 
@@ -146,9 +150,11 @@ impl Reconciler {
                 .map(|running| before_adds(running, ops))
                 .unwrap_or_default(),
             Plan::Reload {
-                first, meanwhile, ..
+                reason,
+                first,
+                meanwhile,
             } if waits && self.may_add(aim, meanwhile) => {
-                [first.clone(), meanwhile.clone()].concat()
+                [first.clone(), self.meanwhile(reason, meanwhile)].concat()
             }
             Plan::Reload { first, .. } => first.clone(),
         };
@@ -156,12 +162,29 @@ impl Reconciler {
             return self.left(next, towards);
         }
         self.apply(&ops).await;
+        if let Plan::Reload {
+            reason: ReloadReason::ManyAdded { .. },
+            ..
+        } = &towards
+        {
+            self.again_at(Instant::now() + BETWEEN_MANY);
+        }
         let wanted = self.wanted.as_ref().map(|whole| self.plan(whole));
         let meanwhile = self.aim().map(|whole| self.plan(whole));
         self.left(
             wanted.unwrap_or(Plan::Unchanged),
             meanwhile.unwrap_or(Plan::Unchanged),
         )
+    }
+
+    /// What is done while a reload waits. Where that is because of very many servers, they go over the stats socket only
+    /// when haproxy has refused to load so many (its limit of descriptors, say), and then some at a time.
+    fn meanwhile(&self, reason: &ReloadReason, ops: &[Op]) -> Vec<Op> {
+        match reason {
+            ReloadReason::ManyAdded { .. } if !self.limiter.is_backing_off() => Vec::new(),
+            ReloadReason::ManyAdded { .. } => ops.iter().take(MANY).cloned().collect(),
+            _ => ops.to_vec(),
+        }
     }
 
     /// Forgets what is as it should be.

@@ -130,10 +130,10 @@ impl Command {
                 })
         };
         let retire = || [weight(Some(0)), state(AdminState::Maint)].into_iter();
-        let returns = |after: Return| {
-            let ready = [weight(after.weight), state(AdminState::Ready)];
-            enable(after.checks).chain(ready)
-        };
+        // In this order: cut off in between it is ready with weight 0, which is put right, and not in maint with a weight,
+        // which would be an operator's.
+        let ready = |to| [state(AdminState::Ready), weight(to)];
+        let returns = |after: Return| enable(after.checks).chain(ready(after.weight));
         match &op.change {
             Change::Add(addition) => {
                 let initial = initial_weight(addition);
@@ -147,10 +147,8 @@ impl Command {
                 }];
                 commands.extend(enable(Checks::of(&addition.options)));
                 if addition.admit == Admit::Ready {
-                    if initial != addition.weight {
-                        commands.push(weight(Some(addition.weight)));
-                    }
-                    commands.push(state(AdminState::Ready));
+                    let steps = if initial == addition.weight { 1 } else { 2 };
+                    commands.extend(ready(Some(addition.weight)).into_iter().take(steps));
                 }
                 commands
             }

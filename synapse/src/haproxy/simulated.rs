@@ -1,0 +1,419 @@
+//! A haproxy in memory, for the reconciler's simulation: its table, its stats socket's words, and what goes wrong with them
+//! (answers lost before or after the deed, looks at the worker before, death, reloads that fail). Tests only.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{ReloadOutcome, Verdict};
+use crate::cfg::{Model, Ours};
+use crate::effective::Scope;
+use crate::generation::Generation;
+use crate::runtime_api::{ApiError, Reply};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Simulated>> = const { RefCell::new(None) };
+}
+
+/// The one that this thread's reconciler drives.
+#[derive(Debug, Clone)]
+pub(crate) struct Simulated(Arc<Mutex<World>>);
+
+/// How often things go wrong, each in thousandths.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Faults {
+    /// A command line is lost before anything is done.
+    pub(crate) lost: u16,
+    /// Its answer is lost after some of it was done.
+    pub(crate) unanswered: u16,
+    /// A look goes to the worker before.
+    pub(crate) stale: u16,
+    /// A reload fails.
+    pub(crate) reload: u16,
+    /// A deletion finds connections.
+    pub(crate) busy: u16,
+}
+
+#[derive(Debug)]
+struct World {
+    rng: fastrand::Rng,
+    faults: Faults,
+    file: PathBuf,
+    worker: Option<Worker>,
+    former: Option<Worker>,
+    next_pid: u32,
+    reloads: u64,
+    /// Servers that every state of the registry since the last quiet moment has named: none of them may be taken out.
+    kept: BTreeSet<(String, String)>,
+    broken: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Worker {
+    pid: u32,
+    description: String,
+    backends: BTreeMap<String, BTreeMap<String, Server>>,
+}
+
+#[derive(Debug, Clone)]
+struct Server {
+    address: SocketAddr,
+    id: u32,
+    maint: bool,
+    weight: u16,
+    initial: u16,
+}
+
+impl Simulated {
+    /// Makes one and drives it on this thread from now on.
+    pub(crate) fn start(seed: u64, file: &Path) -> Self {
+        let world = World {
+            rng: fastrand::Rng::with_seed(seed),
+            faults: Faults::default(),
+            file: file.to_owned(),
+            worker: None,
+            former: None,
+            next_pid: 0x4000_0000,
+            reloads: 0,
+            kept: BTreeSet::new(),
+            broken: Vec::new(),
+        };
+        let this = Self(Arc::new(Mutex::new(world)));
+        CURRENT.with(|current| *current.borrow_mut() = Some(this.clone()));
+        this
+    }
+
+    /// The one of this thread.
+    pub(crate) fn current() -> Option<Self> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    pub(crate) fn end(&self) {
+        CURRENT.with(|current| *current.borrow_mut() = None);
+    }
+
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_faults(&self, faults: Faults) {
+        self.world().faults = faults;
+    }
+
+    pub(crate) fn set_kept(&self, kept: BTreeSet<(String, String)>) {
+        self.world().kept = kept;
+    }
+
+    /// Nobody runs any more.
+    pub(crate) fn kill(&self) {
+        self.world().worker = None;
+    }
+
+    /// Somebody else reloads, with this file.
+    pub(crate) fn foreign_reload(&self, text: &str) {
+        self.world().load(text);
+    }
+
+    /// An operator's hand.
+    pub(crate) fn set_maint(&self, backend: &str, name: &str, maint: bool) {
+        let mut world = self.world();
+        let servers = world
+            .worker
+            .as_mut()
+            .and_then(|w| w.backends.get_mut(backend));
+        if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
+            server.maint = maint;
+        }
+    }
+
+    /// Reloads that we asked for, the first start among them.
+    pub(crate) fn reloads(&self) -> u64 {
+        self.world().reloads
+    }
+
+    /// What broke the rules so far.
+    pub(crate) fn broken(&self) -> Vec<String> {
+        self.world().broken.clone()
+    }
+
+    /// Backend, name and weight of every server that takes requests; `None` = nobody runs.
+    pub(crate) fn serving(&self) -> Option<BTreeSet<(String, String, u16)>> {
+        let world = self.world();
+        let worker = world.worker.as_ref()?;
+        let servers = worker.backends.iter().flat_map(|(backend, servers)| {
+            servers
+                .iter()
+                .filter(|(_, server)| !server.maint)
+                .map(move |(name, server)| (backend.clone(), name.clone(), server.weight))
+        });
+        Some(servers.collect())
+    }
+
+    /// One command line of the stats socket.
+    pub(crate) async fn exchange(
+        &self,
+        path: &Path,
+        batch: &[String],
+    ) -> Result<Vec<Reply>, ApiError> {
+        let pause = self.world().rng.u64(0..800);
+        sleep(Duration::from_micros(pause)).await;
+        let lost = |limit| ApiError::Timeout {
+            path: path.to_owned(),
+            limit,
+        };
+        let mut world = self.world();
+        let faults = world.faults;
+        if world.happens(faults.lost) {
+            return Err(lost(Duration::from_secs(2)));
+        }
+        let stale = world.happens(faults.stale) && world.former.is_some();
+        let done = if world.happens(faults.unanswered) {
+            Some(world.rng.usize(0..=batch.len()))
+        } else {
+            None
+        };
+        let mut replies = Vec::new();
+        for command in &batch[..done.unwrap_or(batch.len())] {
+            let text = world
+                .command(command, stale)
+                .ok_or(ApiError::Refused(path.to_owned()))?;
+            replies.push(Reply::parse(&text));
+        }
+        match done {
+            Some(_) => Err(ApiError::Closed(path.to_owned())),
+            None => Ok(replies),
+        }
+    }
+
+    /// `haproxy -c`.
+    pub(crate) fn check(&self) -> Verdict {
+        Verdict::Valid
+    }
+
+    /// A start or a reload of ours.
+    pub(crate) async fn reload(&self) -> ReloadOutcome {
+        sleep(Duration::from_millis(60)).await;
+        let mut world = self.world();
+        let faults = world.faults;
+        if world.happens(faults.reload) {
+            return ReloadOutcome::failed("simulated", "");
+        }
+        world.reloads += 1;
+        let text = std::fs::read_to_string(&world.file).unwrap_or_default();
+        world.load(&text);
+        world.check_kept("a reload");
+        let worker = world.worker.as_ref();
+        let generation = worker.and_then(|worker| {
+            Generation::parse(crate::generation::parse_description(&worker.description)?)
+        });
+        ReloadOutcome::Confirmed {
+            pid: worker.map_or(0, |worker| worker.pid),
+            generation,
+            took: Duration::from_millis(60),
+        }
+    }
+}
+
+impl World {
+    fn happens(&mut self, thousandths: u16) -> bool {
+        self.rng.u16(0..1000) < thousandths
+    }
+
+    fn load(&mut self, text: &str) {
+        let model = Model::parse(text, Ours::All);
+        let description = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("description "))
+            .unwrap_or_default();
+        let backends = Scope::default()
+            .read(&model)
+            .into_iter()
+            .map(|(name, backend)| {
+                let server = |(name, wanted): (&String, &crate::effective::Effective)| {
+                    let server = Server {
+                        address: wanted.address,
+                        id: wanted.id.unwrap_or_default(),
+                        maint: wanted.disabled,
+                        weight: wanted.weight,
+                        initial: wanted.weight,
+                    };
+                    (name.clone(), server)
+                };
+                (name, backend.servers.iter().map(server).collect())
+            });
+        self.next_pid += 1;
+        let worker = Worker {
+            pid: self.next_pid,
+            description: description.to_owned(),
+            backends: backends.collect(),
+        };
+        self.former = self.worker.replace(worker);
+    }
+
+    /// No server that the registry has named all the time may be missing in a backend that the worker has.
+    fn check_kept(&mut self, what: &str) {
+        let Some(worker) = &self.worker else {
+            return;
+        };
+        for (backend, name) in &self.kept {
+            let Some(servers) = worker.backends.get(backend) else {
+                continue;
+            };
+            if !servers.contains_key(name) {
+                self.broken
+                    .push(format!("{what} leaves {backend}/{name} out"));
+            }
+        }
+    }
+
+    /// The reply with its severity tag; `None` = nobody runs.
+    fn command(&mut self, text: &str, stale: bool) -> Option<String> {
+        self.worker.as_ref()?;
+        let words: Vec<&str> = text.split(' ').collect();
+        let looks = words[0] == "show";
+        let worker = if stale && looks {
+            self.former.as_mut()?
+        } else {
+            self.worker.as_mut()?
+        };
+        let reply = match words[..] {
+            ["show", "info"] => format!(
+                "Version: 2.6.12\nPid: {}\nUptime_sec: 1\nStopping: 0\ndescription: {}\n",
+                worker.pid, worker.description
+            ),
+            ["show", "servers", "state"] => table(worker, None),
+            ["show", "servers", "state", backend] => match worker.backends.get(backend) {
+                Some(_) => table(worker, Some(backend)),
+                None => "[3]: Can't find backend.\n".to_owned(),
+            },
+            [
+                "add",
+                "server",
+                server,
+                address,
+                "id",
+                id,
+                "weight",
+                weight,
+                ..,
+            ] => {
+                let (backend, name) = server.split_once('/')?;
+                add(worker, backend, name, (address, id, weight))
+            }
+            ["enable", ..] => String::new(),
+            ["del", "server", server] => {
+                let busy = self.faults.busy;
+                let (backend, name) = server.split_once('/')?;
+                let has_connections = self.happens(busy);
+                let worker = self.worker.as_mut()?;
+                delete(worker, backend, name, has_connections)
+            }
+            ["set", "server", server, ref change @ ..] => {
+                let (backend, name) = server.split_once('/')?;
+                let out = matches!(change, ["state", "maint"]);
+                if out && self.kept.contains(&(backend.to_owned(), name.to_owned())) {
+                    self.broken
+                        .push(format!("{text}: the registry has named it all the time"));
+                }
+                let worker = self.worker.as_mut()?;
+                set(worker, backend, name, change)
+            }
+            _ => {
+                self.broken.push(format!("an unknown command: {text}"));
+                "[3]: Unknown command.\n".to_owned()
+            }
+        };
+        Some(reply)
+    }
+}
+
+fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str)) -> String {
+    let (address, id, weight) = what;
+    let Some(servers) = worker.backends.get_mut(backend) else {
+        return "[3]: No such backend.\n".to_owned();
+    };
+    if servers.contains_key(name) {
+        return "[3]: Already exists a server with the same name in backend.\n".to_owned();
+    }
+    let (Ok(address), Ok(id), Ok(weight)) = (address.parse(), id.parse(), weight.parse()) else {
+        return "[3]: unknown keyword.\n".to_owned();
+    };
+    if servers.values().any(|server| server.id == id) {
+        return format!("[3]: 'id' : custom id {id} already used at x:1 ('server y').\n");
+    }
+    let server = Server {
+        address,
+        id,
+        maint: true,
+        weight,
+        initial: weight,
+    };
+    servers.insert(name.to_owned(), server);
+    "[6]: New server registered.\n".to_owned()
+}
+
+fn delete(worker: &mut Worker, backend: &str, name: &str, busy: bool) -> String {
+    let servers = worker.backends.get_mut(backend);
+    let Some((servers, server)) =
+        servers.and_then(|s| s.get(name).cloned().map(|found| (s, found)))
+    else {
+        return "[3]: No such server.\n".to_owned();
+    };
+    if !server.maint {
+        return "[3]: Only servers in maintenance mode can be deleted.\n".to_owned();
+    }
+    if busy {
+        return "[3]: Server still has connections attached to it, cannot remove it.\n".to_owned();
+    }
+    servers.remove(name);
+    "[6]: Server deleted.\n".to_owned()
+}
+
+fn set(worker: &mut Worker, backend: &str, name: &str, change: &[&str]) -> String {
+    let servers = worker.backends.get_mut(backend);
+    let Some(server) = servers.and_then(|servers| servers.get_mut(name)) else {
+        return "[3]: No such server.\n".to_owned();
+    };
+    match change {
+        ["state", state] => server.maint = *state == "maint",
+        ["weight", "100%"] => server.weight = server.initial,
+        ["weight", weight] => server.weight = weight.parse().unwrap_or_default(),
+        ["addr", ip, "port", port] => {
+            if let (Ok(ip), Ok(port)) = (ip.parse(), port.parse()) {
+                server.address = SocketAddr::new(ip, port);
+            }
+            return "[6]: IP changed.\n".to_owned();
+        }
+        _ => return "[3]: unknown.\n".to_owned(),
+    }
+    String::new()
+}
+
+fn table(worker: &Worker, only: Option<&str>) -> String {
+    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_port\n".to_owned();
+    for (backend, servers) in &worker.backends {
+        if only.is_some_and(|only| only != backend) {
+            continue;
+        }
+        for (name, server) in servers {
+            let (op, admin) = if server.maint { (0, 1) } else { (2, 0) };
+            let line = writeln!(
+                text,
+                "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {}",
+                server.id,
+                server.address.ip(),
+                server.weight,
+                server.initial,
+                server.address.port()
+            );
+            assert!(line.is_ok());
+        }
+    }
+    text
+}

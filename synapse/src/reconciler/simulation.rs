@@ -1,0 +1,418 @@
+//! The reconciler against a haproxy in memory, under a clock that does not wait: random states of the registry, of the
+//! configuration and of haproxy, with answers lost, looks that are stale, deaths, and reloads by others. By seed:
+//!
+//! `SYNAPSE_SIMULATION_SEEDS=10000 cargo test -p synapse --lib simulation` runs so many,
+//! `SYNAPSE_SIMULATION_SEED=N` only that one, with its steps printed.
+//!
+//! What must hold: a server that every state of the registry has named since the last quiet moment is never taken out;
+//! once nothing goes wrong any more, the table and the file are what the registry says; changes of servers alone never
+//! reload.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use smartstack_common::shutdown::Shutdown;
+use tokio::sync::watch;
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+use super::{Outputs, Reconciler};
+use crate::cfg::{Model, Ours};
+use crate::config::{Config, Discovery, Reload, Service};
+use crate::effective::Scope;
+use crate::haproxy::simulated::{Faults, Simulated};
+use crate::render::tests::{config, service};
+use crate::services::source_key;
+use crate::snapshot::Snapshot;
+use crate::source::{Child, SourceKey, SourceView};
+use crate::status::{Board, View};
+use smartstack_common::units::ZkPath;
+
+/// Default number of seeds: some seconds.
+const SEEDS: u64 = 400;
+const FAULTS: Faults = Faults {
+    lost: 30,
+    unanswered: 60,
+    stale: 30,
+    reload: 150,
+    busy: 300,
+};
+
+/// Address (its last part) and weight of each server of a service.
+type Registered = BTreeMap<u8, u16>;
+
+struct Simulation {
+    rng: fastrand::Rng,
+    haproxy: Simulated,
+    config: Config,
+    configs: watch::Sender<Arc<Config>>,
+    publish: Box<dyn Fn(&SourceKey, SourceView)>,
+    view: watch::Receiver<Arc<View>>,
+    registry: BTreeMap<String, Registered>,
+    /// Of each service, the servers named by every state since the last quiet moment.
+    always: BTreeMap<String, BTreeSet<u8>>,
+    /// The file as it was at some time.
+    older: Option<String>,
+    file: std::path::PathBuf,
+    trace: bool,
+    steps: Vec<String>,
+    created: i64,
+}
+
+fn name_of(service: &str, number: u8) -> String {
+    let third = service.bytes().last().unwrap_or_default();
+    format!("10.0.{third}.{number}:80")
+}
+
+impl Simulation {
+    fn note(&mut self, step: String) {
+        if self.trace {
+            println!("{step}");
+        }
+        self.steps.push(step);
+    }
+
+    fn services(&self) -> Vec<String> {
+        let services = self.config.services.iter();
+        services.map(|service| service.name.clone()).collect()
+    }
+
+    /// Tells what the registry holds for a service.
+    fn tell(&mut self, name: &str) {
+        let Some(service) = self.config.services.iter().find(|s| s.name == name) else {
+            return;
+        };
+        let Some(key) = source_key(service) else {
+            return;
+        };
+        let third = name.bytes().last().unwrap_or_default();
+        let registered = self.registry.get(name).cloned().unwrap_or_default();
+        let children = registered.iter().map(|(number, weight)| {
+            let data =
+                format!("{{\"host\":\"10.0.{third}.{number}\",\"port\":80,\"weight\":{weight}}}");
+            self.created += 1;
+            let child = Child {
+                data: data.into_bytes().into(),
+                czxid: self.created,
+                mzxid: self.created,
+            };
+            (format!("i_{number:010}"), child)
+        });
+        let view = SourceView {
+            children: Arc::new(children.collect()),
+            confirmed: true,
+            fresh: true,
+            agreed_at: Some(SystemTime::UNIX_EPOCH),
+            ..SourceView::default()
+        };
+        let named: BTreeSet<u8> = registered.keys().copied().collect();
+        let always = self
+            .always
+            .entry(name.to_owned())
+            .or_insert_with(|| named.clone());
+        always.retain(|number| named.contains(number));
+        self.tell_kept();
+        (self.publish)(&key, view);
+    }
+
+    fn tell_kept(&self) {
+        let kept = self.always.iter().flat_map(|(service, numbers)| {
+            numbers
+                .iter()
+                .map(move |number| (service.clone(), name_of(service, *number)))
+        });
+        self.haproxy.set_kept(kept.collect());
+    }
+
+    /// Nothing is on its way: what is registered now is what was, until something changes.
+    fn quiet(&mut self) {
+        let services = self.services();
+        self.always.retain(|name, _| services.contains(name));
+        for name in services {
+            let named = self
+                .registry
+                .get(&name)
+                .into_iter()
+                .flat_map(BTreeMap::keys);
+            self.always.insert(name.clone(), named.copied().collect());
+        }
+        self.tell_kept();
+    }
+
+    fn change_registry(&mut self) {
+        let services = self.services();
+        let name = services[self.rng.usize(..services.len())].clone();
+        let registered = self.registry.entry(name.clone()).or_default();
+        for _ in 0..self.rng.u8(1..4) {
+            let number = self.rng.u8(1..8);
+            match self.rng.u8(0..4) {
+                // The last one stays: an empty registry is another matter.
+                0 | 1 if registered.len() > 1 => _ = registered.remove(&number),
+                2 => {
+                    if let Some(weight) = registered.get_mut(&number) {
+                        *weight = self.rng.u16(1..5);
+                    }
+                }
+                _ => _ = registered.insert(number, 1),
+            }
+        }
+        let step = format!("registry of {name}: {registered:?}");
+        self.note(step);
+        self.tell(&name);
+    }
+
+    fn change_structure(&mut self) {
+        let line = format!("timeout server {}s", self.rng.u8(1..90));
+        let at = self.rng.usize(..self.config.services.len());
+        if let Some(haproxy) = &mut self.config.services[at].haproxy {
+            haproxy.backend = vec![line.clone()];
+        }
+        self.note(format!("service {at} says `{line}`"));
+        self.configs.send_replace(Arc::new(self.config.clone()));
+    }
+
+    /// Whether it may have cost a reload.
+    fn haproxy_event(&mut self) {
+        match self.rng.u8(0..5) {
+            0 => {
+                self.note("haproxy dies".to_owned());
+                self.haproxy.kill();
+            }
+            1 => {
+                self.note("the file is kept".to_owned());
+                self.older = std::fs::read_to_string(&self.file).ok();
+            }
+            2 => {
+                self.note("somebody reloads with the file".to_owned());
+                if let Ok(text) = std::fs::read_to_string(&self.file) {
+                    self.haproxy.foreign_reload(&text);
+                }
+            }
+            3 => {
+                if let Some(text) = self.older.clone() {
+                    self.note("somebody reloads with an older file".to_owned());
+                    self.haproxy.foreign_reload(&text);
+                }
+            }
+            _ => {
+                self.note("everything goes wrong now and then".to_owned());
+                self.haproxy.set_faults(FAULTS);
+            }
+        }
+    }
+
+    /// What is wrong although nothing is on its way; `None` = nothing.
+    fn difference(&self) -> Option<String> {
+        let wanted: BTreeSet<(String, String, u16)> = self
+            .services()
+            .iter()
+            .flat_map(|name| {
+                let registered = self.registry.get(name).into_iter().flatten();
+                registered.map(|(number, weight)| (name.clone(), name_of(name, *number), *weight))
+            })
+            .collect();
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let written: BTreeSet<(String, String, u16)> = Scope::default()
+            .read(&Model::parse(&text, Ours::All))
+            .iter()
+            .flat_map(|(backend, found)| {
+                let servers = found.servers.iter();
+                servers.map(move |(name, s)| (backend.clone(), name.clone(), s.weight))
+            })
+            .collect();
+        let view = self.view.borrow().clone();
+        match self.haproxy.serving() {
+            None => Some("nobody runs".to_owned()),
+            Some(found) if found != wanted => Some(format!(
+                "haproxy serves {found:?}, the registry says {wanted:?}"
+            )),
+            Some(_) if written != wanted => Some(format!(
+                "the file says {written:?}, the registry {wanted:?}"
+            )),
+            Some(_) if view.haproxy.divergence != 0 => {
+                Some(format!("a divergence of {}", view.haproxy.divergence))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Nothing goes wrong any more: everything must become what the registry says.
+    async fn settle(&mut self) -> Result<(), String> {
+        self.haproxy.set_faults(Faults::default());
+        // The longest back-off is 60 s.
+        for _ in 0..700 {
+            if self.difference().is_none() {
+                break;
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+        sleep(Duration::from_secs(5)).await;
+        if let Some(difference) = self.difference() {
+            return Err(format!("not in step after all is well: {difference}"));
+        }
+        self.quiet();
+        Ok(())
+    }
+
+    async fn run(&mut self, servers_only: bool) -> Result<(), String> {
+        for name in self.services() {
+            let first = (1..=self.rng.u8(2..6)).map(|number| (number, 1)).collect();
+            self.registry.insert(name.clone(), first);
+            self.tell(&name);
+        }
+        self.settle().await?;
+        let reloads = self.haproxy.reloads();
+        for _ in 0..self.rng.u8(5..25) {
+            match self.rng.u8(0..10) {
+                0..=5 => self.change_registry(),
+                6 if !servers_only => self.change_structure(),
+                7 if !servers_only => self.haproxy_event(),
+                8 => {
+                    self.note("answers are lost".to_owned());
+                    self.haproxy.set_faults(Faults {
+                        reload: 0,
+                        stale: 0,
+                        ..FAULTS
+                    });
+                }
+                _ => {
+                    let pause = Duration::from_millis(self.rng.u64(1..4000));
+                    self.note(format!("{pause:?} pass"));
+                    sleep(pause).await;
+                }
+            }
+            if self.rng.u8(0..8) == 0 {
+                self.note("all is well again".to_owned());
+                self.settle().await?;
+            }
+        }
+        self.note("the end".to_owned());
+        self.settle().await?;
+        let cost = self.haproxy.reloads() - reloads;
+        if servers_only && cost > 0 {
+            let last = self.view.borrow().haproxy.last_reload.clone();
+            return Err(format!(
+                "{cost} reloads for changes of servers only: {last:?}"
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn base(file: &Path, snapshot: &Path) -> Config {
+    let mut config = config();
+    config.haproxy.config_file_path = file.to_owned();
+    config.haproxy.candidate_config_file_path = file.with_extension("tmp");
+    config.haproxy.reload = Reload::Command("simulated".to_owned());
+    config.haproxy.use_nerve_weights = true;
+    config.snapshot_path = snapshot.to_owned();
+    config.services = ["a", "b", "c"]
+        .into_iter()
+        .map(|name| {
+            let Service { discovery, .. } = service(name);
+            let Discovery::Zookeeper {
+                ensemble, decode, ..
+            } = discovery
+            else {
+                unreachable!("services of these tests are discovered in ZooKeeper")
+            };
+            let path = ZkPath::new(&format!("/{name}")).unwrap();
+            Service {
+                discovery: Discovery::Zookeeper {
+                    ensemble,
+                    path,
+                    decode,
+                },
+                ..service(name)
+            }
+        })
+        .collect();
+    config
+}
+
+async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
+    let memory = Path::new("/dev/shm");
+    let folder = if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/tmp")
+    };
+    let folder = tempfile::tempdir_in(folder).map_err(|e| e.to_string())?;
+    let file = folder.path().join("haproxy.cfg");
+    let haproxy = Simulated::start(seed, &file);
+    let config = base(&file, &folder.path().join("snapshot.json"));
+    let (stop, shutdown) = Shutdown::channel();
+    let (view_sender, view) = watch::channel(Arc::new(View::default()));
+    let outputs = Outputs {
+        board: Arc::new(Board::default()),
+        view: view_sender,
+        snapshot: watch::channel(Arc::new(Snapshot::default())).0,
+    };
+    let known = Snapshot::default();
+    let shared = Arc::new(config.clone());
+    let reconciler = Reconciler::start(
+        Arc::clone(&shared),
+        &known,
+        shutdown.clone(),
+        outputs,
+        false,
+    )
+    .await
+    .map_err(|e| e.to_string())?;
+    let publish = Box::new(reconciler.sources().publisher());
+    let (configs, changes) = watch::channel(shared);
+    let mut simulation = Simulation {
+        rng: fastrand::Rng::with_seed(seed ^ 0x5eed),
+        haproxy: haproxy.clone(),
+        config,
+        configs,
+        publish,
+        view,
+        registry: BTreeMap::new(),
+        always: BTreeMap::new(),
+        older: None,
+        file,
+        trace,
+        steps: Vec::new(),
+        created: 0,
+    };
+    let task = tokio::task::spawn_local(reconciler.run(changes, shutdown));
+    let result = simulation.run(seed.is_multiple_of(3)).await;
+    stop.send_replace(true);
+    let ended = task.await.map_err(|e| e.to_string());
+    haproxy.end();
+    let broken = haproxy.broken();
+    if let Some(first) = broken.first() {
+        return Err(format!("{first}\nafter {:#?}", simulation.steps));
+    }
+    result.map_err(|e| format!("{e}\nafter {:#?}", simulation.steps))?;
+    ended
+}
+
+#[test]
+fn the_table_follows_the_registry_whatever_happens() {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .and_then(|text| text.parse::<u64>().ok())
+    };
+    let only = number("SYNAPSE_SIMULATION_SEED");
+    let seeds = match only {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SYNAPSE_SIMULATION_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let local = LocalSet::new();
+        let result = local.block_on(&runtime, simulate(seed, only.is_some()));
+        if let Err(problem) = result {
+            panic!("seed {seed}: {problem}\nagain with SYNAPSE_SIMULATION_SEED={seed}");
+        }
+    }
+}
