@@ -245,11 +245,7 @@ impl Soak {
                 write_template(&self.rig.dir, self.rng.u32(20..60));
                 self.rig.configure(&self.config);
             }
-            Action::Reload => {
-                let pid = std::fs::read_to_string(self.rig.dir.join("haproxy/haproxy.cfg.pid"));
-                let pid = pid.unwrap().trim().parse().unwrap();
-                send(pid, Signal::SIGUSR2);
-            }
+            Action::Reload => self.reload().await,
             Action::KillWorker => {
                 let worker = self.rig.haproxy.worker_pid().await;
                 self.killed(&[worker]).await;
@@ -275,6 +271,28 @@ impl Soak {
                 self.journal.note("the disk has room again");
             }
         }
+    }
+
+    /// By hand, as an operator's tool does.
+    async fn reload(&mut self) {
+        let worker = self.rig.haproxy.worker_pid().await;
+        eventually("haproxy reloads by hand", SOON, async || {
+            // A haproxy that was just started again may not have a master yet, or not its pid in the file.
+            let file = self.rig.dir.join("haproxy/haproxy.cfg.pid");
+            let pid = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
+            let pid = pid.trim().parse().map_err(|e| format!("{pid:?}: {e}"))?;
+            kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|e| e.to_string())
+        })
+        .await;
+        eventually("another worker answers", SOON, async || {
+            let connected = tokio::net::UnixStream::connect(self.stats()).await;
+            connected.map_err(|e| e.to_string())?;
+            match self.rig.haproxy.worker_pid().await {
+                now if now == worker => Err("the same worker".to_owned()),
+                _ => Ok(()),
+            }
+        })
+        .await;
     }
 
     async fn changes_for(&mut self, time: Duration) {
