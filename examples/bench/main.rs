@@ -50,9 +50,9 @@ struct Options {
     /// Sizes at which the 60 s of churn under load are run.
     #[arg(long, value_delimiter = ',', default_value = "1x10")]
     churn: Vec<Size>,
-    /// `maxconn` of synapse's haproxy, with room for the first checks of all servers at once. With every server in the
+    /// `maxconn` of synapse's haproxy. It bounds the checks that run at once, and with every server in the
     /// file haproxy needs 2 x maxconn + servers + services descriptors: see `ulimit -n`.
-    #[arg(long, default_value_t = 8000)]
+    #[arg(long, default_value_t = 4096)]
     maxconn: u32,
 }
 
