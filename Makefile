@@ -1,13 +1,15 @@
 # `make demo` and `make test` are all a newcomer needs; both install what is missing first (see `make deps`).
 CARGO ?= cargo
 
-.PHONY: all help deps build demo test check fmt clippy doc deny
+.PHONY: all help deps build demo test bench soak check fmt clippy doc deny
 
 all: build
 
 help:
 	@echo 'make demo   the whole way, live, on this machine (KEEP=1 leaves it running)'
 	@echo 'make test   every test, on a real ZooKeeper and a real haproxy'
+	@echo 'make bench  how fast and at what cost, in a release build (SIZES="1x10 100x10" ONLY=propagation shorten it)'
+	@echo 'make soak   everything that can happen to haproxy, under load, for 10 minutes (SOAK_SECONDS, SOAK_SEED)'
 	@echo 'make check  format, clippy, documentation: before each commit'
 	@echo 'make deps   install haproxy, ZooKeeper and a Java runtime when missing'
 	@echo 'make build  both programs into target/debug'
@@ -26,6 +28,14 @@ demo: deps build
 
 test: deps build
 	$(CARGO) test --locked --workspace
+
+# Nothing else should run on the machine meanwhile.
+bench: deps
+	$(CARGO) build --locked --release --workspace --bins --example bench
+	@target/release/examples/bench $(SIZES) $(if $(ONLY),--only $(ONLY)) $(BENCH)
+
+soak: deps build
+	SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p synapse --test soak -- --nocapture
 
 check: fmt clippy doc deny
 

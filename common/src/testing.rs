@@ -18,6 +18,8 @@ mod program;
 mod proxy;
 mod server;
 mod steady;
+mod stub;
+mod traffic;
 mod wait;
 mod zookeeper;
 
@@ -28,5 +30,7 @@ pub use self::program::Program;
 pub use self::proxy::{Cut, Mode, TcpProxy};
 pub use self::server::{Dir, Process, find_program, free_port};
 pub use self::steady::{Load, SteadyClient, Tally};
+pub use self::stub::Stub;
+pub use self::traffic::{Failure, Style, Traffic, ask_once};
 pub use self::wait::eventually;
 pub use self::zookeeper::{Options, ZooKeeper};
