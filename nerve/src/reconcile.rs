@@ -493,6 +493,7 @@ fn classify(found: &Found, session: Option<i64>, former: &BTreeSet<i64>) -> Node
         name: found.name.clone(),
         owner,
         czxid: found.czxid,
+        version: found.version,
         data: found.data.clone(),
     }
 }

@@ -214,7 +214,7 @@ impl Registrar {
             if change.service.is_none() {
                 tracing::info!(
                     path = done.path,
-                    nodes = change.delete.join(", "),
+                    nodes = change.removed().collect::<Vec<_>>().join(", "),
                     "own nodes of no service deleted"
                 );
             }

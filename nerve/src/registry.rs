@@ -27,6 +27,7 @@ pub(crate) struct Found {
     /// `ephemeralOwner`.
     pub(crate) owner: i64,
     pub(crate) czxid: i64,
+    pub(crate) version: i32,
     pub(crate) data: Vec<u8>,
 }
 
@@ -137,6 +138,7 @@ impl Registry for ZooKeeper {
                         name,
                         owner: stat.ephemeral_owner,
                         czxid: stat.czxid,
+                        version: stat.version,
                         data,
                     });
                 }
@@ -179,6 +181,12 @@ impl Registry for ZooKeeper {
             first.map_or(Ok(()), |new| create(&mut multi, new))?;
             for name in &change.delete {
                 multi.add_delete(&format!("{path}/{name}"), None)?;
+            }
+            for node in &change.withdraw {
+                let child = format!("{path}/{}", node.name);
+                multi.add_set_data(&child, &node.mark, Some(node.version))?;
+                // Setting the data has raised the version by one.
+                multi.add_delete(&child, Some(node.version.wrapping_add(1)))?;
             }
             last.map_or(Ok(()), |new| create(&mut multi, new))
         };

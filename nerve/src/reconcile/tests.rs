@@ -104,7 +104,7 @@ impl Registry for Fake {
                 return Err(failure(Trouble::NoNode));
             }
             let mut nodes = tree.nodes.clone();
-            for name in &change.delete {
+            for name in change.removed() {
                 let at = nodes
                     .iter()
                     .position(|n| n.name == format!("{path}/{name}"))
@@ -127,6 +127,7 @@ impl Registry for Fake {
                     name,
                     owner: self.session,
                     czxid: tree.zxid,
+                    version: 0,
                     data: create.payload.clone(),
                 });
             }
@@ -295,6 +296,7 @@ async fn simulate(seed: u64, node_type: NodeType) {
             name: format!("{PATH}/i_9999999999"),
             owner: FOREIGN,
             czxid: 0,
+            version: 0,
             data,
         };
         world.tree.lock().unwrap().nodes.push(twin);
