@@ -1,5 +1,7 @@
 //! Owns all tasks: starts them, starts a service's task again when it ends, applies a re-read configuration by its
-//! differences, and leaves in order. It decides nothing about health or registrations.
+//! differences, and ends in order (`app/stop.rs`). It decides nothing about health or registrations.
+
+mod stop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,9 +12,10 @@ use smartstack_common::backoff::Backoff;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::zk::{self, Link};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::config::{Config, Service};
 use crate::heartbeat;
@@ -26,8 +29,6 @@ use crate::watch::{Outputs, run as watch_service};
 
 /// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
 const HANDOVER: Duration = Duration::from_secs(30);
-/// What of the stop's deadline is kept for closing the sessions.
-const CLOSING: Duration = Duration::from_secs(2);
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,8 @@ enum Task {
     Handover(String),
 }
 
-/// Runs until TERM or INT. `reload` reads the configuration again, for HUP; its error is one printable text.
+/// Runs until TERM or INT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
+/// `reload` reads the configuration again, for HUP; its error is one printable text.
 ///
 /// # Errors
 /// When the configured admin listener cannot be had, or a core task ends.
@@ -58,6 +60,7 @@ pub async fn run(
     config: Config,
     reload: impl Fn() -> Result<Config, String>,
     mut signals: Signals,
+    mut leave: Signal,
 ) -> Result<(), RunError> {
     let mut app = App::start(config).await?;
     loop {
@@ -67,6 +70,11 @@ pub async fn run(
                 Request::Reload => app.reload(reload()),
                 Request::Stop => break,
             },
+            Some(()) = leave.recv() => {
+                notify(&Notice::Stopping);
+                app.leave().await;
+                return Ok(());
+            }
             Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
             Some(ended) = app.tasks.join_next_with_id() => match ended {
                 Ok((id, ())) => app.ended(id)?,
@@ -442,60 +450,6 @@ impl App {
                     running.task = task;
                 }
                 Ok(())
-            }
-        }
-    }
-
-    /// Withdraws everything and confirms it, lingers, closes the sessions; all within the deadline.
-    async fn stop(&mut self) {
-        let deadline = Instant::now() + self.config.stop_deadline;
-        let withdrawn_by = deadline - CLOSING.min(self.config.stop_deadline / 2);
-        for running in self.services.values() {
-            running.task.abort();
-        }
-        self.wants.send_modify(|wants| {
-            wants
-                .values_mut()
-                .for_each(|wanted| wanted.verdict = Verdict::Leaving)
-        });
-        let mut reports = self.boards.ensembles.subscribe();
-        let all_gone =
-            reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
-        match timeout_at(withdrawn_by, all_gone).await {
-            Ok(_) => tracing::info!("everything is withdrawn"),
-            Err(_) => self.tell_left(),
-        }
-        if !self.config.linger.is_zero() {
-            tokio::time::sleep_until((Instant::now() + self.config.linger).min(withdrawn_by)).await;
-        }
-        // The registrars first: whoever holds a client keeps its session open.
-        self.tasks.shutdown().await;
-        self.closing.0.send_replace(true);
-        let closed = async { while self.sessions.join_next().await.is_some() {} };
-        if timeout_at(deadline, closed).await.is_err() {
-            tracing::warn!("not all sessions could be closed");
-        }
-    }
-
-    fn tell_left(&self) {
-        for report in self
-            .boards
-            .ensembles
-            .borrow()
-            .values()
-            .filter(|report| !report.withdrawn)
-        {
-            for (service, left) in &report.registrations {
-                let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
-                let state = report.link.state;
-                tracing::warn!(
-                    service,
-                    hosts,
-                    state,
-                    path = left.path,
-                    node,
-                    "not withdrawn: stays until its session expires"
-                );
             }
         }
     }

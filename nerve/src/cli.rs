@@ -14,6 +14,7 @@ use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
 use smartstack_common::terminal::{self, blocking, complain, print};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, RunError};
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
@@ -128,9 +129,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 async fn run(source: LoadOptions) -> u8 {
-    // First of all: an early HUP must not kill the process.
-    let signals = match Signals::install() {
-        Ok(signals) => signals,
+    // First of all: an early HUP or USR2 must not kill the process.
+    let installed =
+        Signals::install().and_then(|signals| Ok((signals, signal(SignalKind::user_defined2())?)));
+    let (signals, leave) = match installed {
+        Ok(installed) => installed,
         Err(error) => {
             complain(&format!("cannot install signal handlers: {error}"));
             return exit::START;
@@ -151,7 +154,7 @@ async fn run(source: LoadOptions) -> u8 {
         tell(&warnings);
         Ok(config)
     };
-    match app::run(config, reload, signals).await {
+    match app::run(config, reload, signals, leave).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!(error = %Chain(&error), "nerve ends");

@@ -417,6 +417,14 @@ impl Reconciler {
         })
     }
 
+    /// Whether every wish is hands off and nothing is under way: what stands now stays.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.groups.values().all(|group| {
+            let hands_off = |(_, _, stance): &(String, Wanted, Stance)| *stance == Stance::Leave;
+            !group.running && group.planned.iter().all(hands_off)
+        })
+    }
+
     /// Whether [`Self::report`] may have changed since this was last asked.
     pub(crate) fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.news)

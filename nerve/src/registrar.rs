@@ -88,6 +88,8 @@ struct Registrar {
     link: LinkStatus,
     /// Whether `link` was not published yet.
     link_news: bool,
+    /// Whether the state file holds the present session.
+    remembered: bool,
     process: ProcessId,
 }
 
@@ -112,6 +114,7 @@ impl Registrar {
             watched: BTreeSet::new(),
             link,
             link_news: true,
+            remembered: false,
             process: ProcessId::own(),
         }
     }
@@ -157,7 +160,9 @@ impl Registrar {
         let process = self.process.clone();
         let remember =
             tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
-        let former = match tokio::time::timeout(STATE_LIMIT, remember).await {
+        let remembered = tokio::time::timeout(STATE_LIMIT, remember).await;
+        self.remembered = matches!(remembered, Ok(Ok(Ok(_))));
+        let former = match remembered {
             Ok(Ok(Ok(former))) => former,
             Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
             Ok(Err(error)) => self.without_state(&error),
@@ -254,6 +259,8 @@ impl Registrar {
             link: self.link.clone(),
             registrations: self.reconciler.report(),
             withdrawn: self.reconciler.is_withdrawn(),
+            at_rest: self.reconciler.is_at_rest(),
+            remembered: self.remembered,
         };
         self.setup.board.send_if_modified(|board| {
             let before = board.get(&self.hosts);

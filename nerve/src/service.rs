@@ -25,8 +25,10 @@ pub enum Verdict {
     Down,
     /// Stays as it is while a successor elsewhere is being registered.
     Held,
-    /// To be withdrawn whatever the checks say: nerve is leaving.
+    /// To be withdrawn whatever the checks say: nerve is stopping.
     Leaving,
+    /// Stays as it is: nerve goes, and its successor will swap the node.
+    Left,
 }
 
 /// Why a service is not to be registered.
@@ -92,7 +94,7 @@ impl Wanted {
         match (self.verdict, stale_since) {
             (Verdict::Leaving, _) => Stance::Absent(Reason::Leaving),
             (Verdict::Down, _) => Stance::Absent(Reason::Unhealthy),
-            (Verdict::Held, _) => Stance::Leave,
+            (Verdict::Held | Verdict::Left, _) => Stance::Leave,
             (Verdict::Up, None) => Stance::Present,
             (Verdict::Unproven, None) => Stance::Keep,
             (Verdict::Unknown, None) => Stance::Leave,
@@ -215,6 +217,7 @@ mod tests {
             (Verdict::Down, unhealthy, unhealthy, unhealthy),
             (Verdict::Held, Stance::Leave, Stance::Leave, Stance::Leave),
             (Verdict::Leaving, leaving, leaving, leaving),
+            (Verdict::Left, Stance::Leave, Stance::Leave, Stance::Leave),
         ] {
             let wanted = wanted(verdict, begin);
             assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");

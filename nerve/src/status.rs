@@ -52,6 +52,10 @@ pub(crate) struct EnsembleReport {
     pub(crate) registrations: BTreeMap<String, Registered>,
     /// Everything is to be absent, and nothing of ours is left.
     pub(crate) withdrawn: bool,
+    /// Every wish is hands off, and no write is under way.
+    pub(crate) at_rest: bool,
+    /// Whether a successor of this process will know the session's nodes.
+    pub(crate) remembered: bool,
 }
 
 /// All that a page is made of.
@@ -231,6 +235,8 @@ mod tests {
                     link,
                     registrations,
                     withdrawn: false,
+                    at_rest: false,
+                    remembered: true,
                 },
             );
         });

@@ -58,7 +58,8 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
 
 /// Takes a result into the wish, and tells whether its readers have to act: a younger result alone wakes nobody.
 fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -> bool {
-    if matches!(wanted.verdict, Verdict::Held | Verdict::Leaving) {
+    let settled = [Verdict::Held, Verdict::Leaving, Verdict::Left];
+    if settled.contains(&wanted.verdict) {
         return false;
     }
     let news = wanted.verdict != verdict || !wanted.is_fresh(now, wanted.as_of);

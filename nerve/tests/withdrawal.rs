@@ -151,3 +151,56 @@ async fn a_node_that_somebody_wrote_to_is_withdrawn_announced() {
     })
     .await;
 }
+
+/// USR2: the nodes stay, the successor swaps them; consumers never see a moment without a node.
+#[tokio::test]
+async fn a_leave_hands_over_without_a_gap() {
+    let host = Host::start().await;
+    let (mut nerve, _) = host.nerve().await;
+    let old = host.one_node("").await;
+    let witness = Witness::start(host.zookeeper.connect().await).await;
+    for round in 1..=3 {
+        nerve.signal(Signal::SIGUSR2);
+        assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+        (nerve, _) = host.nerve().await;
+        witness.wait(2 * round).await;
+    }
+    let node = |number: u32| format!("i-0a1b2c3d_{number:010}");
+    let swap = |number| {
+        [
+            (What::Created, node(number + 1)),
+            (What::Deleted, node(number)),
+        ]
+    };
+    assert_eq!(node(0), old);
+    let mut expected: Vec<_> = (0..3).flat_map(swap).collect();
+    assert_eq!(witness.wait(6).await, expected);
+    let events = witness.events();
+    for pair in events.windows(2).step_by(2) {
+        let both = pair[1].at - pair[0].at;
+        println!("both nodes stood for {both:?}");
+        assert!(both < SOON / 10, "{pair:?}");
+    }
+    assert!(events.iter().all(|e| !e.standing.is_empty()), "{events:?}");
+
+    host.app.set(Behaviour::Unhealthy);
+    expected.extend(announced(&node(3)));
+    assert_eq!(witness.wait(expected.len()).await, expected);
+    host.app.set(Behaviour::Healthy);
+    host.one_node(&node(3)).await;
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    expected.push((What::Created, node(4)));
+    expected.extend(announced(&node(4)));
+    assert_eq!(witness.wait(expected.len()).await, expected);
+}
+
+#[tokio::test]
+async fn a_leave_does_not_wait_for_zookeeper() {
+    let mut host = Host::start().await;
+    let (mut nerve, _) = host.nerve().await;
+    host.one_node("").await;
+    host.zookeeper.stop_all();
+    nerve.signal(Signal::SIGUSR2);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
