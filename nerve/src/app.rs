@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smartstack_common::admin::control::{Control, ControlError};
 use smartstack_common::admin::{BindError, Listener};
 use smartstack_common::backoff::Backoff;
+use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::zk::{self, Link};
@@ -17,14 +19,16 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
-use crate::config::{Config, Service};
+use crate::config::{Config, Place, Service};
+use crate::control::Controls;
 use crate::heartbeat;
 use crate::metrics::{Metrics, of_service};
 use crate::node::Registration;
 use crate::reconcile::Wants;
 use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
-use crate::status::{Board, Boards, ServiceReport, former_key, routes};
+use crate::state;
+use crate::status::{Board, Boards, ServiceReport, routes};
 use crate::watch::{Outputs, run as watch_service};
 
 /// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
@@ -36,6 +40,9 @@ pub enum RunError {
     /// The configured admin listener could not be had.
     #[error(transparent)]
     Admin(#[from] BindError),
+    /// The configured control socket could not be had.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A task that must run for ever ended; its panic, if any, is in the log.
     #[error("the task `{0}` ended, a defect of nerve")]
     Ended(String),
@@ -47,8 +54,8 @@ enum Task {
     Service(String),
     /// Must not end.
     Core(String),
-    /// Ends by itself; gives the key of the wish that it lets go.
-    Handover(String),
+    /// Ends by itself; gives the keys of the wishes that it lets go.
+    Handover(Vec<String>),
 }
 
 /// Runs until TERM or INT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
@@ -157,6 +164,8 @@ impl App {
             },
         };
         app.listen(registry).await?;
+        app.take_commands()?;
+        app.recall_holds().await;
         if let Some(path) = config.heartbeat_path.clone() {
             let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
@@ -185,7 +194,7 @@ impl App {
             }
             Err(error) if admin.configured => Err(error.into()),
             Err(error) => {
-                let error = smartstack_common::report::Chain(&error).to_string();
+                let error = Chain(&error).to_string();
                 tracing::warn!(
                     error,
                     "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`"
@@ -193,6 +202,67 @@ impl App {
                 Ok(())
             }
         }
+    }
+
+    fn take_commands(&mut self) -> Result<(), RunError> {
+        let Some(socket) = self.config.socket.clone() else {
+            return Ok(());
+        };
+        match Control::bind(&socket.path) {
+            Ok(control) => {
+                tracing::info!(path = %socket.path.display(), "control socket");
+                let commands = Controls {
+                    boards: self.boards.clone(),
+                    wants: Arc::clone(&self.wants),
+                    metrics: self.metrics.clone(),
+                    state_path: self.config.state_path.clone(),
+                    writing: Arc::default(),
+                }
+                .commands();
+                let closing = self.closing.1.clone();
+                self.spawn(
+                    Task::Core("control socket".to_owned()),
+                    control.serve(commands, closing),
+                );
+                Ok(())
+            }
+            Err(error) if socket.configured => Err(error.into()),
+            Err(error) => {
+                let error = Chain(&error).to_string();
+                tracing::warn!(
+                    error,
+                    "no drain, enable and disable\nhint: set `admin.socket`, or `admin: {{socket: false}}`"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// What was held out when nerve last ran is held out again, before anything is registered.
+    async fn recall_holds(&mut self) {
+        let path = self.config.state_path.clone();
+        let read = tokio::task::spawn_blocking(move || state::holds(&path));
+        let holds = match read.await {
+            Ok(Ok(holds)) => holds,
+            Ok(Err(error)) => {
+                let error = Chain(&error).to_string();
+                tracing::error!(
+                    error,
+                    "unknown which services were drained or disabled: none is held out"
+                );
+                return;
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        for (service, held) in &holds {
+            tracing::warn!(
+                service,
+                by = held.by.word(),
+                "held out since an earlier run"
+            );
+        }
+        self.metrics.show_holds(&holds);
+        self.boards.holds.send_replace(holds);
     }
 
     fn spawn(
@@ -277,7 +347,9 @@ impl App {
         self.boards
             .services
             .send_modify(|services| drop(services.remove(name)));
-        self.wants.send_modify(|wants| drop(wants.remove(name)));
+        let keys = Wanted::keys_of(name);
+        self.wants
+            .send_modify(|wants| wants.retain(|key, _| !key.starts_with(&keys)));
     }
 
     /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
@@ -289,8 +361,9 @@ impl App {
         delay: Duration,
     ) {
         let name = service.name.clone();
-        let registration = Registration::new(service, instance_id);
-        self.connect(service);
+        for place in &service.places {
+            self.connect(place);
+        }
         let same_checks = before.is_some_and(|before| {
             (&before.checks, before.check_mocked, before.check_interval)
                 == (
@@ -299,47 +372,32 @@ impl App {
                     service.check_interval,
                 )
         });
-        let fresh = Wanted {
-            registration: registration.clone(),
+        let hold = self.boards.holds.borrow().get(&name).map(|held| held.by);
+        let fresh = |registration| Wanted {
+            service: name.clone(),
+            registration,
             verdict: Verdict::Unknown,
+            hold,
             as_of: Instant::now(),
             window: freshness(service),
         };
-        let mut handover = None;
-        self.wants.send_modify(|wants| {
-            let old = wants.get(&name).cloned();
-            let place = |r: &Registration| (r.hosts.clone(), r.path.clone());
-            if let Some(old) = old
-                .clone()
-                .filter(|old| place(&old.registration) != place(&registration))
-            {
-                let key = former_key(&name, &old.registration.hosts, &old.registration.path);
-                wants.insert(
-                    key.clone(),
-                    Wanted {
-                        verdict: Verdict::Held,
-                        ..old
-                    },
-                );
-                handover = Some(key);
-            }
-            let wanted = match old.filter(|_| same_checks) {
-                Some(old) => Wanted {
-                    registration: registration.clone(),
-                    ..old
-                },
-                None => fresh,
-            };
-            wants.insert(name.clone(), wanted);
-        });
-        if let Some(key) = handover {
+        let places: BTreeMap<String, Wanted> = Registration::all(service, instance_id)
+            .into_iter()
+            .map(fresh)
+            .map(|wanted| (wanted.key(), wanted))
+            .collect();
+        let successors: Vec<String> = places.keys().cloned().collect();
+        let mut former = Vec::new();
+        self.wants
+            .send_modify(|wants| former = replace(wants, &name, places, same_checks));
+        if !former.is_empty() {
             let task = confirmed(
                 name.clone(),
-                registration,
+                successors,
                 self.wants.clone(),
                 self.boards.clone(),
             );
-            self.spawn(Task::Handover(key), task);
+            self.spawn(Task::Handover(former), task);
         }
         let service = Arc::new(service.clone());
         if let Some(running) = self.services.get_mut(&name).filter(|_| same_checks) {
@@ -375,7 +433,7 @@ impl App {
     fn watch(&mut self, service: &Arc<Service>, delay: Duration) -> AbortHandle {
         let outputs = Outputs {
             wants: Arc::clone(&self.wants),
-            reports: Arc::clone(&self.boards.services),
+            boards: self.boards.clone(),
             metrics: self.metrics.clone(),
         };
         self.spawn(
@@ -385,12 +443,12 @@ impl App {
     }
 
     /// One session and one registrar per ensemble; they stay when their last service goes.
-    fn connect(&mut self, service: &Service) {
-        let hosts = service.ensemble.hosts().to_owned();
+    fn connect(&mut self, place: &Place) {
+        let hosts = place.ensemble.hosts().to_owned();
         if !self.ensembles.insert(hosts.clone()) {
             return;
         }
-        let ensemble = without_chroot(&service.ensemble);
+        let ensemble = without_chroot(&place.ensemble);
         let link = watch::Sender::new(Link::Connecting);
         let setup = registrar::Setup {
             ensemble: (*ensemble).clone(),
@@ -422,8 +480,12 @@ impl App {
         match self.roles.remove(&id) {
             None => Ok(()),
             Some(Task::Core(name)) => Err(RunError::Ended(name)),
-            Some(Task::Handover(key)) => {
-                self.wants.send_modify(|wants| drop(wants.remove(&key)));
+            Some(Task::Handover(former)) => {
+                self.wants.send_modify(|wants| {
+                    // One that is wanted again meanwhile stays.
+                    let is_over = |wanted: &Wanted| wanted.verdict == Verdict::Held;
+                    wants.retain(|key, wanted| !(former.contains(key) && is_over(wanted)));
+                });
                 Ok(())
             }
             Some(Task::Service(name)) => {
@@ -455,24 +517,62 @@ impl App {
     }
 }
 
-/// Returns when the successor of a moved registration stands, or is not to stand, or has had its time.
-async fn confirmed(name: String, registration: Registration, wants: Board<Wanted>, boards: Boards) {
+/// Puts the wishes of a service in the place of its former ones. What its checks said goes on when they are the same.
+/// Returns the keys of places that are no more: these stay as they are until they are let go.
+fn replace(
+    wants: &mut Wants,
+    service: &str,
+    places: BTreeMap<String, Wanted>,
+    same_checks: bool,
+) -> Vec<String> {
+    let keys = Wanted::keys_of(service);
+    let before: Vec<(String, Wanted)> = wants
+        .iter()
+        .filter(|(key, wanted)| key.starts_with(&keys) && wanted.verdict != Verdict::Held)
+        .map(|(key, wanted)| (key.clone(), wanted.clone()))
+        .collect();
+    let mut former = Vec::new();
+    for (key, _) in &before {
+        if let Some(wanted) = wants.get_mut(key).filter(|_| !places.contains_key(key)) {
+            wanted.verdict = Verdict::Held;
+            former.push(key.clone());
+        }
+    }
+    let known = before.first().filter(|_| same_checks);
+    for (key, fresh) in places {
+        let wanted = match known {
+            Some((_, known)) => Wanted {
+                verdict: known.verdict,
+                as_of: known.as_of,
+                ..fresh
+            },
+            None => fresh,
+        };
+        wants.insert(key, wanted);
+    }
+    former
+}
+
+/// Returns when the successors of a moved registration stand, or are not to stand, or have had their time.
+async fn confirmed(name: String, successors: Vec<String>, wants: Board<Wanted>, boards: Boards) {
     let mut wants = wants.subscribe();
     let mut ensembles = boards.ensembles.subscribe();
-    let stands = ensembles.wait_for(|ensembles| {
-        let there = ensembles
-            .get(&registration.hosts)
-            .and_then(|report| report.registrations.get(&name));
-        there.is_some_and(|there| there.path == registration.path && there.node.is_some())
+    let stand = ensembles.wait_for(|ensembles| {
+        let stands = |key: &String| {
+            let mut there = ensembles.values().filter_map(|e| e.registrations.get(key));
+            there.any(|there| there.node.is_some())
+        };
+        successors.iter().all(stands)
     });
     let not_to_stand = wants.wait_for(|wants| {
-        wants
-            .get(&name)
-            .is_none_or(|wanted| wanted.verdict == Verdict::Down)
+        let never = |wanted: &Wanted| wanted.verdict == Verdict::Down || wanted.hold.is_some();
+        successors
+            .iter()
+            .any(|key| wants.get(key).is_none_or(never))
     });
     // Both are watch receives, and the function ends with the first.
     tokio::select! {
-        _ = stands => {}
+        _ = stand => {}
         _ = not_to_stand => {}
         () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
     }
@@ -487,7 +587,10 @@ fn warn_of_restart_keys(old: &Config, new: &Config) {
         ),
         ("zookeeper.jitter", old.jitter != new.jitter),
         ("zookeeper.write_rate", old.write_rate != new.write_rate),
-        ("admin", old.admin != new.admin),
+        (
+            "admin",
+            (&old.admin, &old.socket) != (&new.admin, &new.socket),
+        ),
         ("state_path", old.state_path != new.state_path),
     ];
     let changed: Vec<&str> = keys

@@ -28,7 +28,7 @@ const STANDSTILL: Duration = Duration::from_secs(1);
 /// Pauses after failed writes and looks.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 
-/// All services' wishes, by name.
+/// All services' wishes, by [`Wanted::key`].
 pub(crate) type Wants = BTreeMap<String, Wanted>;
 
 /// The registrations below one parent.
@@ -94,12 +94,15 @@ impl Group {
 /// One registration in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Registered {
+    pub(crate) service: String,
     pub(crate) path: String,
     /// `present`, `keep`, `leave` or `absent: <reason>`.
     pub(crate) wanted: String,
     /// `present`, `absent`, or `unknown` before the first look.
     pub(crate) observed: &'static str,
     pub(crate) node: Option<String>,
+    /// Whether so observed on this connection, with nothing under way or to be done.
+    pub(crate) confirmed: bool,
     /// Since when it is so observed.
     pub(crate) since: Option<Instant>,
     pub(crate) error: Option<String>,
@@ -430,21 +433,28 @@ impl Reconciler {
         std::mem::take(&mut self.news)
     }
 
-    /// How every service stands.
+    /// How every wish stands.
     pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
         let mut report = BTreeMap::new();
         for (path, group) in &self.groups {
-            for (service, _, stance) in &group.planned {
+            let confirmed = self.connected
+                && !group.running
+                && !group.sync
+                && group.changes.is_empty()
+                && group.plan.is_some();
+            for (key, wanted, stance) in &group.planned {
                 let standing = group
                     .plan
                     .iter()
                     .flat_map(|p| &p.standings)
-                    .find(|s| s.service == *service);
+                    .find(|s| s.service == *key);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
                 report.insert(
-                    service.clone(),
+                    key.clone(),
                     Registered {
+                        service: wanted.service.clone(),
+                        confirmed,
                         path: path.clone(),
                         wanted: match stance {
                             Stance::Present => "present".to_owned(),
@@ -458,7 +468,7 @@ impl Reconciler {
                             (Some(_), None) => "absent",
                         },
                         node,
-                        since: group.since.get(service).map(|(_, since)| *since),
+                        since: group.since.get(key).map(|(_, since)| *since),
                         error: standing
                             .and_then(|s| s.conflict.clone())
                             .or_else(|| group.error.clone()),

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::job::{Done, perform};
-use crate::metrics::{Metrics, of_hosts, of_service, of_write};
+use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
 use crate::reconcile::{Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
@@ -277,8 +277,14 @@ impl Registrar {
     fn tell(&self, before: Option<&EnsembleReport>, after: &EnsembleReport) {
         let metrics = &self.setup.metrics;
         let mut twins: BTreeSet<&String> = BTreeSet::new();
-        for (service, now) in &after.registrations {
-            let old = before.and_then(|report| report.registrations.get(service));
+        let gone = before.into_iter().flat_map(|report| &report.registrations);
+        for (_, old) in gone.filter(|(key, _)| !after.registrations.contains_key(*key)) {
+            let labels = of_registration(&old.service, &self.hosts, &old.path);
+            metrics.registered.remove(&labels);
+        }
+        for (key, now) in &after.registrations {
+            let service = &now.service;
+            let old = before.and_then(|report| report.registrations.get(key));
             let old_node = old.and_then(|old| old.node.as_ref());
             if now.node.as_ref() != old_node {
                 match &now.node {
@@ -300,7 +306,7 @@ impl Registrar {
             }
             metrics
                 .registered
-                .get_or_create(&of_service(service))
+                .get_or_create(&of_registration(service, &self.hosts, &now.path))
                 .set(i64::from(now.node.is_some()));
             for twin in now
                 .twins

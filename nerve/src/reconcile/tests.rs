@@ -199,6 +199,8 @@ impl World {
     fn set(&mut self, verdict: Verdict, weight: u8) {
         let registration = registration(self.node_type, weight);
         let wanted = Wanted {
+            service: "web".to_owned(),
+            hold: None,
             registration,
             verdict,
             as_of: self.now,
@@ -413,6 +415,8 @@ async fn registrations_are_limited_and_removals_are_not() {
             (
                 format!("s{i}"),
                 Wanted {
+                    service: format!("s{i}"),
+                    hold: None,
                     registration,
                     verdict: Verdict::Up,
                     as_of: now,
