@@ -1,6 +1,7 @@
 //! Owns all tasks: starts them, starts a service's task again when it ends, applies a re-read configuration by its
 //! differences, and ends in order (`app/stop.rs`). It decides nothing about health or registrations.
 
+mod change;
 mod stop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,20 +20,18 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
+use self::change::{confirmed, replace, warn_of_restart_keys};
 use crate::config::{Config, Place, Service};
 use crate::control::Controls;
 use crate::heartbeat;
 use crate::metrics::{Metrics, of_service};
 use crate::node::Registration;
-use crate::reconcile::Wants;
+use crate::reconcile::{Manner, Wants};
 use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
 use crate::state;
 use crate::status::{Board, Boards, ServiceReport, routes};
 use crate::watch::{Outputs, run as watch_service};
-
-/// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
-const HANDOVER: Duration = Duration::from_secs(30);
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -452,9 +451,12 @@ impl App {
         let link = watch::Sender::new(Link::Connecting);
         let setup = registrar::Setup {
             ensemble: (*ensemble).clone(),
-            jitter: self.config.jitter,
-            write_rate: self.config.write_rate,
-            call_limit: self.config.session_timeout,
+            manner: Manner {
+                jitter: self.config.jitter,
+                session_timeout: self.config.session_timeout,
+                write_rate: self.config.write_rate,
+                write_rate_mode: self.config.write_rate_mode,
+            },
             state_path: self.config.state_path.clone(),
             wants: self.wants.subscribe(),
             link: link.subscribe(),
@@ -514,94 +516,5 @@ impl App {
                 Ok(())
             }
         }
-    }
-}
-
-/// Puts the wishes of a service in the place of its former ones. What its checks said goes on when they are the same.
-/// Returns the keys of places that are no more: these stay as they are until they are let go.
-fn replace(
-    wants: &mut Wants,
-    service: &str,
-    places: BTreeMap<String, Wanted>,
-    same_checks: bool,
-) -> Vec<String> {
-    let keys = Wanted::keys_of(service);
-    let before: Vec<(String, Wanted)> = wants
-        .iter()
-        .filter(|(key, wanted)| key.starts_with(&keys) && wanted.verdict != Verdict::Held)
-        .map(|(key, wanted)| (key.clone(), wanted.clone()))
-        .collect();
-    let mut former = Vec::new();
-    for (key, _) in &before {
-        if let Some(wanted) = wants.get_mut(key).filter(|_| !places.contains_key(key)) {
-            wanted.verdict = Verdict::Held;
-            former.push(key.clone());
-        }
-    }
-    let known = before.first().filter(|_| same_checks);
-    for (key, fresh) in places {
-        let wanted = match known {
-            Some((_, known)) => Wanted {
-                verdict: known.verdict,
-                as_of: known.as_of,
-                ..fresh
-            },
-            None => fresh,
-        };
-        wants.insert(key, wanted);
-    }
-    former
-}
-
-/// Returns when the successors of a moved registration stand, or are not to stand, or have had their time.
-async fn confirmed(name: String, successors: Vec<String>, wants: Board<Wanted>, boards: Boards) {
-    let mut wants = wants.subscribe();
-    let mut ensembles = boards.ensembles.subscribe();
-    let stand = ensembles.wait_for(|ensembles| {
-        let stands = |key: &String| {
-            let mut there = ensembles.values().filter_map(|e| e.registrations.get(key));
-            there.any(|there| there.node.is_some())
-        };
-        successors.iter().all(stands)
-    });
-    let not_to_stand = wants.wait_for(|wants| {
-        let never = |wanted: &Wanted| wanted.verdict == Verdict::Down || wanted.hold.is_some();
-        successors
-            .iter()
-            .any(|key| wants.get(key).is_none_or(never))
-    });
-    // Both are watch receives, and the function ends with the first.
-    tokio::select! {
-        _ = stand => {}
-        _ = not_to_stand => {}
-        () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
-    }
-}
-
-fn warn_of_restart_keys(old: &Config, new: &Config) {
-    let keys = [
-        ("heartbeat_path", old.heartbeat_path != new.heartbeat_path),
-        (
-            "zookeeper.session_timeout",
-            old.session_timeout != new.session_timeout,
-        ),
-        ("zookeeper.jitter", old.jitter != new.jitter),
-        ("zookeeper.write_rate", old.write_rate != new.write_rate),
-        (
-            "admin",
-            (&old.admin, &old.socket) != (&new.admin, &new.socket),
-        ),
-        ("state_path", old.state_path != new.state_path),
-    ];
-    let changed: Vec<&str> = keys
-        .iter()
-        .filter(|(_, changed)| *changed)
-        .map(|(key, _)| *key)
-        .collect();
-    if !changed.is_empty() {
-        tracing::warn!(
-            keys = changed.join(", "),
-            "takes effect when nerve is started again"
-        );
     }
 }

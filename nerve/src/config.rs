@@ -16,6 +16,8 @@ use smartstack_common::admin::Bind;
 pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
 use smartstack_common::units::{Ensemble, ZkPath};
 
+use crate::throttle::Mode;
+
 /// What to load.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -52,10 +54,12 @@ pub struct Config {
     pub heartbeat_path: Option<PathBuf>,
     /// Session time-out asked for; default 10 s.
     pub session_timeout: Duration,
-    /// Spread of what is done after a reconnection; default 500 ms.
+    /// Spread of what is done after a reconnection; default 500 ms. Zero also turns off the spread after an outage.
     pub jitter: Duration,
     /// Registrations per second and ensemble; default 50.
     pub write_rate: u32,
+    /// What that limit does; default on.
+    pub write_rate_mode: Mode,
     /// The admin listener; `None` = off.
     pub admin: Option<Admin>,
     /// The control socket; `None` = off.

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) registered: Family<Labels, Gauge>,
     pub(crate) twins: Family<Labels, Gauge>,
     pub(crate) writes: Family<Labels, Counter>,
+    pub(crate) delayed: Family<Labels, Counter>,
     pub(crate) connected: Family<Labels, Gauge>,
     pub(crate) held: Family<Labels, Gauge>,
     pub(crate) state_failures: Counter,
@@ -44,6 +45,7 @@ impl Metrics {
             registered: Family::default(),
             twins: Family::default(),
             writes: Family::default(),
+            delayed: Family::default(),
             connected: Family::default(),
             held: Family::default(),
             state_failures: Counter::default(),
@@ -78,6 +80,11 @@ impl Metrics {
             "zk_writes",
             "Writes by ensemble and result: registered, withdrawn, failed",
             m.writes.clone(),
+        );
+        all.register(
+            "zk_registrations_delayed",
+            "Registrations above zookeeper.write_rate: held back, or in shadow mode only counted",
+            m.delayed.clone(),
         );
         all.register(
             "zk_connected",

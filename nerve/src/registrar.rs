@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
-use crate::reconcile::{Reconciler, Wants};
+use crate::reconcile::{Manner, Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -30,10 +30,8 @@ const STATE_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Setup {
     /// Without chroot: wishes hold absolute paths.
     pub(crate) ensemble: Ensemble,
-    pub(crate) jitter: Duration,
-    pub(crate) write_rate: u32,
-    /// Limit of each call: longer than this nobody is connected.
-    pub(crate) call_limit: Duration,
+    /// Its session time-out is also the limit of each call: longer than this nobody is connected.
+    pub(crate) manner: Manner,
     pub(crate) state_path: PathBuf,
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) link: watch::Receiver<Link>,
@@ -81,7 +79,7 @@ struct Registrar {
     reconciler: Reconciler,
     /// While live: the client and its epoch.
     registry: Option<(u64, ZooKeeper)>,
-    jobs: JoinSet<Done>,
+    jobs: JoinSet<Vec<Done>>,
     /// One for each node of our name: ends when it is touched.
     watches: JoinSet<(String, String)>,
     watched: BTreeSet<(String, String)>,
@@ -98,8 +96,7 @@ impl Registrar {
         let hosts = setup.ensemble.hosts().to_owned();
         let reconciler = Reconciler::new(
             &hosts,
-            setup.jitter,
-            setup.write_rate,
+            setup.manner.clone(),
             fastrand::Rng::new(),
             Instant::now(),
         );
@@ -136,7 +133,7 @@ impl Registrar {
             self.jobs = JoinSet::new();
             self.watches = JoinSet::new();
             self.watched.clear();
-            self.reconciler.disconnected();
+            self.reconciler.disconnected(Instant::now());
         }
         if let Some(live) = live {
             self.take_up(live).await;
@@ -173,7 +170,7 @@ impl Registrar {
             live.epoch,
             ZooKeeper {
                 client: live.client.clone(),
-                limit: self.setup.call_limit,
+                limit: self.setup.manner.session_timeout,
             },
         ));
     }
@@ -189,6 +186,15 @@ impl Registrar {
         let jobs = self
             .reconciler
             .jobs(&self.setup.wants.borrow_and_update(), Instant::now());
+        let delayed = self.reconciler.take_delayed();
+        if delayed > 0 {
+            let labels = of_hosts(&self.hosts);
+            self.setup
+                .metrics
+                .delayed
+                .get_or_create(&labels)
+                .inc_by(delayed);
+        }
         let Some((_, registry)) = &self.registry else {
             return;
         };
@@ -202,7 +208,28 @@ impl Registrar {
             .wake_at(&self.setup.wants.borrow(), Instant::now())
     }
 
-    fn finished(&mut self, done: Done) {
+    fn finished(&mut self, done: Vec<Done>) {
+        done.iter().for_each(|done| self.count(done));
+        let paths: Vec<String> = done.iter().map(|done| done.path.clone()).collect();
+        self.reconciler
+            .finished(done, &self.setup.wants.borrow(), Instant::now());
+        let Some((_, registry)) = &self.registry else {
+            return;
+        };
+        for path in paths {
+            for node in self.reconciler.nodes(&path) {
+                if self.watched.insert((path.clone(), node.clone())) {
+                    let (registry, path) = (registry.clone(), path.clone());
+                    self.watches.spawn(async move {
+                        registry.touched(format!("{path}/{node}")).await;
+                        (path, node)
+                    });
+                }
+            }
+        }
+    }
+
+    fn count(&self, done: &Done) {
         let count = |result| {
             self.setup
                 .metrics
@@ -228,21 +255,6 @@ impl Registrar {
             count("failed");
             // The operator is told by `tell`, once: the same failure may come back at every try.
             tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
-        }
-        let path = done.path.clone();
-        self.reconciler
-            .finished(done, &self.setup.wants.borrow(), Instant::now());
-        let Some((_, registry)) = &self.registry else {
-            return;
-        };
-        for node in self.reconciler.nodes(&path) {
-            if self.watched.insert((path.clone(), node.clone())) {
-                let (registry, path) = (registry.clone(), path.clone());
-                self.watches.spawn(async move {
-                    registry.touched(format!("{path}/{node}")).await;
-                    (path, node)
-                });
-            }
         }
     }
 

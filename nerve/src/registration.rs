@@ -99,6 +99,23 @@ impl Change {
         let withdrawn = self.withdraw.iter().map(|node| &*node.name);
         self.delete.iter().map(String::as_str).chain(withdrawn)
     }
+
+    /// About how many bytes and operations a transaction of it has.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        const OVERHEAD: usize = 256;
+        let create = self
+            .create
+            .iter()
+            .map(|c| c.prefix.len() + c.payload.len() + OVERHEAD);
+        let delete = self.delete.iter().map(|name| name.len() + OVERHEAD);
+        let withdraw = self
+            .withdraw
+            .iter()
+            .map(|w| 2 * (w.name.len() + OVERHEAD) + w.mark.len());
+        let operations = create.len() + delete.len() + 2 * withdraw.len();
+        (create.chain(delete).chain(withdraw).sum(), operations)
+    }
 }
 
 /// A node to create.

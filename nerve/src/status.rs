@@ -267,9 +267,8 @@ mod tests {
             by: Hold::Disable,
             since: 1.5,
         };
-        boards
-            .holds
-            .send_modify(|holds| drop(holds.insert("web".to_owned(), held)));
+        let held = Holds::from([("web".to_owned(), held)]);
+        boards.holds.send_replace(held);
         let status = boards.status(SystemTime::now());
         assert_eq!(
             status["services"]["web"]["held"],

@@ -5,6 +5,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// What the limit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Delays registrations above the rate.
+    #[default]
+    On,
+    /// Only counts what it would delay.
+    Shadow,
+    /// Nothing.
+    Off,
+}
+
 /// The bucket: `rate` tokens, refilled at `rate` per second.
 #[derive(Debug, Clone)]
 pub struct Throttle {

@@ -1,7 +1,5 @@
 //! The real nerve on a real ZooKeeper: what it writes, when it takes it back, and what no fault may make it do.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod rig;
 
 use std::collections::BTreeSet;

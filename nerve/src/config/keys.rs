@@ -60,13 +60,19 @@ pub(super) const KEYS: &[Key] = &[
         "zookeeper.jitter",
         Kind::Duration,
         "500ms",
-        "spread of what is done after a reconnection",
+        "spread of what is done after a reconnection to the same session; after an outage longer than the session time-out it grows to a quarter of the outage, at most 10 s; `0` turns both off",
     ),
     honoured(
         "zookeeper.write_rate",
         Kind::Integer(1, U32),
         "50",
         "registrations per second and ensemble; withdrawals are free",
+    ),
+    honoured(
+        "zookeeper.write_rate_mode",
+        Kind::OneOf(&["on", "shadow", "off"]),
+        "`on`",
+        "`shadow` only counts what the rate would delay (`nerve_zk_registrations_delayed_total`)",
     ),
     honoured(
         "admin",

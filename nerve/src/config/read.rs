@@ -12,6 +12,7 @@ use super::{
     Admin, Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, Socket,
     TcpCheck,
 };
+use crate::throttle::Mode;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -41,10 +42,18 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         .key("heartbeat_path")
         .text()
         .map(|path| environment.path(&path));
-    let (session, write_rate) = top.key("zookeeper").object(|map| {
+    let (session, write_rate, write_rate_mode) = top.key("zookeeper").object(|map| {
+        let modes = [
+            ("on", Mode::On),
+            ("shadow", Mode::Shadow),
+            ("off", Mode::Off),
+        ];
         (
             session(map),
             map.key("write_rate").integer(COUNT).unwrap_or(50),
+            map.key("write_rate_mode")
+                .one_of(&modes)
+                .unwrap_or_default(),
         )
     })?;
     let admin = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
@@ -61,6 +70,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         session_timeout: session.timeout,
         jitter: session.jitter,
         write_rate,
+        write_rate_mode,
         admin: admin
             .bind
             .map(|(bind, configured)| Admin { bind, configured }),

@@ -85,16 +85,25 @@ impl Host {
     pub(crate) async fn nerve_with(&self, zk_host: &str, changes: &Value) -> (Program, Bind) {
         let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
         self.write(&self.config(&admin, zk_host, changes));
+        (self.launch(&admin).await, admin)
+    }
+
+    /// With other settings of `zookeeper`.
+    pub(crate) async fn nerve_zookeeper(&self, zookeeper: &Value) -> (Program, Bind) {
+        let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+        let mut config = self.config(&admin, &self.zookeeper.hosts(), &json!({}));
+        config["zookeeper"] = zookeeper.clone();
+        self.write(&config);
+        (self.launch(&admin).await, admin)
+    }
+
+    /// Starts nerve on the configuration as it is written.
+    async fn launch(&self, admin: &Bind) -> Program {
         let path = self.dir.join("nerve.json");
-        let mut nerve = Program::start(
-            "nerve",
-            &self.dir,
-            &["-c", path.to_str().unwrap()],
-            &[],
-            admin.clone(),
-        );
+        let arguments = ["-c", path.to_str().unwrap()];
+        let mut nerve = Program::start("nerve", &self.dir, &arguments, &[], admin.clone());
         nerve.ready(SOON).await;
-        (nerve, admin)
+        nerve
     }
 
     pub(crate) async fn nodes(&self) -> Vec<String> {
