@@ -300,14 +300,19 @@ fn summary(status: &Value) -> String {
                 text(&check["health"])
             ));
         }
-        for place in list(&service["registrations"]) {
+        let places = list(&service["registrations"]);
+        for place in &places {
             let error = place["error"]
                 .as_str()
                 .map(|error| format!(": {error}"))
                 .unwrap_or_default();
             let (path, node) = (text(&place["path"]), text(&place["node"]));
+            let at = match places.len() {
+                1 => String::new(),
+                _ => format!(" at {}", text(&place["hosts"])),
+            };
             lines.push(format!(
-                "  {path}/{node} wanted {}, {}{error}",
+                "  {path}/{node}{at} wanted {}, {}{error}",
                 text(&place["wanted"]),
                 text(&place["observed"])
             ));

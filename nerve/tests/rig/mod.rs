@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -193,11 +194,13 @@ pub(crate) struct Seen {
 /// Sees every event below [`PARENT`] through a recursive watch, as a consumer does.
 pub(crate) struct Witness {
     seen: Arc<watch::Sender<Vec<Seen>>>,
+    /// Set when it may have missed something.
+    lost: Arc<AtomicBool>,
     _task: JoinSet<()>,
 }
 
 impl Witness {
-    /// Watches through `client`, which must not lose its connection.
+    /// Watches through `client`, which must not lose its connection before the last question.
     pub(crate) async fn start(client: Client) -> Self {
         ZooKeeper::make_path(&client, PARENT).await;
         let mut watcher = client
@@ -207,7 +210,8 @@ impl Witness {
         let mut standing: BTreeSet<String> =
             ZooKeeper::list(&client, PARENT).await.into_iter().collect();
         let seen = Arc::new(watch::Sender::new(Vec::new()));
-        let (mut task, events) = (JoinSet::new(), Arc::clone(&seen));
+        let lost = Arc::new(AtomicBool::new(false));
+        let (mut task, events, gone) = (JoinSet::new(), Arc::clone(&seen), Arc::clone(&lost));
         task.spawn(async move {
             let _open = client;
             loop {
@@ -216,7 +220,7 @@ impl Witness {
                     EventType::NodeCreated => What::Created,
                     EventType::NodeDataChanged => What::Changed,
                     EventType::NodeDeleted => What::Deleted,
-                    _ => panic!("the witness lost its connection: {event:?}"),
+                    _ => return gone.store(true, Ordering::Release),
                 };
                 let Some(node) = event.path.strip_prefix(PARENT) else {
                     continue;
@@ -238,10 +242,18 @@ impl Witness {
                 });
             }
         });
-        Self { seen, _task: task }
+        Self {
+            seen,
+            lost,
+            _task: task,
+        }
     }
 
     pub(crate) fn events(&self) -> Vec<Seen> {
+        assert!(
+            !self.lost.load(Ordering::Acquire),
+            "the witness lost its connection"
+        );
         self.seen.borrow().clone()
     }
 
