@@ -162,9 +162,10 @@ impl App {
                 ..config.clone()
             },
         };
+        app.recall_holds().await;
+        // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
         app.listen(registry).await?;
         app.take_commands()?;
-        app.recall_holds().await;
         if let Some(path) = config.heartbeat_path.clone() {
             let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
