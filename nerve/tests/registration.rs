@@ -255,10 +255,11 @@ async fn two_nerves_on_one_fixed_name_do_not_fight() {
 
 /// Two nerves with one configuration for a minute: long enough for a war of any kind (a verification, a watch, a retry).
 async fn two_nerves(node_type: &str, nodes: usize) {
-    let host = Host::start().await;
+    let mut host = Host::start().await;
     let changes = json!({"node_type": node_type});
     let (first, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
     host.one_node("").await;
+    host.socket = "second.sock";
     let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
     for nerve in [&first, &second] {
         eventually(

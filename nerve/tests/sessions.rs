@@ -7,7 +7,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{Behaviour, Cut, Mode, Program, TcpProxy, eventually, free_port};
+use smartstack_common::testing::{
+    Behaviour, Cut, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
+};
 use tokio::time::Instant;
 
 use self::rig::{Host, PARENT, SOON, Seen, What, Witness};
@@ -151,42 +153,57 @@ async fn a_frozen_nerve_does_not_register_a_dead_app() {
     );
 }
 
-/// Forty services of one nerve: what becomes due together is one transaction, and after an expiry all of it is.
+/// Forty services of one nerve, half of them below one path: what becomes due together is one transaction, and after an
+/// expiry all of it is. A successor swaps all of them, and nobody sees one missing.
 #[tokio::test]
 async fn a_nerve_registers_again_in_few_transactions() {
-    const SERVICES: usize = 40;
+    const SHARED: usize = 20;
+    const SERVICES: usize = 2 * SHARED;
     let host = Host::start().await;
     let proxy = TcpProxy::start(&host.zookeeper.host(0)).await;
     let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
     let mut config = host.config(&admin, &proxy.host(), &json!({}));
+    let place = |i: usize| match i {
+        0..SHARED => PARENT.to_owned(),
+        _ => format!("/nerve/services/s{i}"),
+    };
     let services: serde_json::Map<_, _> = (0..SERVICES)
         .map(|i| {
             let service = json!({
-                "host": "10.0.0.12", "port": 3000 + i, "zk_hosts": [proxy.host()], "zk_path": PARENT, "check_interval": 0.05,
+                "host": "10.0.0.12", "port": 3000 + i, "zk_hosts": [proxy.host()], "zk_path": place(i), "check_interval": 0.05,
             });
             (format!("s{i}"), service)
         })
         .collect();
     config["services"] = services.into();
     host.write(&config);
-    let path = host.dir.join("nerve.json");
-    let arguments = ["-c", path.to_str().unwrap()];
-    let mut nerve = Program::start("nerve", &host.dir, &arguments, &[], admin);
-    nerve.ready(SOON).await;
-    let all = async || {
+    let mut nerve = host.launch(&admin).await;
+    // The session that all of them are of, once they are all of one.
+    let one_session = async |not: i64| {
         eventually("all are registered", SOON, async || {
-            match host.nodes().await.len() {
-                SERVICES => Ok(()),
-                count => Err(count),
+            let mut owners = Vec::new();
+            for path in (SHARED - 1..SERVICES).map(place) {
+                for node in ZooKeeper::list(&host.client, &path).await {
+                    let stat = host.client.check_stat(&format!("{path}/{node}")).await;
+                    owners.extend(stat.ok().flatten().map(|stat| stat.ephemeral_owner));
+                }
+            }
+            let one = owners
+                .iter()
+                .all(|owner| *owner == owners[0] && *owner != not);
+            if one && owners.len() == SERVICES {
+                Ok(owners[0])
+            } else {
+                Err(format!("{owners:x?}"))
             }
         })
-        .await;
+        .await
     };
     let multis = || proxy.operations().get("multi").copied().unwrap_or(0);
-    all().await;
+    let first_session = one_session(0).await;
     let first = multis();
     let resumed = expire(&host, &nerve).await;
-    all().await;
+    let second_session = one_session(first_session).await;
     let again = multis() - first;
     println!(
         "{SERVICES} services: {first} transactions at the start, {again} after an expiry, all back {:?} after SIGCONT",
@@ -194,9 +211,35 @@ async fn a_nerve_registers_again_in_few_transactions() {
     );
     assert!(again <= 5, "{again} transactions for {SERVICES} services");
     live(&nerve).await;
+
+    let witness = Witness::start(host.zookeeper.connect().await).await;
+    let before = multis();
+    nerve.signal(Signal::SIGUSR2);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    nerve = host.launch(&admin).await;
+    one_session(second_session).await;
+    println!("{} transactions of the successor", multis() - before);
+    let fewest = witness.events().iter().map(|e| e.standing.len()).min();
+    assert_eq!(
+        fewest,
+        Some(SHARED),
+        "a service was missing during the swap"
+    );
+    assert!(
+        witness
+            .told()
+            .iter()
+            .all(|(what, _)| *what != What::Changed)
+    );
+
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
-    assert_eq!(host.nodes().await, Vec::<String>::new());
+    for path in (SHARED - 1..SERVICES).map(place) {
+        assert_eq!(
+            ZooKeeper::list(&host.client, &path).await,
+            Vec::<String>::new()
+        );
+    }
 }
 
 /// All members are killed and started again on their data after more than a session time-out: every node is kept or comes

@@ -28,6 +28,8 @@ pub(crate) struct Host {
     pub(crate) app: App,
     pub(crate) dir: Dir,
     pub(crate) client: Client,
+    /// File name of the next nerve's control socket.
+    pub(crate) socket: &'static str,
 }
 
 impl Host {
@@ -39,6 +41,7 @@ impl Host {
             dir: Dir::new(),
             client,
             zookeeper,
+            socket: "nerve.sock",
         }
     }
 
@@ -69,7 +72,7 @@ impl Host {
             "instance_id": "i-0a1b2c3d",
             "heartbeat_path": self.dir.join("heartbeat"),
             "state_path": self.dir.join("state.json"),
-            "admin": {"bind": admin.to_string(), "socket": self.dir.join("nerve.sock")},
+            "admin": {"bind": admin.to_string(), "socket": self.dir.join(self.socket)},
             "zookeeper": {"session_timeout": format!("{}s", SESSION.as_secs()), "jitter": 0},
             "services": {"web": service},
         })
@@ -99,7 +102,7 @@ impl Host {
     }
 
     /// Starts nerve on the configuration as it is written.
-    async fn launch(&self, admin: &Bind) -> Program {
+    pub(crate) async fn launch(&self, admin: &Bind) -> Program {
         let path = self.dir.join("nerve.json");
         let arguments = ["-c", path.to_str().unwrap()];
         let mut nerve = Program::start("nerve", &self.dir, &arguments, &[], admin.clone());
