@@ -136,9 +136,8 @@ impl Controls {
 
     /// Answers when every node of the services is gone, or says what is left.
     async fn gone(&self, services: &[String]) -> Answer {
-        let wants = self.wants.borrow().clone();
         let mut reports = self.boards.ensembles.subscribe();
-        let left = |ensembles: &_| left(&wants, services, ensembles);
+        let left = |ensembles: &_| left(&self.wants.borrow(), services, ensembles);
         let gone = reports.wait_for(|ensembles| left(ensembles).is_empty());
         if tokio::time::timeout(GONE, gone).await.is_ok() {
             return Answer::text(lines(services, "withdrawn"));

@@ -278,3 +278,36 @@ async fn an_ensemble_that_comes_back_has_every_node_once() {
     let withdrawn = [(What::Changed, node.clone()), (What::Deleted, node)];
     assert_eq!(witness.wait(2).await, withdrawn);
 }
+
+/// Somebody deletes the whole tree: parents and node come back, once.
+#[tokio::test]
+async fn a_deleted_tree_is_made_again() {
+    let host = Host::start().await;
+    let (nerve, _) = host.nerve().await;
+    let node = host.one_node("").await;
+    for _ in 0..3 {
+        // In one transaction: nerve is quick enough to come between two.
+        let node = format!("{PARENT}/{}", host.one_node("").await);
+        let mut multi = host.client.new_multi_writer();
+        for path in [
+            &node,
+            PARENT,
+            "/nerve/services/web",
+            "/nerve/services",
+            "/nerve",
+        ] {
+            multi.add_delete(path, None).unwrap();
+        }
+        multi.commit().await.unwrap();
+        eventually("one node of the present session", SOON, async || {
+            let status = nerve.status().await;
+            let shown = status["services"]["web"]["registrations"][0]["node"].clone();
+            match &host.nodes().await[..] {
+                [one] if shown == **one => Ok(()),
+                other => Err(format!("{other:?} {shown}")),
+            }
+        })
+        .await;
+    }
+    assert_eq!(host.one_node("").await.len(), node.len());
+}
