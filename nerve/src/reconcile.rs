@@ -493,10 +493,8 @@ fn admit(
     let mut delayed = 0;
     let (go, wait): (Vec<Change>, Vec<Change>) =
         std::mem::take(changes).into_iter().partition(|change| {
-            let refused = change
-                .create
-                .as_ref()
-                .and_then(|_| throttle.take(now).err());
+            let limited = change.create.is_some() && !change.pressing;
+            let refused = limited.then(|| throttle.take(now).err()).flatten();
             delayed += u64::from(refused.is_some());
             later = later.or(refused);
             refused.is_none() || mode == Mode::Shadow

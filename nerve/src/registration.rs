@@ -70,6 +70,8 @@ pub struct Change {
     pub withdraw: Vec<Withdrawal>,
     /// The foreign session whose fixed-name node is swapped.
     pub displaces: Option<i64>,
+    /// Whether it replaces a node of a former session, which goes with that session: to wait would leave a gap.
+    pub pressing: bool,
 }
 
 /// A node to withdraw.
@@ -183,6 +185,7 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
                 .map(|node| Withdrawal::new(node, &"removed from the configuration"))
                 .collect(),
             displaces: None,
+            pressing: false,
         });
     }
     for (want, nodes) in wants.iter().zip(assigned) {
@@ -253,6 +256,7 @@ fn plan_one(
         let empty = create.is_none() && delete.is_empty();
         (!empty).then(|| Change {
             service: Some(want.service.to_owned()),
+            pressing: create.is_some() && nodes.iter().any(|n| n.owner == Owner::Former),
             create,
             delete,
             withdraw: Vec::new(),
@@ -280,6 +284,7 @@ fn plan_one(
                 delete: Vec::new(),
                 withdraw,
                 displaces: None,
+                pressing: false,
             };
             return (Some(change), None);
         }

@@ -1,5 +1,6 @@
 //! Limits how many registrations are written per second: a token bucket that starts full. Pure; the registrar asks it
-//! before each creation and never for a removal (Ruby's limiter starts nearly empty and holds removals back as well).
+//! before each creation, but never for a removal (Ruby's limiter starts nearly empty and holds removals back as well) and never
+//! for the swap of a former session's node, which would be gone before its turn.
 
 use std::time::Duration;
 

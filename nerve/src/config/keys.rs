@@ -66,7 +66,7 @@ pub(super) const KEYS: &[Key] = &[
         "zookeeper.write_rate",
         Kind::Integer(1, U32),
         "50",
-        "registrations per second and ensemble; withdrawals are free",
+        "registrations per second and ensemble; withdrawals, and swaps of a predecessor's nodes, are free",
     ),
     honoured(
         "zookeeper.write_rate_mode",

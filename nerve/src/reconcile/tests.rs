@@ -169,6 +169,21 @@ async fn registrations_are_limited_and_removals_are_not() {
     assert!(rig.nodes().is_empty(), "removals wait for nothing");
 }
 
+/// The predecessor's nodes go with its session: none of them may wait for the rate.
+#[tokio::test]
+async fn a_successor_swaps_everything_at_once() {
+    let mut rig = Rig::new(20, manner(50));
+    rig.connect(1);
+    rig.run().await;
+    let mut manner = manner(1);
+    manner.jitter = Duration::from_millis(500);
+    rig.reconciler = Reconciler::new("z:1", manner, fastrand::Rng::with_seed(1), rig.now);
+    rig.connect(2);
+    rig.run().await;
+    assert_eq!((rig.of_session(1), rig.of_session(2)), (0, 20));
+    assert_eq!((rig.transactions(), rig.reconciler.take_delayed()), (2, 0));
+}
+
 #[tokio::test]
 async fn shadow_mode_only_counts() {
     for (mode, delayed) in [(Mode::Shadow, 15), (Mode::Off, 0)] {
