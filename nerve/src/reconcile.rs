@@ -18,7 +18,7 @@ use crate::job::{Done, Job, Work};
 use crate::node::Registration;
 use crate::registration::{Change, Node, Owner, Plan, Want, plan};
 use crate::registry::Found;
-use crate::service::{Stance, Wanted};
+use crate::service::{Stance, Verdict, Wanted};
 use crate::throttle::{Mode, Throttle};
 
 /// How often a settled group is looked at all the same, against changes that no watch told.
@@ -30,6 +30,8 @@ const TICK: Duration = Duration::from_millis(500);
 /// Asked this much later than that, the process has stood still (SIGSTOP, a paused machine): what the checks found
 /// before says nothing about now.
 const STANDSTILL: Duration = Duration::from_secs(1);
+/// How soon to look for a fresh result after a standstill: a younger result of the same kind wakes nobody.
+const AWAITING: Duration = Duration::from_millis(20);
 /// Pauses after failed writes and looks.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Registrations that the rate holds back are let go in steps of this, so that they share transactions.
@@ -455,10 +457,13 @@ impl Reconciler {
         let own = wants
             .iter()
             .filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
-        let aging = own.map(|(service, wanted)| {
-            *self.stale_since.get(service).unwrap_or(&wanted.as_of)
-                + wanted.window
-                + Duration::from_millis(1)
+        let awaits = |verdict| matches!(verdict, Verdict::Up | Verdict::Unproven);
+        let aging = own.map(|(key, wanted)| match self.stale_since.get(key) {
+            Some(since) if awaits(wanted.verdict) && now <= *since + wanted.window => {
+                now + AWAITING
+            }
+            Some(since) => *since + wanted.window + Duration::from_millis(1),
+            None => wanted.as_of + wanted.window + Duration::from_millis(1),
         });
         let aging = aging.filter(|at| *at > now);
         due.chain(aging).fold(self.last_tick + TICK, Instant::min)

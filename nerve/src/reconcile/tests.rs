@@ -140,6 +140,11 @@ async fn hands_off_before_the_first_result_and_after_a_stop() {
     rig.connect(2);
     rig.run().await;
     assert!(rig.nodes().is_empty(), "registered on a stale result");
+    let wake = rig.reconciler.wake_at(&rig.wants, rig.now);
+    assert!(
+        wake <= rig.now + AWAITING,
+        "a fresh result is not waited for"
+    );
     rig.set_all(Verdict::Up);
     rig.run().await;
     assert_eq!(rig.nodes().len(), 1);
