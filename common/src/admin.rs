@@ -1,4 +1,7 @@
-//! The read-only HTTP listener of both programs: `/live /ready /metrics /status /` and what a program adds.
+//! The read-only HTTP listener of both programs: `/live /ready /metrics /status /` and what a program adds; and, in
+//! [`control`], the socket for commands.
+
+pub mod control;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -63,6 +66,15 @@ impl Answer {
             status: StatusCode::OK,
             content_type: "application/json",
             body: format!("{value:#}\n"),
+        }
+    }
+
+    /// Another status than 200, with a line of text.
+    #[must_use]
+    pub fn refusal(status: StatusCode, why: impl std::fmt::Display) -> Self {
+        Self {
+            status,
+            ..Self::text(format!("{why}\n"))
         }
     }
 
@@ -206,7 +218,10 @@ impl Socket {
 async fn answer(stream: Box<dyn Stream>, routes: Routes) {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let routes = Arc::clone(&routes);
-        async move { Ok::<_, Infallible>(respond(request.method(), request.uri().path(), &routes)) }
+        async move {
+            let answer = choose(request.method(), request.uri().path(), &routes);
+            Ok::<_, Infallible>(respond(answer))
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(hyper_util::rt::TokioTimer::new())
@@ -217,21 +232,17 @@ async fn answer(stream: Box<dyn Stream>, routes: Routes) {
     }
 }
 
-fn respond(method: &Method, path: &str, routes: &Routes) -> Response<Full<Bytes>> {
-    let answer = if !matches!(*method, Method::GET | Method::HEAD) {
-        let body = "read only: GET\n";
-        Answer {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            ..Answer::text(body)
-        }
+fn choose(method: &Method, path: &str, routes: &Routes) -> Answer {
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        Answer::refusal(StatusCode::METHOD_NOT_ALLOWED, "read only: GET")
     } else if path == "/live" {
         Answer::text("ok\n")
     } else {
-        routes(path).unwrap_or_else(|| Answer {
-            status: StatusCode::NOT_FOUND,
-            ..Answer::text("no such page\n")
-        })
-    };
+        routes(path).unwrap_or_else(|| Answer::refusal(StatusCode::NOT_FOUND, "no such page"))
+    }
+}
+
+fn respond(answer: Answer) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(answer.body)));
     *response.status_mut() = answer.status;
     response.headers_mut().insert(

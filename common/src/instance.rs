@@ -36,6 +36,18 @@ impl Payload {
     }
 }
 
+/// The payload of a node that is about to be withdrawn on purpose: its own, with `"available": false` (go-nerve's key) and
+/// `"reason"`. Written in the same transaction as the deletion, it tells consumers that the removal is no loss. A payload
+/// that is no JSON object counts as an empty one.
+#[must_use]
+pub fn withdrawn(payload: &[u8], reason: &str) -> Vec<u8> {
+    let mut map: serde_json::Map<String, Value> =
+        serde_json::from_slice(payload).unwrap_or_default();
+    map.insert("available".to_owned(), Value::Bool(false));
+    map.insert("reason".to_owned(), Value::String(reason.to_owned()));
+    Value::Object(map).to_string().into_bytes()
+}
+
 /// What synapse needs of a payload. Names and options are *not* validated here: that is the renderer's gate.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Instance {
@@ -184,6 +196,18 @@ mod tests {
     use proptest::prelude::*;
 
     /// The bytes measured on Ruby nerve (key order, omission, types).
+    #[test]
+    fn a_withdrawn_payload_keeps_its_keys() {
+        let text = |payload: &[u8]| String::from_utf8(withdrawn(payload, "drained")).unwrap();
+        assert_eq!(
+            text(br#"{"host":"a","port":1,"name":"i"}"#),
+            r#"{"host":"a","port":1,"name":"i","available":false,"reason":"drained"}"#
+        );
+        assert_eq!(text(b"\xff"), r#"{"available":false,"reason":"drained"}"#);
+        let marked = text(br#"{"host":"a","port":"1","available":true}"#);
+        assert!(!Instance::parse(marked.as_bytes()).unwrap().available);
+    }
+
     #[test]
     fn bytes_are_rubys() {
         let payload = Payload {

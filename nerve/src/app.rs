@@ -1,33 +1,37 @@
 //! Owns all tasks: starts them, starts a service's task again when it ends, applies a re-read configuration by its
-//! differences, and leaves in order. It decides nothing about health or registrations.
+//! differences, and ends in order (`app/stop.rs`). It decides nothing about health or registrations.
+
+mod change;
+mod stop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smartstack_common::admin::control::{Control, ControlError};
 use smartstack_common::admin::{BindError, Listener};
 use smartstack_common::backoff::Backoff;
+use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::zk::{self, Link};
+use tokio::signal::unix::Signal;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use crate::config::{Config, Service};
+use self::change::{confirmed, replace, warn_of_restart_keys};
+use crate::config::{Config, Place, Service};
+use crate::control::Controls;
 use crate::heartbeat;
 use crate::metrics::{Metrics, of_service};
 use crate::node::Registration;
-use crate::reconcile::Wants;
+use crate::reconcile::{Manner, Wants};
 use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
-use crate::status::{Board, Boards, ServiceReport, former_key, routes};
+use crate::state;
+use crate::status::{Board, Boards, ServiceReport, routes};
 use crate::watch::{Outputs, run as watch_service};
-
-/// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
-const HANDOVER: Duration = Duration::from_secs(30);
-/// What of the stop's deadline is kept for closing the sessions.
-const CLOSING: Duration = Duration::from_secs(2);
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,9 @@ pub enum RunError {
     /// The configured admin listener could not be had.
     #[error(transparent)]
     Admin(#[from] BindError),
+    /// The configured control socket could not be had.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A task that must run for ever ended; its panic, if any, is in the log.
     #[error("the task `{0}` ended, a defect of nerve")]
     Ended(String),
@@ -46,11 +53,12 @@ enum Task {
     Service(String),
     /// Must not end.
     Core(String),
-    /// Ends by itself; gives the key of the wish that it lets go.
-    Handover(String),
+    /// Ends by itself; gives the keys of the wishes that it lets go.
+    Handover(Vec<String>),
 }
 
-/// Runs until TERM or INT. `reload` reads the configuration again, for HUP; its error is one printable text.
+/// Runs until TERM or INT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
+/// `reload` reads the configuration again, for HUP; its error is one printable text.
 ///
 /// # Errors
 /// When the configured admin listener cannot be had, or a core task ends.
@@ -58,6 +66,7 @@ pub async fn run(
     config: Config,
     reload: impl Fn() -> Result<Config, String>,
     mut signals: Signals,
+    mut leave: Signal,
 ) -> Result<(), RunError> {
     let mut app = App::start(config).await?;
     loop {
@@ -67,6 +76,11 @@ pub async fn run(
                 Request::Reload => app.reload(reload()),
                 Request::Stop => break,
             },
+            Some(()) = leave.recv() => {
+                notify(&Notice::Stopping);
+                app.leave().await;
+                return Ok(());
+            }
             Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
             Some(ended) = app.tasks.join_next_with_id() => match ended {
                 Ok((id, ())) => app.ended(id)?,
@@ -148,7 +162,10 @@ impl App {
                 ..config.clone()
             },
         };
+        app.recall_holds().await;
+        // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
         app.listen(registry).await?;
+        app.take_commands()?;
         if let Some(path) = config.heartbeat_path.clone() {
             let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
@@ -177,7 +194,7 @@ impl App {
             }
             Err(error) if admin.configured => Err(error.into()),
             Err(error) => {
-                let error = smartstack_common::report::Chain(&error).to_string();
+                let error = Chain(&error).to_string();
                 tracing::warn!(
                     error,
                     "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`"
@@ -185,6 +202,67 @@ impl App {
                 Ok(())
             }
         }
+    }
+
+    fn take_commands(&mut self) -> Result<(), RunError> {
+        let Some(socket) = self.config.socket.clone() else {
+            return Ok(());
+        };
+        match Control::bind(&socket.path) {
+            Ok(control) => {
+                tracing::info!(path = %socket.path.display(), "control socket");
+                let commands = Controls {
+                    boards: self.boards.clone(),
+                    wants: Arc::clone(&self.wants),
+                    metrics: self.metrics.clone(),
+                    state_path: self.config.state_path.clone(),
+                    writing: Arc::default(),
+                }
+                .commands();
+                let closing = self.closing.1.clone();
+                self.spawn(
+                    Task::Core("control socket".to_owned()),
+                    control.serve(commands, closing),
+                );
+                Ok(())
+            }
+            Err(error) if socket.configured => Err(error.into()),
+            Err(error) => {
+                let error = Chain(&error).to_string();
+                tracing::warn!(
+                    error,
+                    "no drain, enable and disable\nhint: set `admin.socket`, or `admin: {{socket: false}}`"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// What was held out when nerve last ran is held out again, before anything is registered.
+    async fn recall_holds(&mut self) {
+        let path = self.config.state_path.clone();
+        let read = tokio::task::spawn_blocking(move || state::holds(&path));
+        let holds = match read.await {
+            Ok(Ok(holds)) => holds,
+            Ok(Err(error)) => {
+                let error = Chain(&error).to_string();
+                tracing::error!(
+                    error,
+                    "unknown which services were drained or disabled: none is held out"
+                );
+                return;
+            }
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        for (service, held) in &holds {
+            tracing::warn!(
+                service,
+                by = held.by.word(),
+                "held out since an earlier run"
+            );
+        }
+        self.metrics.show_holds(&holds);
+        self.boards.holds.send_replace(holds);
     }
 
     fn spawn(
@@ -269,7 +347,9 @@ impl App {
         self.boards
             .services
             .send_modify(|services| drop(services.remove(name)));
-        self.wants.send_modify(|wants| drop(wants.remove(name)));
+        let keys = Wanted::keys_of(name);
+        self.wants
+            .send_modify(|wants| wants.retain(|key, _| !key.starts_with(&keys)));
     }
 
     /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
@@ -281,8 +361,9 @@ impl App {
         delay: Duration,
     ) {
         let name = service.name.clone();
-        let registration = Registration::new(service, instance_id);
-        self.connect(service);
+        for place in &service.places {
+            self.connect(place);
+        }
         let same_checks = before.is_some_and(|before| {
             (&before.checks, before.check_mocked, before.check_interval)
                 == (
@@ -291,47 +372,32 @@ impl App {
                     service.check_interval,
                 )
         });
-        let fresh = Wanted {
-            registration: registration.clone(),
+        let hold = self.boards.holds.borrow().get(&name).map(|held| held.by);
+        let fresh = |registration| Wanted {
+            service: name.clone(),
+            registration,
             verdict: Verdict::Unknown,
+            hold,
             as_of: Instant::now(),
             window: freshness(service),
         };
-        let mut handover = None;
-        self.wants.send_modify(|wants| {
-            let old = wants.get(&name).cloned();
-            let place = |r: &Registration| (r.hosts.clone(), r.path.clone());
-            if let Some(old) = old
-                .clone()
-                .filter(|old| place(&old.registration) != place(&registration))
-            {
-                let key = former_key(&name, &old.registration.hosts, &old.registration.path);
-                wants.insert(
-                    key.clone(),
-                    Wanted {
-                        verdict: Verdict::Held,
-                        ..old
-                    },
-                );
-                handover = Some(key);
-            }
-            let wanted = match old.filter(|_| same_checks) {
-                Some(old) => Wanted {
-                    registration: registration.clone(),
-                    ..old
-                },
-                None => fresh,
-            };
-            wants.insert(name.clone(), wanted);
-        });
-        if let Some(key) = handover {
+        let places: BTreeMap<String, Wanted> = Registration::all(service, instance_id)
+            .into_iter()
+            .map(fresh)
+            .map(|wanted| (wanted.key(), wanted))
+            .collect();
+        let successors: Vec<String> = places.keys().cloned().collect();
+        let mut former = Vec::new();
+        self.wants
+            .send_modify(|wants| former = replace(wants, &name, places, same_checks));
+        if !former.is_empty() {
             let task = confirmed(
                 name.clone(),
-                registration,
+                successors,
                 self.wants.clone(),
                 self.boards.clone(),
             );
-            self.spawn(Task::Handover(key), task);
+            self.spawn(Task::Handover(former), task);
         }
         let service = Arc::new(service.clone());
         if let Some(running) = self.services.get_mut(&name).filter(|_| same_checks) {
@@ -367,7 +433,7 @@ impl App {
     fn watch(&mut self, service: &Arc<Service>, delay: Duration) -> AbortHandle {
         let outputs = Outputs {
             wants: Arc::clone(&self.wants),
-            reports: Arc::clone(&self.boards.services),
+            boards: self.boards.clone(),
             metrics: self.metrics.clone(),
         };
         self.spawn(
@@ -377,18 +443,21 @@ impl App {
     }
 
     /// One session and one registrar per ensemble; they stay when their last service goes.
-    fn connect(&mut self, service: &Service) {
-        let hosts = service.ensemble.hosts().to_owned();
+    fn connect(&mut self, place: &Place) {
+        let hosts = place.ensemble.hosts().to_owned();
         if !self.ensembles.insert(hosts.clone()) {
             return;
         }
-        let ensemble = without_chroot(&service.ensemble);
+        let ensemble = without_chroot(&place.ensemble);
         let link = watch::Sender::new(Link::Connecting);
         let setup = registrar::Setup {
             ensemble: (*ensemble).clone(),
-            jitter: self.config.jitter,
-            write_rate: self.config.write_rate,
-            call_limit: self.config.session_timeout,
+            manner: Manner {
+                jitter: self.config.jitter,
+                session_timeout: self.config.session_timeout,
+                write_rate: self.config.write_rate,
+                write_rate_mode: self.config.write_rate_mode,
+            },
             state_path: self.config.state_path.clone(),
             wants: self.wants.subscribe(),
             link: link.subscribe(),
@@ -414,8 +483,12 @@ impl App {
         match self.roles.remove(&id) {
             None => Ok(()),
             Some(Task::Core(name)) => Err(RunError::Ended(name)),
-            Some(Task::Handover(key)) => {
-                self.wants.send_modify(|wants| drop(wants.remove(&key)));
+            Some(Task::Handover(former)) => {
+                self.wants.send_modify(|wants| {
+                    // One that is wanted again meanwhile stays.
+                    let is_over = |wanted: &Wanted| wanted.verdict == Verdict::Held;
+                    wants.retain(|key, wanted| !(former.contains(key) && is_over(wanted)));
+                });
                 Ok(())
             }
             Some(Task::Service(name)) => {
@@ -444,107 +517,5 @@ impl App {
                 Ok(())
             }
         }
-    }
-
-    /// Withdraws everything and confirms it, lingers, closes the sessions; all within the deadline.
-    async fn stop(&mut self) {
-        let deadline = Instant::now() + self.config.stop_deadline;
-        let withdrawn_by = deadline - CLOSING.min(self.config.stop_deadline / 2);
-        for running in self.services.values() {
-            running.task.abort();
-        }
-        self.wants.send_modify(|wants| {
-            wants
-                .values_mut()
-                .for_each(|wanted| wanted.verdict = Verdict::Leaving)
-        });
-        let mut reports = self.boards.ensembles.subscribe();
-        let all_gone =
-            reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
-        match timeout_at(withdrawn_by, all_gone).await {
-            Ok(_) => tracing::info!("everything is withdrawn"),
-            Err(_) => self.tell_left(),
-        }
-        if !self.config.linger.is_zero() {
-            tokio::time::sleep_until((Instant::now() + self.config.linger).min(withdrawn_by)).await;
-        }
-        // The registrars first: whoever holds a client keeps its session open.
-        self.tasks.shutdown().await;
-        self.closing.0.send_replace(true);
-        let closed = async { while self.sessions.join_next().await.is_some() {} };
-        if timeout_at(deadline, closed).await.is_err() {
-            tracing::warn!("not all sessions could be closed");
-        }
-    }
-
-    fn tell_left(&self) {
-        for report in self
-            .boards
-            .ensembles
-            .borrow()
-            .values()
-            .filter(|report| !report.withdrawn)
-        {
-            for (service, left) in &report.registrations {
-                let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
-                let state = report.link.state;
-                tracing::warn!(
-                    service,
-                    hosts,
-                    state,
-                    path = left.path,
-                    node,
-                    "not withdrawn: stays until its session expires"
-                );
-            }
-        }
-    }
-}
-
-/// Returns when the successor of a moved registration stands, or is not to stand, or has had its time.
-async fn confirmed(name: String, registration: Registration, wants: Board<Wanted>, boards: Boards) {
-    let mut wants = wants.subscribe();
-    let mut ensembles = boards.ensembles.subscribe();
-    let stands = ensembles.wait_for(|ensembles| {
-        let there = ensembles
-            .get(&registration.hosts)
-            .and_then(|report| report.registrations.get(&name));
-        there.is_some_and(|there| there.path == registration.path && there.node.is_some())
-    });
-    let not_to_stand = wants.wait_for(|wants| {
-        wants
-            .get(&name)
-            .is_none_or(|wanted| wanted.verdict == Verdict::Down)
-    });
-    // Both are watch receives, and the function ends with the first.
-    tokio::select! {
-        _ = stands => {}
-        _ = not_to_stand => {}
-        () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
-    }
-}
-
-fn warn_of_restart_keys(old: &Config, new: &Config) {
-    let keys = [
-        ("heartbeat_path", old.heartbeat_path != new.heartbeat_path),
-        (
-            "zookeeper.session_timeout",
-            old.session_timeout != new.session_timeout,
-        ),
-        ("zookeeper.jitter", old.jitter != new.jitter),
-        ("zookeeper.write_rate", old.write_rate != new.write_rate),
-        ("admin", old.admin != new.admin),
-        ("state_path", old.state_path != new.state_path),
-    ];
-    let changed: Vec<&str> = keys
-        .iter()
-        .filter(|(_, changed)| *changed)
-        .map(|(key, _)| *key)
-        .collect();
-    if !changed.is_empty() {
-        tracing::warn!(
-            keys = changed.join(", "),
-            "takes effect when nerve is started again"
-        );
     }
 }

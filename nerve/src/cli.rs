@@ -5,21 +5,25 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use serde_json::Value;
-use smartstack_common::admin::Bind;
+use serde_json::{Value, json};
+use smartstack_common::admin::{Bind, control};
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
 use smartstack_common::terminal::{self, blocking, complain, print};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, RunError};
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
 
 /// Where the admin listener is unless a configuration says otherwise.
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
+/// How long a command may take: longer than nerve itself waits for ZooKeeper.
+const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// Health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
 #[derive(Debug, Parser)]
@@ -66,6 +70,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Withdraw services, announced, and hold them out until `enable`, across restarts
+    Drain(Services),
+    /// Let drained or disabled services be registered again
+    Enable(Services),
+    /// As drain, and rest the services' checks as well
+    Disable(Services),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print the completions of a shell
@@ -73,6 +83,18 @@ enum Command {
         /// Which one
         shell: clap_complete::Shell,
     },
+}
+
+/// Which services a command is for.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct Services {
+    /// Their names
+    #[arg(value_name = "SERVICE")]
+    services: Vec<String>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
 }
 
 /// Runs the command line and returns the exit code.
@@ -115,6 +137,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             print(&String::from_utf8_lossy(&text))
         }
         (Command::Status { json }, source) => blocking(status(source, json)),
+        (Command::Drain(services), source) => blocking(order("drain", services, source)),
+        (Command::Enable(services), source) => blocking(order("enable", services, source)),
+        (Command::Disable(services), source) => blocking(order("disable", services, source)),
         (Command::Run | Command::Check, None) => {
             complain("no configuration\nhint: `nerve -c FILE`, or set NERVE_CONFIG");
             exit::USAGE
@@ -128,9 +153,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
 }
 
 async fn run(source: LoadOptions) -> u8 {
-    // First of all: an early HUP must not kill the process.
-    let signals = match Signals::install() {
-        Ok(signals) => signals,
+    // First of all: an early HUP or USR2 must not kill the process.
+    let installed =
+        Signals::install().and_then(|signals| Ok((signals, signal(SignalKind::user_defined2())?)));
+    let (signals, leave) = match installed {
+        Ok(installed) => installed,
         Err(error) => {
             complain(&format!("cannot install signal handlers: {error}"));
             return exit::START;
@@ -151,12 +178,12 @@ async fn run(source: LoadOptions) -> u8 {
         tell(&warnings);
         Ok(config)
     };
-    match app::run(config, reload, signals).await {
+    match app::run(config, reload, signals, leave).await {
         Ok(()) => exit::OK,
         Err(error) => {
             tracing::error!(error = %Chain(&error), "nerve ends");
             match error {
-                RunError::Admin(_) => exit::START,
+                RunError::Admin(_) | RunError::Control(_) => exit::START,
                 RunError::Ended(_) => exit::INTERNAL,
             }
         }
@@ -196,6 +223,42 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
     terminal::show_status("nerve", bind, json, summary).await
 }
 
+/// Sends a command to the running nerve.
+async fn order(command: &str, services: Services, source: Option<LoadOptions>) -> u8 {
+    let socket = match source.as_ref().map(config::load) {
+        None => Environment::current().runtime_file("nerve", "nerve.sock"),
+        Some(Err(report)) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+        Some(Ok(Loaded { config, .. })) => match config.socket {
+            Some(socket) => socket.path,
+            None => {
+                complain("the configuration turns the control socket off");
+                return exit::START;
+            }
+        },
+    };
+    let body = match services.all {
+        true => json!({"all": true}),
+        false => json!({"services": services.services}),
+    };
+    match control::send(&socket, command, &body, COMMAND_LIMIT).await {
+        Ok(reply) if reply.done => print(&reply.text),
+        Ok(reply) => {
+            complain(&reply.text);
+            exit::START
+        }
+        Err(reason) => {
+            complain(&format!(
+                "nobody carries out `{command}` at `{}`: {reason}\nhint: does nerve run? the path is `admin.socket` of -c FILE",
+                socket.display()
+            ));
+            exit::START
+        }
+    }
+}
+
 /// `/status` for a terminal.
 fn summary(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
@@ -218,8 +281,12 @@ fn summary(status: &Value) -> String {
         ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
+        let held = service["held"]["by"]
+            .as_str()
+            .map(|by| format!(", held out by {by}"))
+            .unwrap_or_default();
         lines.push(format!(
-            "{name} {}",
+            "{name} {}{held}",
             service["health"].as_str().unwrap_or("not checked yet")
         ));
         for check in list(&service["checks"]) {
@@ -233,14 +300,19 @@ fn summary(status: &Value) -> String {
                 text(&check["health"])
             ));
         }
-        for place in list(&service["registrations"]) {
+        let places = list(&service["registrations"]);
+        for place in &places {
             let error = place["error"]
                 .as_str()
                 .map(|error| format!(": {error}"))
                 .unwrap_or_default();
             let (path, node) = (text(&place["path"]), text(&place["node"]));
+            let at = match places.len() {
+                1 => String::new(),
+                _ => format!(" at {}", text(&place["hosts"])),
+            };
             lines.push(format!(
-                "  {path}/{node} wanted {}, {}{error}",
+                "  {path}/{node}{at} wanted {}, {}{error}",
                 text(&place["wanted"]),
                 text(&place["observed"])
             ));
@@ -291,13 +363,30 @@ mod tests {
     }
 
     #[test]
+    fn commands_name_services_or_all() {
+        for (line, all) in [
+            ("nerve drain web", false),
+            ("nerve disable -c f web api", false),
+            ("nerve enable --all", true),
+        ] {
+            let command = parse(line).unwrap().command;
+            let Some(Command::Drain(s) | Command::Enable(s) | Command::Disable(s)) = command else {
+                panic!("{line}: {command:?}")
+            };
+            assert_eq!((s.all, s.services.is_empty()), (all, all), "{line}");
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_refused() {
         for line in [
             "nerve -c",
             "nerve --nonsense",
             "nerve stray",
             "nerve -c f stray",
-            "nerve drain web",
+            "nerve drain",
+            "nerve drain web --all",
+            "nerve enable",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -16,6 +16,8 @@ use smartstack_common::admin::Bind;
 pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
 use smartstack_common::units::{Ensemble, ZkPath};
 
+use crate::throttle::Mode;
+
 /// What to load.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -52,13 +54,17 @@ pub struct Config {
     pub heartbeat_path: Option<PathBuf>,
     /// Session time-out asked for; default 10 s.
     pub session_timeout: Duration,
-    /// Spread of what is done after a reconnection; default 500 ms.
+    /// Spread of what is done after a reconnection; default 500 ms. Zero also turns off the spread after an outage.
     pub jitter: Duration,
     /// Registrations per second and ensemble; default 50.
     pub write_rate: u32,
+    /// What that limit does; default on.
+    pub write_rate_mode: Mode,
     /// The admin listener; `None` = off.
     pub admin: Option<Admin>,
-    /// Former session ids; default `$STATE_DIRECTORY/state.json` or `/var/lib/nerve/state.json`.
+    /// The control socket; `None` = off.
+    pub socket: Option<Socket>,
+    /// Former session ids and holds; default `$STATE_DIRECTORY/state.json` or `/var/lib/nerve/state.json`.
     pub state_path: PathBuf,
     /// Time between the withdrawal and the exit; default 0.
     pub linger: Duration,
@@ -71,6 +77,15 @@ pub struct Config {
 pub struct Admin {
     /// Where to listen.
     pub bind: Bind,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
+}
+
+/// The control socket's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Default `$RUNTIME_DIRECTORY/nerve.sock` or `/run/nerve/nerve.sock`.
+    pub path: PathBuf,
     /// Whether the configuration names it: then failing to bind is fatal, else a warning.
     pub configured: bool,
 }
@@ -96,14 +111,21 @@ pub struct Service {
     pub haproxy_server_options: Option<serde_json::Value>,
     /// Published verbatim when configured.
     pub labels: Option<serde_json::Value>,
-    /// Where it is registered.
-    pub ensemble: Ensemble,
-    /// Parent of the node.
-    pub path: ZkPath,
+    /// Where it is registered: at least one place.
+    pub places: Vec<Place>,
     /// How the node is named.
     pub node_type: NodeType,
     /// `base64_<len>_<payload>_` instead of `<instance_id>_` as the node's prefix.
     pub use_path_encoding: bool,
+}
+
+/// Where a service is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The ensemble.
+    pub ensemble: Ensemble,
+    /// Parent of the node.
+    pub path: ZkPath,
 }
 
 /// How the node is named. Both kinds are ephemeral.

@@ -19,7 +19,8 @@ pub(crate) async fn run(path: PathBuf, boards: Boards, metrics: Metrics) {
         let now = Instant::now();
         let stuck = boards.services.borrow().iter().find_map(|(name, report)| {
             let limit = report.window.max(HEARTBEAT * 2);
-            (now.saturating_duration_since(report.progress) > limit).then(|| name.clone())
+            let stands = now.saturating_duration_since(report.progress) > limit;
+            (stands && !boards.is_disabled(name)).then(|| name.clone())
         });
         let touched = match stuck {
             Some(service) => Err(format!("the checks of `{service}` make no progress")),

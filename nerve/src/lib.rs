@@ -5,6 +5,7 @@
 //!                                                                           │ latest value, all services
 //! zk::supervise ─Link▶ registrar ◀──────────────────────────────────────────┘      (one per ensemble)
 //!                        └ reconcile ▶ registration::plan ▶ registry: ZooKeeper
+//! control: drain, enable, disable ▶ state file ▶ Wanted, answered when the registrar has confirmed it
 //! status, metrics, heartbeat: views over what the tasks last published
 //! ```
 //!
@@ -15,6 +16,7 @@ pub mod check;
 pub mod cli;
 
 pub mod config;
+mod control;
 mod heartbeat;
 pub mod hysteresis;
 mod job;

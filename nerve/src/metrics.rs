@@ -9,6 +9,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::service::Hold;
+use crate::state::Holds;
+
 /// Label names and values.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
@@ -23,7 +26,9 @@ pub(crate) struct Metrics {
     pub(crate) registered: Family<Labels, Gauge>,
     pub(crate) twins: Family<Labels, Gauge>,
     pub(crate) writes: Family<Labels, Counter>,
+    pub(crate) delayed: Family<Labels, Counter>,
     pub(crate) connected: Family<Labels, Gauge>,
+    pub(crate) held: Family<Labels, Gauge>,
     pub(crate) state_failures: Counter,
     pub(crate) heartbeat_failures: Counter,
     pub(crate) restarts: Family<Labels, Counter>,
@@ -40,7 +45,9 @@ impl Metrics {
             registered: Family::default(),
             twins: Family::default(),
             writes: Family::default(),
+            delayed: Family::default(),
             connected: Family::default(),
+            held: Family::default(),
             state_failures: Counter::default(),
             heartbeat_failures: Counter::default(),
             restarts: Family::default(),
@@ -65,7 +72,7 @@ impl Metrics {
         );
         all.register(
             "registered",
-            "Whether a service's own node stands in ZooKeeper",
+            "Whether a service's own node stands at a place in ZooKeeper",
             m.registered.clone(),
         );
         all.register("twins", "Nodes of others under our name", m.twins.clone());
@@ -75,9 +82,19 @@ impl Metrics {
             m.writes.clone(),
         );
         all.register(
+            "zk_registrations_delayed",
+            "Registrations above zookeeper.write_rate: held back, or in shadow mode only counted",
+            m.delayed.clone(),
+        );
+        all.register(
             "zk_connected",
             "Whether the session to an ensemble is live",
             m.connected.clone(),
+        );
+        all.register(
+            "service_held",
+            "Services that an operator has taken out, by command",
+            m.held.clone(),
         );
         all.register(
             "state_failures",
@@ -112,13 +129,22 @@ impl Metrics {
         let labels = of_service(service);
         let _known = [
             self.service_up.remove(&labels),
-            self.registered.remove(&labels),
             self.check_seconds.remove(&labels),
         ];
         for check in checks {
             for result in ["pass", "fail"] {
                 self.checks.remove(&of_check(service, &check.name, result));
             }
+        }
+    }
+}
+
+impl Metrics {
+    /// Shows which services are held out.
+    pub(crate) fn show_holds(&self, holds: &Holds) {
+        self.held.clear();
+        for (service, held) in holds {
+            self.held.get_or_create(&of_hold(service, held.by)).set(1);
         }
     }
 }
@@ -139,6 +165,16 @@ pub(crate) fn of_service(service: &str) -> Labels {
 
 pub(crate) fn of_hosts(hosts: &str) -> Labels {
     vec![("hosts", hosts.to_owned())]
+}
+
+pub(crate) fn of_registration(service: &str, hosts: &str, path: &str) -> Labels {
+    let place = [("hosts", hosts.to_owned()), ("path", path.to_owned())];
+    of_service(service).into_iter().chain(place).collect()
+}
+
+pub(crate) fn of_hold(service: &str, hold: Hold) -> Labels {
+    let by = ("by", hold.word().to_owned());
+    of_service(service).into_iter().chain([by]).collect()
 }
 
 pub(crate) fn of_write(hosts: &str, result: &str) -> Labels {

@@ -9,12 +9,12 @@ use base64::engine::general_purpose::URL_SAFE;
 use serde_json::Value;
 use smartstack_common::instance::Payload;
 
-use crate::config::{NodeType, Service};
+use crate::config::{NodeType, Place, Service};
 
 /// Beyond this much base64 Ruby falls back to the plain name.
 const MAX_ENCODED: usize = 65536;
 
-/// What one service wants to stand in ZooKeeper.
+/// What one service wants to stand at one place in ZooKeeper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
     /// The ensemble's connect string, without chroot: one session serves all paths of it.
@@ -32,9 +32,9 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// What `service` of the host `instance_id` registers.
+    /// What `service` of the host `instance_id` registers at each of its places.
     #[must_use]
-    pub fn new(service: &Service, instance_id: &str) -> Self {
+    pub fn all(service: &Service, instance_id: &str) -> Vec<Self> {
         let payload = Payload {
             host: service.host.clone(),
             port: service.port.clone(),
@@ -44,17 +44,19 @@ impl Registration {
             labels: service.labels.clone(),
         }
         .to_bytes();
-        Self {
-            hosts: service.ensemble.hosts().to_owned(),
-            path: service.ensemble.absolute(&service.path),
+        let prefix = prefix(
+            instance_id,
+            service.use_path_encoding.then_some(payload.as_slice()),
+        );
+        let at = |place: &Place| Self {
+            hosts: place.ensemble.hosts().to_owned(),
+            path: place.ensemble.absolute(&place.path),
             instance_id: instance_id.to_owned(),
-            prefix: prefix(
-                instance_id,
-                service.use_path_encoding.then_some(payload.as_slice()),
-            ),
+            prefix: prefix.clone(),
             node_type: service.node_type,
-            payload,
-        }
+            payload: payload.clone(),
+        };
+        service.places.iter().map(at).collect()
     }
 
     /// Whether a node of that name and those bytes is what this registration would create.

@@ -2,7 +2,10 @@
 //!
 //! Level-triggered: every cause (a new connection, another want, a touched node, a doubt, 60 s gone by) only makes a
 //! group of registrations *due*; a due group is looked at, planned for ([`crate::registration::plan`]) and written, and
-//! looked at again until the plan is empty. One job per group at a time; between two connections nothing is asked.
+//! looked at again until the plan is empty. One job per group at a time, and one that registers per ensemble: what becomes due
+//! together, or meanwhile, shares one transaction. Between two connections nothing is asked.
+
+mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,11 +13,13 @@ use std::time::Duration;
 use smartstack_common::backoff::Backoff;
 use tokio::time::Instant;
 
-use crate::job::{Done, Job};
+pub(crate) use self::report::Registered;
+use crate::job::{Done, Job, Work};
+use crate::node::Registration;
 use crate::registration::{Change, Node, Owner, Plan, Want, plan};
 use crate::registry::Found;
-use crate::service::{Stance, Wanted};
-use crate::throttle::Throttle;
+use crate::service::{Stance, Verdict, Wanted};
+use crate::throttle::{Mode, Throttle};
 
 /// How often a settled group is looked at all the same, against changes that no watch told.
 const VERIFY: Duration = Duration::from_secs(60);
@@ -25,10 +30,30 @@ const TICK: Duration = Duration::from_millis(500);
 /// Asked this much later than that, the process has stood still (SIGSTOP, a paused machine): what the checks found
 /// before says nothing about now.
 const STANDSTILL: Duration = Duration::from_secs(1);
+/// How soon to look for a fresh result after a standstill: a younger result of the same kind wakes nobody.
+const AWAITING: Duration = Duration::from_millis(20);
 /// Pauses after failed writes and looks.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
+/// Registrations that the rate holds back are let go in steps of this, so that they share transactions.
+const STEP: Duration = Duration::from_millis(100);
+/// After an outage of the ensemble: the longest time over which all its nerves register again.
+const SPREAD: Duration = Duration::from_secs(10);
+/// The spread is the outage divided by this, up to [`SPREAD`].
+const SPREAD_SHARE: u32 = 4;
 
-/// All services' wishes, by name.
+/// How a reconciler goes about it.
+#[derive(Debug, Clone)]
+pub(crate) struct Manner {
+    /// Spread after a reconnection; zero also turns off the one after an outage.
+    pub(crate) jitter: Duration,
+    /// Without a connection for longer than this: an outage of the ensemble, which others see as well.
+    pub(crate) session_timeout: Duration,
+    /// Registrations per second.
+    pub(crate) write_rate: u32,
+    pub(crate) write_rate_mode: Mode,
+}
+
+/// All services' wishes, by [`Wanted::key`].
 pub(crate) type Wants = BTreeMap<String, Wanted>;
 
 /// The registrations below one parent.
@@ -39,6 +64,10 @@ struct Group {
     /// When to look, if at all.
     due: Option<Instant>,
     running: bool,
+    /// Whether what runs creates something.
+    registering: bool,
+    /// Whether what comes next waits for the write rate.
+    delayed: bool,
     /// Look at least as new as the present: after a new connection or an unknown outcome.
     sync: bool,
     /// What to write in the next job.
@@ -64,6 +93,8 @@ impl Group {
             ids: BTreeSet::new(),
             due: None,
             running: false,
+            registering: false,
+            delayed: false,
             sync: true,
             changes: Vec::new(),
             parents: false,
@@ -86,25 +117,37 @@ impl Group {
         }
     }
 
+    /// Whether the next job would create something.
+    fn registers(&self) -> bool {
+        self.changes.iter().any(|change| change.create.is_some())
+    }
+
+    /// The job, if any, is gone with its connection, and its outcome unknown.
+    fn forget_job(&mut self) {
+        self.running = false;
+        self.registering = false;
+        self.sync = true;
+        self.changes.clear();
+    }
+
+    /// What is to be done next, which begins now; and whether it must be synced.
+    fn start(&mut self, path: &str) -> (bool, Work) {
+        self.running = true;
+        self.due = None;
+        self.registering = self.registers();
+        self.wrote |= self.registering;
+        let work = Work {
+            path: path.to_owned(),
+            ids: self.ids.clone(),
+            parents: std::mem::take(&mut self.parents) && self.registering,
+            changes: std::mem::take(&mut self.changes),
+        };
+        (std::mem::take(&mut self.sync), work)
+    }
+
     fn hurry(&mut self, at: Instant) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
-}
-
-/// One registration in `/status`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Registered {
-    pub(crate) path: String,
-    /// `present`, `keep`, `leave` or `absent: <reason>`.
-    pub(crate) wanted: String,
-    /// `present`, `absent`, or `unknown` before the first look.
-    pub(crate) observed: &'static str,
-    pub(crate) node: Option<String>,
-    /// Since when it is so observed.
-    pub(crate) since: Option<Instant>,
-    pub(crate) error: Option<String>,
-    /// `path/node` and session of others under our name.
-    pub(crate) twins: Vec<String>,
 }
 
 /// The registrar's memory.
@@ -117,24 +160,24 @@ pub(crate) struct Reconciler {
     former: BTreeSet<i64>,
     displaced: BTreeSet<i64>,
     throttle: Throttle,
+    manner: Manner,
+    /// Registrations that were (or, in shadow mode, would have been) delayed since this was last asked.
+    delayed: u64,
+    /// Whether a job that registers is under way: further registrations gather behind it and go out together.
+    registering: bool,
+    /// Since when there is no connection.
+    offline_since: Instant,
     stale_since: BTreeMap<String, Instant>,
     /// Whether the report may differ from the last one taken.
     news: bool,
     last_tick: Instant,
     /// Older check results do not count.
     not_before: Instant,
-    jitter: Duration,
     rng: fastrand::Rng,
 }
 
 impl Reconciler {
-    pub(crate) fn new(
-        hosts: &str,
-        jitter: Duration,
-        write_rate: u32,
-        rng: fastrand::Rng,
-        now: Instant,
-    ) -> Self {
+    pub(crate) fn new(hosts: &str, manner: Manner, rng: fastrand::Rng, now: Instant) -> Self {
         Self {
             hosts: hosts.to_owned(),
             groups: BTreeMap::new(),
@@ -142,59 +185,64 @@ impl Reconciler {
             connected: false,
             former: BTreeSet::new(),
             displaced: BTreeSet::new(),
-            throttle: Throttle::new(write_rate, now),
+            throttle: Throttle::new(manner.write_rate, now),
+            manner,
+            delayed: 0,
+            registering: false,
+            offline_since: now,
             stale_since: BTreeMap::new(),
             news: true,
             last_tick: now,
             // The wishes may be older than their reader.
             not_before: now.checked_sub(Duration::from_secs(3600)).unwrap_or(now),
-            jitter,
             rng,
         }
     }
 
-    /// A connection is there: every group is due, spread over the jitter unless it is the first connection or the group
-    /// has something to withdraw. `former` are the earlier sessions of this installation.
+    /// A connection is there: every group is due, all at the same moment, so that one transaction registers them. After an
+    /// outage of the ensemble that moment is spread over all its nerves; a reconnection to the same session waits for the
+    /// jitter; a new session after less than an outage is this nerve's own affair and registers at once, as does the first
+    /// one. Withdrawals never wait. `former` are the earlier sessions of this installation.
     pub(crate) fn connected(&mut self, session: i64, former: &BTreeSet<i64>, now: Instant) {
         self.news = true;
-        let first = self.session.is_none();
         self.former.extend(former);
-        if let Some(before) = self
-            .session
-            .replace(session)
-            .filter(|before| *before != session)
-        {
+        let before = self.session.replace(session);
+        let new = before != Some(session);
+        if let Some(before) = before.filter(|before| *before != session) {
             self.former.insert(before);
             self.displaced.clear();
         }
         // A session number that comes back is ours again.
         self.former.remove(&session);
         self.connected = true;
+        self.registering = false;
+        let gap = now.saturating_duration_since(self.offline_since);
+        let jitter = self.manner.jitter;
+        let limit = match gap > self.manner.session_timeout {
+            _ if jitter.is_zero() => Duration::ZERO,
+            true => (gap / SPREAD_SHARE).min(SPREAD).max(jitter),
+            false if new => Duration::ZERO,
+            false => jitter,
+        };
+        let spread = limit.mul_f64(self.rng.f64());
         for group in self.groups.values_mut() {
             let withdrawing = group
                 .planned
                 .iter()
                 .any(|(_, _, stance)| matches!(stance, Stance::Absent(_)));
-            let spread = if first || withdrawing {
-                Duration::ZERO
-            } else {
-                self.jitter.mul_f64(self.rng.f64())
-            };
-            group.running = false;
-            group.sync = true;
-            group.changes.clear();
-            group.due = Some(now + spread);
+            group.forget_job();
+            group.due = Some(if withdrawing { now } else { now + spread });
         }
     }
 
     /// The connection is gone and with it all jobs, whose outcome is unknown.
-    pub(crate) fn disconnected(&mut self) {
+    pub(crate) fn disconnected(&mut self, now: Instant) {
         self.news = true;
         self.connected = false;
+        self.registering = false;
+        self.offline_since = now;
         for group in self.groups.values_mut() {
-            group.running = false;
-            group.sync = true;
-            group.changes.clear();
+            group.forget_job();
         }
     }
 
@@ -217,55 +265,82 @@ impl Reconciler {
     /// Takes the wishes as they are now, and returns the jobs that are to be started.
     pub(crate) fn jobs(&mut self, wants: &Wants, now: Instant) -> Vec<Job> {
         self.note_staleness(wants, now);
-        for wanted in wants
-            .values()
-            .filter(|wanted| wanted.registration.hosts == self.hosts)
-        {
-            let group = self
-                .groups
-                .entry(wanted.registration.path.clone())
-                .or_insert_with(Group::new);
-            group.ids.insert(wanted.registration.instance_id.clone());
-        }
-        let mut now_wished: BTreeMap<&str, Vec<Wish<'_>>> = BTreeMap::new();
-        for (service, wanted) in wants
-            .iter()
-            .filter(|(_, wanted)| wanted.registration.hosts == self.hosts)
-        {
-            let stance = wanted.stance(now, self.stale_since.get(service).copied());
-            now_wished
-                .entry(&wanted.registration.path)
-                .or_default()
-                .push((service, wanted, stance));
-        }
+        self.take_wishes(wants, now);
         let mut jobs = Vec::new();
+        let mut together = Job {
+            sync: false,
+            works: Vec::new(),
+        };
         for (path, group) in &mut self.groups {
-            let wishes = now_wished.remove(path.as_str()).unwrap_or_default();
-            if is_other(&group.planned, &wishes) {
-                // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
-                if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave)
-                    || group.plan.is_some()
-                {
-                    group.hurry(now);
-                }
-                group.planned = owned(&wishes);
-                self.news = true;
+            if !self.connected || group.running || group.due.is_none_or(|due| due > now) {
+                continue;
             }
-            if self.connected && !group.running && group.due.is_some_and(|due| due <= now) {
-                self.news = true;
-                group.running = true;
-                group.due = None;
-                group.wrote |= group.changes.iter().any(|change| change.create.is_some());
+            self.news = true;
+            if group.registers() {
+                if self.registering {
+                    continue;
+                }
+                let (mode, throttle) = (self.manner.write_rate_mode, &mut self.throttle);
+                let (delayed, later) = admit(throttle, mode, &mut group.changes, now);
+                if !std::mem::replace(&mut group.delayed, later.is_some()) {
+                    self.delayed += delayed;
+                }
+                if let Some(at) = later {
+                    group.due = Some(at);
+                    continue;
+                }
+            }
+            let displaces = group.changes.iter().filter_map(|change| change.displaces);
+            self.displaced.extend(displaces);
+            let (sync, work) = group.start(path);
+            // A withdrawal waits for nobody else's work.
+            if work.changes.iter().any(|change| change.create.is_none()) {
                 jobs.push(Job {
-                    path: path.clone(),
-                    ids: group.ids.clone(),
-                    sync: std::mem::take(&mut group.sync),
-                    parents: std::mem::take(&mut group.parents),
-                    changes: std::mem::take(&mut group.changes),
+                    sync,
+                    works: vec![work],
                 });
+            } else {
+                together.sync |= sync;
+                together.works.push(work);
             }
         }
+        if !together.works.is_empty() {
+            jobs.push(together);
+        }
+        self.registering |= self.groups.values().any(|group| group.registering);
         jobs
+    }
+
+    /// Makes due what is wished otherwise than before.
+    fn take_wishes(&mut self, wants: &Wants, now: Instant) {
+        let mut wishes: BTreeMap<&str, Vec<Wish<'_>>> = BTreeMap::new();
+        for (key, wanted) in wants {
+            if wanted.registration.hosts != self.hosts {
+                continue;
+            }
+            let Registration {
+                path, instance_id, ..
+            } = &wanted.registration;
+            let group = self.groups.entry(path.clone()).or_insert_with(Group::new);
+            group.ids.insert(instance_id.clone());
+            let stance = wanted.stance(now, self.stale_since.get(key).copied());
+            wishes.entry(path).or_default().push((key, wanted, stance));
+        }
+        for (path, group) in &mut self.groups {
+            let wishes = wishes.remove(path.as_str()).unwrap_or_default();
+            if !is_other(&group.planned, &wishes) {
+                continue;
+            }
+            // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
+            if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave) || group.plan.is_some()
+            {
+                group.hurry(now);
+            }
+            group.planned = owned(&wishes);
+            // Planned for other wishes, and not begun.
+            group.changes.clear();
+            self.news = true;
+        }
     }
 
     fn note_staleness(&mut self, wants: &Wants, now: Instant) {
@@ -281,8 +356,18 @@ impl Reconciler {
     }
 
     /// Takes a job's end and plans what comes next.
-    pub(crate) fn finished(&mut self, done: Done, wants: &Wants, now: Instant) {
+    pub(crate) fn finished(&mut self, done: Vec<Done>, wants: &Wants, now: Instant) {
         self.news = true;
+        for done in done {
+            let group = self.groups.get_mut(&done.path);
+            if group.is_some_and(|group| std::mem::take(&mut group.registering)) {
+                self.registering = false;
+            }
+            self.plan_next(done, wants, now);
+        }
+    }
+
+    fn plan_next(&mut self, done: Done, wants: &Wants, now: Instant) {
         let here = |wanted: &Wanted| {
             wanted.registration.hosts == self.hosts && wanted.registration.path == done.path
         };
@@ -332,26 +417,14 @@ impl Reconciler {
                     .insert(standing.service.clone(), (standing.nodes.clone(), now));
             }
         }
-        let mut throttled = None;
-        let mut changes = std::mem::take(&mut plan.changes);
-        changes.retain(
-            |change| match change.create.as_ref().map(|_| self.throttle.take(now)) {
-                Some(Err(at)) => {
-                    throttled = Some(at);
-                    false
-                }
-                None | Some(Ok(())) => true,
-            },
-        );
-        self.displaced
-            .extend(changes.iter().filter_map(|change| change.displaces));
+        let changes = std::mem::take(&mut plan.changes);
         group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
         group.error = done.refused.as_ref().map(ToString::to_string);
         plan.changes.clone_from(&changes);
         group.plan = Some(plan);
         if changes.is_empty() {
             group.retry.reset();
-            if wants.is_empty() && throttled.is_none() {
+            if wants.is_empty() {
                 self.groups.remove(&done.path);
                 return;
             }
@@ -361,7 +434,7 @@ impl Reconciler {
                 VERIFY_SOON
             };
             let again = every.mul_f64(0.5 + self.rng.f64());
-            group.hurry(throttled.unwrap_or(now + again));
+            group.hurry(now + again);
             return;
         }
         group.calm = false;
@@ -379,14 +452,18 @@ impl Reconciler {
             .groups
             .values()
             .filter(|g| self.connected && !g.running)
+            .filter(|g| !(self.registering && g.registers()))
             .filter_map(|g| g.due);
         let own = wants
             .iter()
             .filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
-        let aging = own.map(|(service, wanted)| {
-            *self.stale_since.get(service).unwrap_or(&wanted.as_of)
-                + wanted.window
-                + Duration::from_millis(1)
+        let awaits = |verdict| matches!(verdict, Verdict::Up | Verdict::Unproven);
+        let aging = own.map(|(key, wanted)| match self.stale_since.get(key) {
+            Some(since) if awaits(wanted.verdict) && now <= *since + wanted.window => {
+                now + AWAITING
+            }
+            Some(since) => *since + wanted.window + Duration::from_millis(1),
+            None => wanted.as_of + wanted.window + Duration::from_millis(1),
         });
         let aging = aging.filter(|at| *at > now);
         due.chain(aging).fold(self.last_tick + TICK, Instant::min)
@@ -404,65 +481,33 @@ impl Reconciler {
         own.chain(plan.twins.iter().map(|twin| twin.node.clone()))
             .collect()
     }
+}
 
-    /// Whether every wish is to be absent, and nothing of ours is left (or ever was).
-    pub(crate) fn is_withdrawn(&self) -> bool {
-        self.groups.values().all(|group| {
-            !group.running
-                && group.is_bare()
-                && group
-                    .planned
-                    .iter()
-                    .all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
-        })
+/// Takes from the rate what the changes create. What it does not allow now is left out, to be planned again; when that is
+/// everything, the changes stay and the moment to ask again is returned. Also returns how many had to wait, or would have.
+fn admit(
+    throttle: &mut Throttle,
+    mode: Mode,
+    changes: &mut Vec<Change>,
+    now: Instant,
+) -> (u64, Option<Instant>) {
+    if mode == Mode::Off {
+        return (0, None);
     }
-
-    /// Whether [`Self::report`] may have changed since this was last asked.
-    pub(crate) fn take_news(&mut self) -> bool {
-        std::mem::take(&mut self.news)
-    }
-
-    /// How every service stands.
-    pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
-        let mut report = BTreeMap::new();
-        for (path, group) in &self.groups {
-            for (service, _, stance) in &group.planned {
-                let standing = group
-                    .plan
-                    .iter()
-                    .flat_map(|p| &p.standings)
-                    .find(|s| s.service == *service);
-                let node = standing.and_then(|s| s.nodes.last().cloned());
-                let twins = group.plan.iter().flat_map(|p| &p.twins);
-                report.insert(
-                    service.clone(),
-                    Registered {
-                        path: path.clone(),
-                        wanted: match stance {
-                            Stance::Present => "present".to_owned(),
-                            Stance::Keep => "keep".to_owned(),
-                            Stance::Leave => "leave".to_owned(),
-                            Stance::Absent(reason) => format!("absent: {reason}"),
-                        },
-                        observed: match (standing, &node) {
-                            (None, _) => "unknown",
-                            (Some(_), Some(_)) => "present",
-                            (Some(_), None) => "absent",
-                        },
-                        node,
-                        since: group.since.get(service).map(|(_, since)| *since),
-                        error: standing
-                            .and_then(|s| s.conflict.clone())
-                            .or_else(|| group.error.clone()),
-                        twins: twins
-                            .map(|twin| format!("{} (session {:#x})", twin.node, twin.owner))
-                            .collect(),
-                    },
-                );
-            }
-        }
-        report
-    }
+    let mut later = None;
+    let mut delayed = 0;
+    let (go, wait): (Vec<Change>, Vec<Change>) =
+        std::mem::take(changes).into_iter().partition(|change| {
+            let limited = change.create.is_some() && !change.pressing;
+            let refused = limited.then(|| throttle.take(now).err()).flatten();
+            delayed += u64::from(refused.is_some());
+            later = later.or(refused);
+            refused.is_none() || mode == Mode::Shadow
+        });
+    let all_wait = go.is_empty();
+    *changes = if all_wait { wait } else { go };
+    let at = later.filter(|_| all_wait).map(|at| at.max(now + STEP));
+    (delayed, at)
 }
 
 /// A service, what it wants, and what that means now.
@@ -493,9 +538,12 @@ fn classify(found: &Found, session: Option<i64>, former: &BTreeSet<i64>) -> Node
         name: found.name.clone(),
         owner,
         czxid: found.czxid,
+        version: found.version,
         data: found.data.clone(),
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -17,8 +17,8 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::job::{Done, perform};
-use crate::metrics::{Metrics, of_hosts, of_service, of_write};
-use crate::reconcile::{Reconciler, Wants};
+use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
+use crate::reconcile::{Manner, Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -30,10 +30,8 @@ const STATE_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Setup {
     /// Without chroot: wishes hold absolute paths.
     pub(crate) ensemble: Ensemble,
-    pub(crate) jitter: Duration,
-    pub(crate) write_rate: u32,
-    /// Limit of each call: longer than this nobody is connected.
-    pub(crate) call_limit: Duration,
+    /// Its session time-out is also the limit of each call: longer than this nobody is connected.
+    pub(crate) manner: Manner,
     pub(crate) state_path: PathBuf,
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) link: watch::Receiver<Link>,
@@ -81,13 +79,15 @@ struct Registrar {
     reconciler: Reconciler,
     /// While live: the client and its epoch.
     registry: Option<(u64, ZooKeeper)>,
-    jobs: JoinSet<Done>,
+    jobs: JoinSet<Vec<Done>>,
     /// One for each node of our name: ends when it is touched.
     watches: JoinSet<(String, String)>,
     watched: BTreeSet<(String, String)>,
     link: LinkStatus,
     /// Whether `link` was not published yet.
     link_news: bool,
+    /// Whether the state file holds the present session.
+    remembered: bool,
     process: ProcessId,
 }
 
@@ -96,8 +96,7 @@ impl Registrar {
         let hosts = setup.ensemble.hosts().to_owned();
         let reconciler = Reconciler::new(
             &hosts,
-            setup.jitter,
-            setup.write_rate,
+            setup.manner.clone(),
             fastrand::Rng::new(),
             Instant::now(),
         );
@@ -112,6 +111,7 @@ impl Registrar {
             watched: BTreeSet::new(),
             link,
             link_news: true,
+            remembered: false,
             process: ProcessId::own(),
         }
     }
@@ -133,7 +133,7 @@ impl Registrar {
             self.jobs = JoinSet::new();
             self.watches = JoinSet::new();
             self.watched.clear();
-            self.reconciler.disconnected();
+            self.reconciler.disconnected(Instant::now());
         }
         if let Some(live) = live {
             self.take_up(live).await;
@@ -157,7 +157,9 @@ impl Registrar {
         let process = self.process.clone();
         let remember =
             tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
-        let former = match tokio::time::timeout(STATE_LIMIT, remember).await {
+        let remembered = tokio::time::timeout(STATE_LIMIT, remember).await;
+        self.remembered = matches!(remembered, Ok(Ok(Ok(_))));
+        let former = match remembered {
             Ok(Ok(Ok(former))) => former,
             Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
             Ok(Err(error)) => self.without_state(&error),
@@ -168,7 +170,7 @@ impl Registrar {
             live.epoch,
             ZooKeeper {
                 client: live.client.clone(),
-                limit: self.setup.call_limit,
+                limit: self.setup.manner.session_timeout,
             },
         ));
     }
@@ -184,6 +186,15 @@ impl Registrar {
         let jobs = self
             .reconciler
             .jobs(&self.setup.wants.borrow_and_update(), Instant::now());
+        let delayed = self.reconciler.take_delayed();
+        if delayed > 0 {
+            let labels = of_hosts(&self.hosts);
+            self.setup
+                .metrics
+                .delayed
+                .get_or_create(&labels)
+                .inc_by(delayed);
+        }
         let Some((_, registry)) = &self.registry else {
             return;
         };
@@ -197,7 +208,28 @@ impl Registrar {
             .wake_at(&self.setup.wants.borrow(), Instant::now())
     }
 
-    fn finished(&mut self, done: Done) {
+    fn finished(&mut self, done: Vec<Done>) {
+        done.iter().for_each(|done| self.count(done));
+        let paths: Vec<String> = done.iter().map(|done| done.path.clone()).collect();
+        self.reconciler
+            .finished(done, &self.setup.wants.borrow(), Instant::now());
+        let Some((_, registry)) = &self.registry else {
+            return;
+        };
+        for path in paths {
+            for node in self.reconciler.nodes(&path) {
+                if self.watched.insert((path.clone(), node.clone())) {
+                    let (registry, path) = (registry.clone(), path.clone());
+                    self.watches.spawn(async move {
+                        registry.touched(format!("{path}/{node}")).await;
+                        (path, node)
+                    });
+                }
+            }
+        }
+    }
+
+    fn count(&self, done: &Done) {
         let count = |result| {
             self.setup
                 .metrics
@@ -214,7 +246,7 @@ impl Registrar {
             if change.service.is_none() {
                 tracing::info!(
                     path = done.path,
-                    nodes = change.delete.join(", "),
+                    nodes = change.removed().collect::<Vec<_>>().join(", "),
                     "own nodes of no service deleted"
                 );
             }
@@ -223,21 +255,6 @@ impl Registrar {
             count("failed");
             // The operator is told by `tell`, once: the same failure may come back at every try.
             tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");
-        }
-        let path = done.path.clone();
-        self.reconciler
-            .finished(done, &self.setup.wants.borrow(), Instant::now());
-        let Some((_, registry)) = &self.registry else {
-            return;
-        };
-        for node in self.reconciler.nodes(&path) {
-            if self.watched.insert((path.clone(), node.clone())) {
-                let (registry, path) = (registry.clone(), path.clone());
-                self.watches.spawn(async move {
-                    registry.touched(format!("{path}/{node}")).await;
-                    (path, node)
-                });
-            }
         }
     }
 
@@ -254,6 +271,8 @@ impl Registrar {
             link: self.link.clone(),
             registrations: self.reconciler.report(),
             withdrawn: self.reconciler.is_withdrawn(),
+            at_rest: self.reconciler.is_at_rest(),
+            remembered: self.remembered,
         };
         self.setup.board.send_if_modified(|board| {
             let before = board.get(&self.hosts);
@@ -270,8 +289,14 @@ impl Registrar {
     fn tell(&self, before: Option<&EnsembleReport>, after: &EnsembleReport) {
         let metrics = &self.setup.metrics;
         let mut twins: BTreeSet<&String> = BTreeSet::new();
-        for (service, now) in &after.registrations {
-            let old = before.and_then(|report| report.registrations.get(service));
+        let gone = before.into_iter().flat_map(|report| &report.registrations);
+        for (_, old) in gone.filter(|(key, _)| !after.registrations.contains_key(*key)) {
+            let labels = of_registration(&old.service, &self.hosts, &old.path);
+            metrics.registered.remove(&labels);
+        }
+        for (key, now) in &after.registrations {
+            let service = &now.service;
+            let old = before.and_then(|report| report.registrations.get(key));
             let old_node = old.and_then(|old| old.node.as_ref());
             if now.node.as_ref() != old_node {
                 match &now.node {
@@ -293,7 +318,7 @@ impl Registrar {
             }
             metrics
                 .registered
-                .get_or_create(&of_service(service))
+                .get_or_create(&of_registration(service, &self.hosts, &now.path))
                 .set(i64::from(now.node.is_some()));
             for twin in now
                 .twins

@@ -6,8 +6,15 @@
 //! Laws, tested: an applied plan leaves exactly one own node per present want and none per absent one; it never
 //! deletes a foreign node (but for that swap); a second plan is empty; swaps of sequential nodes never leave a moment
 //! without a node.
+//!
+//! Every deliberate removal is announced ([`Withdrawal`]): one transaction marks the node and deletes it. A recursive
+//! watch delivers both events together, `NodeDataChanged` and `NodeDeleted`; that pair is what tells consumers that no
+//! instance was lost (nobody need read the mark, and mostly nobody can any more). What a swap deletes is not announced:
+//! the instance stays.
 
 use std::collections::BTreeSet;
+
+use smartstack_common::instance::withdrawn;
 
 use crate::config::NodeType;
 use crate::node::Registration;
@@ -33,6 +40,8 @@ pub struct Node {
     pub owner: Owner,
     /// Transaction that made it: the order of creation.
     pub czxid: i64,
+    /// How often its data was set.
+    pub version: i32,
     /// Its bytes.
     pub data: Vec<u8>,
 }
@@ -55,10 +64,60 @@ pub struct Change {
     pub service: Option<String>,
     /// The node to create. Sequential ones are created before the deletions, fixed ones after.
     pub create: Option<Create>,
-    /// Names of the nodes to delete.
+    /// Names of the nodes to delete without a word: what they stand for lives on in another node.
     pub delete: Vec<String>,
+    /// Nodes to delete on purpose, announced: their data is marked first, in the same transaction.
+    pub withdraw: Vec<Withdrawal>,
     /// The foreign session whose fixed-name node is swapped.
     pub displaces: Option<i64>,
+    /// Whether it replaces a node of a former session, which goes with that session: to wait would leave a gap.
+    pub pressing: bool,
+}
+
+/// A node to withdraw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Its name.
+    pub name: String,
+    /// Its data's version as it was seen: another one means that somebody wrote to it since, and nothing happens.
+    pub version: i32,
+    /// Its data at the end: the payload with `available: false` and the reason.
+    pub mark: Vec<u8>,
+}
+
+impl Withdrawal {
+    fn new(node: &Node, reason: &dyn std::fmt::Display) -> Self {
+        Self {
+            name: node.name.clone(),
+            version: node.version,
+            mark: withdrawn(&node.data, &reason.to_string()),
+        }
+    }
+}
+
+impl Change {
+    /// The names of all nodes it takes away.
+    pub fn removed(&self) -> impl Iterator<Item = &str> {
+        let withdrawn = self.withdraw.iter().map(|node| &*node.name);
+        self.delete.iter().map(String::as_str).chain(withdrawn)
+    }
+
+    /// About how many bytes and operations a transaction of it has.
+    #[must_use]
+    pub fn size(&self) -> (usize, usize) {
+        const OVERHEAD: usize = 256;
+        let create = self
+            .create
+            .iter()
+            .map(|c| c.prefix.len() + c.payload.len() + OVERHEAD);
+        let delete = self.delete.iter().map(|name| name.len() + OVERHEAD);
+        let withdraw = self
+            .withdraw
+            .iter()
+            .map(|w| 2 * (w.name.len() + OVERHEAD) + w.mark.len());
+        let operations = create.len() + delete.len() + 2 * withdraw.len();
+        (create.chain(delete).chain(withdraw).sum(), operations)
+    }
 }
 
 /// A node to create.
@@ -120,8 +179,13 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
         plan.changes.push(Change {
             service: None,
             create: None,
-            delete: surplus,
+            delete: Vec::new(),
+            withdraw: surplus
+                .iter()
+                .map(|node| Withdrawal::new(node, &"removed from the configuration"))
+                .collect(),
             displaces: None,
+            pressing: false,
         });
     }
     for (want, nodes) in wants.iter().zip(assigned) {
@@ -149,8 +213,8 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
 }
 
 /// Gives each of our nodes to a want: by its exact form and bytes, by address, and what is left to wants without any
-/// (their address changed). Returns the names of those nobody takes.
-fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<String>) {
+/// (their address changed). Returns also those nobody takes.
+fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<&'n Node>) {
     let mut ours: Vec<&Node> = observed
         .iter()
         .filter(|node| !matches!(node.owner, Owner::Foreign(_)))
@@ -178,10 +242,7 @@ fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, 
             }
         });
     }
-    (
-        assigned,
-        ours.into_iter().map(|node| node.name.clone()).collect(),
-    )
+    (assigned, ours)
 }
 
 fn plan_one(
@@ -195,8 +256,10 @@ fn plan_one(
         let empty = create.is_none() && delete.is_empty();
         (!empty).then(|| Change {
             service: Some(want.service.to_owned()),
+            pressing: create.is_some() && nodes.iter().any(|n| n.owner == Owner::Former),
             create,
             delete,
+            withdraw: Vec::new(),
             displaces,
         })
     };
@@ -209,7 +272,22 @@ fn plan_one(
     };
     match want.stance {
         Stance::Leave => return (None, None),
-        Stance::Absent(_) => return (change(None, names(None), None), None),
+        Stance::Absent(_) if nodes.is_empty() => return (None, None),
+        Stance::Absent(reason) => {
+            let withdraw = nodes
+                .iter()
+                .map(|node| Withdrawal::new(node, &reason))
+                .collect();
+            let change = Change {
+                service: Some(want.service.to_owned()),
+                create: None,
+                delete: Vec::new(),
+                withdraw,
+                displaces: None,
+                pressing: false,
+            };
+            return (Some(change), None);
+        }
         Stance::Keep if nodes.is_empty() => return (None, None),
         Stance::Keep | Stance::Present => {}
     }

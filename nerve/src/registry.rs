@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use smartstack_common::zk::{CallError, Trouble, call};
-use zookeeper_client::{Acls, Client, CreateMode, CreateOptions};
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriter};
 
 use crate::config::NodeType;
 use crate::node::claims;
@@ -27,6 +27,7 @@ pub(crate) struct Found {
     /// `ephemeralOwner`.
     pub(crate) owner: i64,
     pub(crate) czxid: i64,
+    pub(crate) version: i32,
     pub(crate) data: Vec<u8>,
 }
 
@@ -47,6 +48,14 @@ impl Failure {
     }
 }
 
+/// A transaction that was not carried out, or perhaps was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Which change was refused, when the servers say.
+    pub(crate) change: Option<usize>,
+    pub(crate) failure: Failure,
+}
+
 pub(crate) trait Registry: Clone + Send + Sync + 'static {
     /// What is read afterwards is at least as new as this call.
     fn sync(&self) -> impl Future<Output = Result<(), Failure>> + Send;
@@ -61,12 +70,11 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
     /// Creates `path` and what is missing above it: persistent, empty.
     fn make_parents(&self, path: &str) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Carries out one transaction below `path`.
+    /// Carries out changes below their paths in one transaction: all of them happen or none.
     fn apply(
         &self,
-        path: &str,
-        change: &Change,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+        changes: &[(&str, &Change)],
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Returns when the node at `path` was changed or deleted, or when that can no longer be told. Keeps no hold on
     /// the session while it waits.
@@ -100,6 +108,39 @@ impl ZooKeeper {
         };
         call(self.limit, request).await.map_err(fail)
     }
+}
+
+/// Adds one change's operations to a transaction, and returns their number.
+fn add(
+    multi: &mut MultiWriter<'_>,
+    path: &str,
+    change: &Change,
+) -> Result<usize, zookeeper_client::Error> {
+    let create = |multi: &mut MultiWriter<'_>, sequential: bool| {
+        let wanted = change.create.as_ref();
+        let kind = |c: &&Create| (c.node_type == NodeType::EphemeralSequential) == sequential;
+        let Some(create) = wanted.filter(kind) else {
+            return Ok(0);
+        };
+        let options = if sequential { &SEQUENTIAL } else { &FIXED };
+        let path = format!("{path}/{}", create.prefix);
+        multi
+            .add_create(&path, &create.payload, options)
+            .map(|()| 1)
+    };
+    let mut operations = create(multi, true)?;
+    for name in &change.delete {
+        multi.add_delete(&format!("{path}/{name}"), None)?;
+    }
+    for node in &change.withdraw {
+        let child = format!("{path}/{}", node.name);
+        multi.add_set_data(&child, &node.mark, Some(node.version))?;
+        // Setting the data has raised the version by one.
+        multi.add_delete(&child, Some(node.version.wrapping_add(1)))?;
+    }
+    operations += change.delete.len() + 2 * change.withdraw.len();
+    operations += create(multi, false)?;
+    Ok(operations)
 }
 
 impl Registry for ZooKeeper {
@@ -137,6 +178,7 @@ impl Registry for ZooKeeper {
                         name,
                         owner: stat.ephemeral_owner,
                         czxid: stat.czxid,
+                        version: stat.version,
                         data,
                     });
                 }
@@ -156,41 +198,42 @@ impl Registry for ZooKeeper {
         .await
     }
 
-    async fn apply(&self, path: &str, change: &Change) -> Result<(), Failure> {
+    async fn apply(&self, changes: &[(&str, &Change)]) -> Result<(), Refusal> {
+        const STEP: &str = "write below";
         let mut multi = self.client.new_multi_writer();
-        let create = |multi: &mut zookeeper_client::MultiWriter<'_>, create: &Create| {
-            let options = match create.node_type {
-                NodeType::EphemeralSequential => &SEQUENTIAL,
-                NodeType::Ephemeral => &FIXED,
-            };
-            multi.add_create(
-                &format!("{path}/{}", create.prefix),
-                &create.payload,
-                options,
-            )
+        // For each operation the change it belongs to.
+        let mut owners = Vec::new();
+        for (at, (path, change)) in changes.iter().enumerate() {
+            let operations = add(&mut multi, path, change).map_err(|error| Refusal {
+                change: Some(at),
+                failure: Failure {
+                    step: STEP,
+                    path: (*path).to_owned(),
+                    reason: error.to_string(),
+                    trouble: Trouble::from(&error),
+                },
+            })?;
+            owners.extend(std::iter::repeat_n(at, operations));
+        }
+        let Err(error) = call(self.limit, multi.commit()).await else {
+            return Ok(());
         };
-        let (first, last) = match &change.create {
-            Some(create) if create.node_type == NodeType::EphemeralSequential => {
-                (Some(create), None)
+        let change = match &error {
+            CallError::Failed(MultiWriteError::OperationFailed { index, .. }) => {
+                owners.get(*index).copied()
             }
-            other => (None, other.as_ref()),
+            _ => None,
         };
-        let mut fill = || {
-            first.map_or(Ok(()), |new| create(&mut multi, new))?;
-            for name in &change.delete {
-                multi.add_delete(&format!("{path}/{name}"), None)?;
-            }
-            last.map_or(Ok(()), |new| create(&mut multi, new))
-        };
-        fill().map_err(|error| Failure {
-            step: "write below",
-            path: path.to_owned(),
-            reason: error.to_string(),
-            trouble: Trouble::from(&error),
-        })?;
-        self.call("write below", path, multi.commit())
-            .await
-            .map(|_| ())
+        let path = changes.get(change.unwrap_or(0)).map(|(path, _)| *path);
+        Err(Refusal {
+            change,
+            failure: Failure {
+                step: STEP,
+                path: path.unwrap_or_default().to_owned(),
+                reason: Chain(&error).to_string(),
+                trouble: error.trouble(),
+            },
+        })
     }
 
     async fn touched(self, path: String) {

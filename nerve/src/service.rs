@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::config::Service;
@@ -25,8 +26,31 @@ pub enum Verdict {
     Down,
     /// Stays as it is while a successor elsewhere is being registered.
     Held,
-    /// To be withdrawn whatever the checks say: nerve is leaving.
+    /// To be withdrawn whatever the checks say: nerve is stopping.
     Leaving,
+    /// Stays as it is: nerve goes, and its successor will swap the node.
+    Left,
+}
+
+/// Who took a service out, until `enable`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hold {
+    /// `nerve drain`: withdrawn, still checked.
+    Drain,
+    /// `nerve disable`: withdrawn, and its checks rest.
+    Disable,
+}
+
+impl Hold {
+    /// The command's name.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Hold::Drain => "drain",
+            Hold::Disable => "disable",
+        }
+    }
 }
 
 /// Why a service is not to be registered.
@@ -38,6 +62,8 @@ pub enum Reason {
     Stale,
     /// nerve is stopping.
     Leaving,
+    /// An operator took it out.
+    Held(Hold),
 }
 
 impl std::fmt::Display for Reason {
@@ -46,6 +72,8 @@ impl std::fmt::Display for Reason {
             Reason::Unhealthy => "unhealthy",
             Reason::Stale => "no fresh check result",
             Reason::Leaving => "nerve is stopping",
+            Reason::Held(Hold::Drain) => "drained",
+            Reason::Held(Hold::Disable) => "disabled",
         })
     }
 }
@@ -63,13 +91,17 @@ pub enum Stance {
     Absent(Reason),
 }
 
-/// What a service wants in ZooKeeper; the registrar's input.
+/// What a service wants in ZooKeeper at one of its places; the registrar's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
+    /// Its name.
+    pub service: String,
     /// The node, should there be one.
     pub registration: Registration,
     /// What the checks say.
     pub verdict: Verdict,
+    /// Whether an operator took it out.
+    pub hold: Option<Hold>,
     /// Begin of the round behind the verdict; before the first one, when the service was set up.
     pub as_of: Instant,
     /// How long a result is fresh.
@@ -77,6 +109,20 @@ pub struct Wanted {
 }
 
 impl Wanted {
+    /// Its key among all wishes: one for each service and place. Those of a service stand together.
+    #[must_use]
+    pub fn key(&self) -> String {
+        let Registration { hosts, path, .. } = &self.registration;
+        format!("{}{hosts}{path}", Self::keys_of(&self.service))
+    }
+
+    /// How all keys of a service begin, and no other's.
+    #[must_use]
+    pub fn keys_of(service: &str) -> String {
+        // No name on one line holds it.
+        format!("{}\n", service.replace('\n', " "))
+    }
+
     /// Whether the verdict rests on a fresh result: not too old, and not from before `not_before`, when the process was
     /// last seen to have stood still.
     #[must_use]
@@ -89,7 +135,15 @@ impl Wanted {
     /// fresh: after a stop of the process a fresh result must get its chance before a withdrawal.
     #[must_use]
     pub fn stance(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
+        let held = self.hold.map(|hold| Stance::Absent(Reason::Held(hold)));
+        if let (Some(stance), false) = (
+            held,
+            matches!(self.verdict, Verdict::Left | Verdict::Leaving),
+        ) {
+            return stance;
+        }
         match (self.verdict, stale_since) {
+            (Verdict::Left, _) => Stance::Leave,
             (Verdict::Leaving, _) => Stance::Absent(Reason::Leaving),
             (Verdict::Down, _) => Stance::Absent(Reason::Unhealthy),
             (Verdict::Held, _) => Stance::Leave,
@@ -191,8 +245,10 @@ mod tests {
             payload: Vec::new(),
         };
         Wanted {
+            service: "web".to_owned(),
             registration,
             verdict,
+            hold: None,
             as_of,
             window: Duration::from_secs(3),
         }
@@ -215,6 +271,7 @@ mod tests {
             (Verdict::Down, unhealthy, unhealthy, unhealthy),
             (Verdict::Held, Stance::Leave, Stance::Leave, Stance::Leave),
             (Verdict::Leaving, leaving, leaving, leaving),
+            (Verdict::Left, Stance::Leave, Stance::Leave, Stance::Leave),
         ] {
             let wanted = wanted(verdict, begin);
             assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");
@@ -228,6 +285,18 @@ mod tests {
                 long_stale,
                 "{verdict:?} stale for long"
             );
+            for hold in [Hold::Drain, Hold::Disable] {
+                let held = Wanted {
+                    hold: Some(hold),
+                    ..wanted.clone()
+                };
+                let expected = match verdict {
+                    Verdict::Left => Stance::Leave,
+                    Verdict::Leaving => leaving,
+                    _ => Stance::Absent(Reason::Held(hold)),
+                };
+                assert_eq!(held.stance(at(3), None), expected, "{verdict:?} {hold:?}");
+            }
         }
     }
 

@@ -1,9 +1,10 @@
-//! The state file: which sessions this installation has had, so that a successor knows its predecessor's nodes.
+//! The state file: which sessions this installation has had, so that a successor knows its predecessor's nodes, and
+//! which services an operator has taken out.
 //!
 //! Several nerves may share one file: every change reads, merges and replaces it under a lock of its own file. Nothing
-//! here is fatal; without the file a predecessor's nodes stay until their session expires.
+//! here is fatal; without the file a predecessor's nodes stay until their session expires, and no service can be drained.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -12,14 +13,31 @@ use serde::{Deserialize, Serialize};
 use smartstack_common::atomic::{Durability, ReplaceError, replace};
 use smartstack_common::process::ProcessId;
 
+use crate::service::Hold;
+
 /// Sessions kept at most. Of too many the oldest of dead processes go first: their nodes expired long ago.
 const MAX_SESSIONS: usize = 64;
 
 /// The content.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct State {
     format: u32,
     sessions: Vec<Session>,
+    /// By service.
+    #[serde(default, skip_serializing_if = "Holds::is_empty")]
+    holds: Holds,
+}
+
+/// Which services are held out, by name.
+pub(crate) type Holds = BTreeMap<String, Held>;
+
+/// That a service is held out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    /// By which command.
+    pub(crate) by: Hold,
+    /// Seconds since 1970.
+    pub(crate) since: f64,
 }
 
 /// A session and who had it.
@@ -56,6 +74,39 @@ pub(crate) fn remember(
     session: i64,
     own: &ProcessId,
 ) -> Result<BTreeSet<i64>, StateError> {
+    change(path, |state| {
+        note(state, hosts, session, own, &ProcessId::is_alive)
+    })
+}
+
+/// What is held out. Blocking.
+pub(crate) fn holds(path: &Path) -> Result<Holds, StateError> {
+    read(path).map(|state| state.holds)
+}
+
+/// Holds `services` out (or, with `None`, no longer) and returns all holds. Blocking. A service that is held so already
+/// keeps its time.
+pub(crate) fn hold(
+    path: &Path,
+    services: &[String],
+    held: Option<&Held>,
+) -> Result<Holds, StateError> {
+    change(path, |state| {
+        for service in services {
+            match held {
+                Some(held) if state.holds.get(service).is_none_or(|old| old.by != held.by) => {
+                    state.holds.insert(service.clone(), held.clone());
+                }
+                Some(_) => {}
+                None => drop(state.holds.remove(service)),
+            }
+        }
+        state.holds.clone()
+    })
+}
+
+/// Reads, changes and replaces the file under its lock.
+fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, StateError> {
     if let Some(folder) = path.parent() {
         // Failing this, the lock fails and says why.
         let _made = std::fs::create_dir_all(folder).is_ok();
@@ -66,12 +117,13 @@ pub(crate) fn remember(
         source,
     })?;
     let mut state = read(path)?;
-    let former = note(&mut state, hosts, session, own, &ProcessId::is_alive);
+    state.format = 1;
+    let out = change(&mut state);
     let mut text =
         serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
     text.push(b'\n');
     replace(path, &text, 0o600, Durability::Synced)?;
-    Ok(former)
+    Ok(out)
 }
 
 fn lock(path: &Path) -> std::io::Result<Flock<File>> {
@@ -108,7 +160,6 @@ fn note(
     own: &ProcessId,
     is_alive: &dyn Fn(&ProcessId) -> bool,
 ) -> BTreeSet<i64> {
-    state.format = 1;
     state
         .sessions
         .retain(|s| s.session != session || !same_ensemble(&s.hosts, hosts));
@@ -205,6 +256,34 @@ mod tests {
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
         );
+    }
+
+    #[test]
+    fn holds_and_sessions_live_side_by_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        assert_eq!(holds(&path).unwrap(), Holds::new());
+        let drained = |since| Held {
+            by: Hold::Drain,
+            since,
+        };
+        let names = ["a".to_owned(), "b".to_owned()];
+        hold(&path, &names, Some(&drained(1.0))).unwrap();
+        remember(&path, "z:1", 7, &process(1)).unwrap();
+        let again = hold(&path, &names, Some(&drained(2.0))).unwrap();
+        assert_eq!(again["a"].since, 1.0, "held so already");
+        let disabled = Held {
+            by: Hold::Disable,
+            since: 3.0,
+        };
+        hold(&path, &names[..1], Some(&disabled)).unwrap();
+        hold(&path, &names[1..], None).unwrap();
+        assert_eq!(
+            holds(&path).unwrap(),
+            Holds::from([("a".to_owned(), disabled)])
+        );
+        assert_eq!(read(&path).unwrap().sessions.len(), 1);
+        assert!(hold(Path::new("/proc/nowhere/state.json"), &names, None).is_err());
     }
 
     #[test]

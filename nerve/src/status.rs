@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use crate::hysteresis::Health;
 use crate::metrics;
 use crate::reconcile::Registered;
+use crate::service::Hold;
+use crate::state::{Held, Holds};
 
 /// The latest value of each of several publishers, by name. Publishers change their own entry only.
 pub(crate) type Board<T> = Arc<watch::Sender<BTreeMap<String, T>>>;
@@ -48,10 +50,21 @@ pub(crate) struct CheckReport {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct EnsembleReport {
     pub(crate) link: LinkStatus,
-    /// By service.
+    /// By key of the wish.
     pub(crate) registrations: BTreeMap<String, Registered>,
     /// Everything is to be absent, and nothing of ours is left.
     pub(crate) withdrawn: bool,
+    /// Every wish is hands off, and no write is under way.
+    pub(crate) at_rest: bool,
+    /// Whether a successor of this process will know the session's nodes.
+    pub(crate) remembered: bool,
+}
+
+/// Whether the holds make a service's checks rest.
+pub(crate) fn disables(holds: &Holds, service: &str) -> bool {
+    holds
+        .get(service)
+        .is_some_and(|held| held.by == Hold::Disable)
 }
 
 /// All that a page is made of.
@@ -59,26 +72,31 @@ pub(crate) struct EnsembleReport {
 pub(crate) struct Boards {
     pub(crate) services: Board<ServiceReport>,
     pub(crate) ensembles: Board<EnsembleReport>,
+    /// Services that an operator has taken out.
+    pub(crate) holds: Board<Held>,
 }
 
 impl Boards {
     pub(crate) fn new() -> Self {
-        let (services, ensembles) = (
-            watch::Sender::new(BTreeMap::new()),
-            watch::Sender::new(BTreeMap::new()),
-        );
         Self {
-            services: Arc::new(services),
-            ensembles: Arc::new(ensembles),
+            services: Arc::new(watch::Sender::new(BTreeMap::new())),
+            ensembles: Arc::new(watch::Sender::new(BTreeMap::new())),
+            holds: Arc::new(watch::Sender::new(BTreeMap::new())),
         }
     }
 
-    /// What keeps nerve from being ready: services whose checks have not all run once. ZooKeeper is not waited for.
+    /// Whether the checks of a service rest.
+    pub(crate) fn is_disabled(&self, service: &str) -> bool {
+        disables(&self.holds.borrow(), service)
+    }
+
+    /// What keeps nerve from being ready: services whose checks have not all run once, those that rest apart. ZooKeeper
+    /// is not waited for.
     pub(crate) fn missing(&self) -> Option<String> {
         let services = self.services.borrow();
         let waiting: Vec<&str> = services
             .iter()
-            .filter(|(_, s)| s.health.is_none())
+            .filter(|(name, s)| s.health.is_none() && !self.is_disabled(name))
             .map(|(n, _)| n.as_str())
             .collect();
         (!waiting.is_empty()).then(|| format!("not checked yet: {}", waiting.join(", ")))
@@ -86,18 +104,20 @@ impl Boards {
 
     fn status(&self, started: SystemTime) -> Value {
         let (services, ensembles) = (self.services.borrow(), self.ensembles.borrow());
+        let holds = self.holds.borrow();
         let service = |(name, report): (&String, &ServiceReport)| {
             let registrations: Vec<Value> = ensembles
                 .iter()
-                .flat_map(|(hosts, e)| e.registrations.iter().map(move |(key, r)| (hosts, key, r)))
-                .filter(|(_, key, _)| belongs(key, name))
-                .map(|(hosts, _, r)| registration(hosts, r))
+                .flat_map(|(hosts, e)| e.registrations.values().map(move |r| (hosts, r)))
+                .filter(|(_, r)| r.service == *name)
+                .map(|(hosts, r)| registration(hosts, r))
                 .collect();
             let body = json!({
                 "health": report.health,
                 "since": unix(report.since),
                 "checks": report.checks,
                 "registrations": registrations,
+                "held": holds.get(name),
             });
             (name.clone(), body)
         };
@@ -113,16 +133,6 @@ impl Boards {
             "warnings": warnings(&ensembles),
         })
     }
-}
-
-/// The key of a wish whose successor is being registered elsewhere (a reload moved the service).
-pub(crate) fn former_key(service: &str, hosts: &str, path: &str) -> String {
-    format!("{service}\n{hosts}{path}")
-}
-
-fn belongs(key: &str, service: &str) -> bool {
-    key.strip_prefix(service)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
 }
 
 fn registration(hosts: &str, registered: &Registered) -> Value {
@@ -207,6 +217,8 @@ mod tests {
         });
         let twins = vec!["i_0000000001 (session 0x7)".to_owned()];
         let registered = Registered {
+            service: "web".to_owned(),
+            confirmed: true,
             path: "/s".to_owned(),
             wanted: "present".to_owned(),
             observed: "present",
@@ -224,13 +236,15 @@ mod tests {
                 since: Some(2.0),
                 error: None,
             };
-            let registrations = BTreeMap::from([("web".to_owned(), registered)]);
+            let registrations = BTreeMap::from([("web at z:1/s".to_owned(), registered)]);
             ensembles.insert(
                 "z:1".to_owned(),
                 EnsembleReport {
                     link,
                     registrations,
                     withdrawn: false,
+                    at_rest: false,
+                    remembered: true,
                 },
             );
         });
@@ -248,6 +262,17 @@ mod tests {
             status["warnings"][0],
             "two nerves claim `/s/i_0000000001 (session 0x7)`"
         );
-        assert!(belongs(&former_key("web", "z:1", "/s"), "web") && !belongs("webs", "web"));
+        assert_eq!(status["services"]["web"]["held"], Value::Null);
+        let held = Held {
+            by: Hold::Disable,
+            since: 1.5,
+        };
+        let held = Holds::from([("web".to_owned(), held)]);
+        boards.holds.send_replace(held);
+        let status = boards.status(SystemTime::now());
+        assert_eq!(
+            status["services"]["web"]["held"],
+            json!({"by": "disable", "since": 1.5})
+        );
     }
 }

@@ -1,9 +1,22 @@
 //! Limits how many registrations are written per second: a token bucket that starts full. Pure; the registrar asks it
-//! before each creation and never for a removal (Ruby's limiter starts nearly empty and holds removals back as well).
+//! before each creation, but never for a removal (Ruby's limiter starts nearly empty and holds removals back as well) and never
+//! for the swap of a former session's node, which would be gone before its turn.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+/// What the limit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Delays registrations above the rate.
+    #[default]
+    On,
+    /// Only counts what it would delay.
+    Shadow,
+    /// Nothing.
+    Off,
+}
 
 /// The bucket: `rate` tokens, refilled at `rate` per second.
 #[derive(Debug, Clone)]

@@ -14,13 +14,13 @@ use crate::config::Service;
 use crate::hysteresis::Health;
 use crate::metrics::{Metrics, of_check, of_service};
 use crate::service::{Machine, Verdict, Wanted};
-use crate::status::{Board, CheckReport, ServiceReport, unix};
+use crate::status::{Board, Boards, CheckReport, ServiceReport, disables, unix};
 
 /// Where a service's task publishes.
 #[derive(Debug, Clone)]
 pub(crate) struct Outputs {
     pub(crate) wants: Board<Wanted>,
-    pub(crate) reports: Board<ServiceReport>,
+    pub(crate) boards: Boards,
     pub(crate) metrics: Metrics,
 }
 
@@ -35,6 +35,11 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
     tokio::time::sleep(delay).await;
     let mut machine = Machine::new(&service);
     loop {
+        if outputs.boards.is_disabled(&service.name) {
+            rest(&service.name, &outputs).await;
+            // What was found before says nothing about now.
+            machine = Machine::new(&service);
+        }
         let begin = Instant::now();
         let attempts = if service.check_mocked {
             Vec::new()
@@ -48,17 +53,48 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
         let verdict = machine.round(&passed);
         publish(&service, &machine, &attempts, &outputs, verdict);
         outputs.wants.send_if_modified(|wants| {
-            wants
-                .get_mut(&service.name)
-                .is_some_and(|wanted| update(wanted, verdict, begin, Instant::now()))
+            let (keys, now) = (Wanted::keys_of(&service.name), Instant::now());
+            let places = wants.range_mut(keys.clone()..);
+            let places = places.take_while(|(key, _)| key.starts_with(&keys));
+            places.fold(false, |news, (_, wanted)| {
+                update(wanted, verdict, begin, now) || news
+            })
         });
         tokio::time::sleep(service.check_interval).await;
     }
 }
 
+/// Returns when the service is not disabled any more.
+async fn rest(service: &str, outputs: &Outputs) {
+    let forget = |report: &mut ServiceReport| {
+        report.health = None;
+        report.checks.clear();
+        report.since = SystemTime::now();
+    };
+    outputs
+        .boards
+        .services
+        .send_modify(|reports| reports.get_mut(service).into_iter().for_each(forget));
+    outputs
+        .metrics
+        .service_up
+        .get_or_create(&of_service(service))
+        .set(0);
+    let mut holds = outputs.boards.holds.subscribe();
+    let enabled = holds.wait_for(|holds| !disables(holds, service));
+    // The sender lives in the board itself.
+    let _enabled = enabled.await.is_ok();
+    let touch = |report: &mut ServiceReport| report.progress = Instant::now();
+    outputs
+        .boards
+        .services
+        .send_modify(|reports| reports.get_mut(service).into_iter().for_each(touch));
+}
+
 /// Takes a result into the wish, and tells whether its readers have to act: a younger result alone wakes nobody.
 fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -> bool {
-    if matches!(wanted.verdict, Verdict::Held | Verdict::Leaving) {
+    let settled = [Verdict::Held, Verdict::Leaving, Verdict::Left];
+    if settled.contains(&wanted.verdict) {
         return false;
     }
     let news = wanted.verdict != verdict || !wanted.is_fresh(now, wanted.as_of);
@@ -134,7 +170,7 @@ fn publish(
         .service_up
         .get_or_create(&of_service(&service.name))
         .set(i64::from(health == Health::Up));
-    outputs.reports.send_if_modified(|reports| {
+    outputs.boards.services.send_if_modified(|reports| {
         let Some(report) = reports.get_mut(&service.name) else {
             return false;
         };

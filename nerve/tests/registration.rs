@@ -1,169 +1,19 @@
 //! The real nerve on a real ZooKeeper: what it writes, when it takes it back, and what no fault may make it do.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod rig;
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde_json::{Value, json};
-use smartstack_common::admin::Bind;
+use serde_json::json;
 use smartstack_common::testing::{
-    App, Behaviour, Cut, Dir, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
+    Behaviour, Cut, Dir, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
 };
-use tokio::sync::watch;
-use tokio::task::JoinSet;
-use zookeeper_client::{Acls, Client};
+use zookeeper_client::Acls;
 
-const PARENT: &str = "/nerve/services/web/services";
-/// Ten times what is expected, as machines are busy.
-const SOON: Duration = Duration::from_secs(10);
-/// Session time-out in these tests; the shortest that two busy cores keep alive.
-const SESSION: Duration = Duration::from_secs(3);
-
-/// One ZooKeeper, one app, and what nerve is told about them.
-struct Host {
-    zookeeper: ZooKeeper,
-    app: App,
-    dir: Dir,
-    client: Client,
-}
-
-impl Host {
-    async fn start() -> Self {
-        let zookeeper = ZooKeeper::start().await;
-        let client = zookeeper.connect().await;
-        Self {
-            app: App::start("app").await,
-            dir: Dir::new(),
-            client,
-            zookeeper,
-        }
-    }
-
-    /// A configuration, with `changes` made to its service.
-    fn config(&self, admin: &Bind, zk_host: &str, changes: &Value) -> Value {
-        let mut service = json!({
-            "host": "10.0.0.12",
-            "port": 3000,
-            "zk_hosts": [zk_host],
-            "zk_path": PARENT,
-            "check_interval": 0.05,
-            "weight": 2,
-            "haproxy_server_options": "backup",
-            "labels": {"az": "us-east-1a"},
-            "checks": [{
-                "type": "http",
-                "host": "127.0.0.1",
-                "port": self.app.address.port(),
-                "uri": "/health",
-                "timeout": 1,
-                "open_timeout": 1,
-                "fall": 2,
-            }],
-        });
-        let map = service.as_object_mut().unwrap();
-        map.extend(changes.as_object().unwrap().clone());
-        json!({
-            "instance_id": "i-0a1b2c3d",
-            "heartbeat_path": self.dir.join("heartbeat"),
-            "state_path": self.dir.join("state.json"),
-            "admin": {"bind": admin.to_string()},
-            "zookeeper": {"session_timeout": format!("{}s", SESSION.as_secs()), "jitter": 0},
-            "services": {"web": service},
-        })
-    }
-
-    fn write(&self, config: &Value) {
-        let _path = self.dir.write("nerve.json", config.to_string());
-    }
-
-    async fn nerve(&self) -> (Program, Bind) {
-        self.nerve_with(&self.zookeeper.hosts(), &json!({})).await
-    }
-
-    async fn nerve_with(&self, zk_host: &str, changes: &Value) -> (Program, Bind) {
-        let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
-        self.write(&self.config(&admin, zk_host, changes));
-        let path = self.dir.join("nerve.json");
-        let mut nerve = Program::start(
-            "nerve",
-            &self.dir,
-            &["-c", path.to_str().unwrap()],
-            &[],
-            admin.clone(),
-        );
-        nerve.ready(SOON).await;
-        (nerve, admin)
-    }
-
-    async fn nodes(&self) -> Vec<String> {
-        ZooKeeper::list(&self.client, PARENT).await
-    }
-
-    /// Waits for exactly one node, other than `not`.
-    async fn one_node(&self, not: &str) -> String {
-        eventually("one node", SOON, async || match &self.nodes().await[..] {
-            [one] if one != not => Ok(one.clone()),
-            other => Err(format!("{other:?}")),
-        })
-        .await
-    }
-
-    async fn no_node(&self) {
-        eventually("no node", SOON, async || match &self.nodes().await[..] {
-            [] => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
-        .await;
-    }
-
-    async fn owner(&self, node: &str) -> i64 {
-        let stat = self
-            .client
-            .check_stat(&format!("{PARENT}/{node}"))
-            .await
-            .unwrap();
-        stat.map_or(0, |stat| stat.ephemeral_owner)
-    }
-}
-
-/// Looks at the nodes all the time and remembers every set it saw.
-struct Observer {
-    seen: Arc<watch::Sender<Vec<BTreeSet<String>>>>,
-    _task: JoinSet<()>,
-}
-
-impl Observer {
-    async fn start(host: &Host) -> Self {
-        let seen = Arc::new(watch::Sender::new(Vec::new()));
-        let client = host.zookeeper.connect().await;
-        let (mut task, sets) = (JoinSet::new(), Arc::clone(&seen));
-        task.spawn(async move {
-            loop {
-                let set: BTreeSet<String> =
-                    ZooKeeper::list(&client, PARENT).await.into_iter().collect();
-                sets.send_if_modified(|sets| {
-                    let news = sets.last() != Some(&set);
-                    if news {
-                        sets.push(set);
-                    }
-                    news
-                });
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        });
-        let mut first = seen.subscribe();
-        first.wait_for(|sets| !sets.is_empty()).await.unwrap();
-        Self { seen, _task: task }
-    }
-
-    fn sets(&self) -> Vec<BTreeSet<String>> {
-        self.seen.borrow().clone()
-    }
-}
+use self::rig::{Host, Observer, PARENT, SOON};
 
 #[tokio::test]
 async fn writes_what_ruby_writes_and_follows_the_checks() {
@@ -405,10 +255,11 @@ async fn two_nerves_on_one_fixed_name_do_not_fight() {
 
 /// Two nerves with one configuration for a minute: long enough for a war of any kind (a verification, a watch, a retry).
 async fn two_nerves(node_type: &str, nodes: usize) {
-    let host = Host::start().await;
+    let mut host = Host::start().await;
     let changes = json!({"node_type": node_type});
     let (first, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
     host.one_node("").await;
+    host.socket = "second.sock";
     let (second, _) = host.nerve_with(&host.zookeeper.hosts(), &changes).await;
     for nerve in [&first, &second] {
         eventually(

@@ -1,5 +1,6 @@
 //! Readers of the settings both programs have. Called by their `config::read`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::cursor::{Cursor, Map};
@@ -74,6 +75,55 @@ pub fn admin_bind(
     }
     let bind = admin.object(|map| map.key("bind").parsed(|text| parse_bind(text, environment)))?;
     Some(bind.map_or(default, |bind| (bind, true)))
+}
+
+/// The listeners of a program with a control socket; each with whether the configuration names it, `None` = off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listeners {
+    /// The read-only one.
+    pub bind: Option<(Bind, bool)>,
+    /// The control socket.
+    pub socket: Option<(PathBuf, bool)>,
+}
+
+/// The top level's `admin` of `program`: `bind`, and `socket` (a path, or `false`). `admin: false` turns off both.
+#[must_use]
+pub fn listeners(
+    admin: &Cursor<'_>,
+    default: &str,
+    program: &str,
+    environment: &Environment,
+) -> Option<Listeners> {
+    let bind = || Some((Bind::Tcp(default.to_owned()), false));
+    let socket = || {
+        let name = format!("{program}.sock");
+        Some((environment.runtime_file(program, &name), false))
+    };
+    let read = |map: &Map<'_>| {
+        let given = map.key("bind").parsed(|text| parse_bind(text, environment));
+        let key = map.key("socket");
+        let socket = match key.is_boolean() {
+            Some(false) => None,
+            Some(true) => socket(),
+            None => key
+                .text()
+                .map(|path| (environment.path(&path), true))
+                .or_else(socket),
+        };
+        let bind = given.map(|bind| (bind, true)).or_else(bind);
+        Listeners { bind, socket }
+    };
+    match admin.is_boolean() {
+        Some(false) => Some(Listeners {
+            bind: None,
+            socket: None,
+        }),
+        Some(true) => Some(Listeners {
+            bind: bind(),
+            socket: socket(),
+        }),
+        None => admin.object(read),
+    }
 }
 
 fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {

@@ -59,13 +59,23 @@ impl Environment {
     /// A file in `$STATE_DIRECTORY` (the first, when systemd names several) or in `/var/lib/<program>`.
     #[must_use]
     pub fn state_file(&self, program: &str, name: &str) -> PathBuf {
+        self.directory_of("STATE_DIRECTORY", "/var/lib", program)
+            .join(name)
+    }
+
+    /// A file in `$RUNTIME_DIRECTORY` (the first, when systemd names several) or in `/run/<program>`.
+    #[must_use]
+    pub fn runtime_file(&self, program: &str, name: &str) -> PathBuf {
+        self.directory_of("RUNTIME_DIRECTORY", "/run", program)
+            .join(name)
+    }
+
+    fn directory_of(&self, variable: &str, default: &str, program: &str) -> PathBuf {
         let directory = self
-            .variable("STATE_DIRECTORY")
+            .variable(variable)
             .and_then(|dirs| dirs.split(':').next())
             .filter(|d| !d.is_empty());
-        directory
-            .map_or_else(|| Path::new("/var/lib").join(program), PathBuf::from)
-            .join(name)
+        directory.map_or_else(|| Path::new(default).join(program), PathBuf::from)
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) const KEYS: &[Key] = &[
         "state_path",
         Kind::Text,
         "`$STATE_DIRECTORY/state.json`, else `/var/lib/nerve/state.json`",
-        "former session ids of this installation",
+        "former session ids of this installation, and which services were drained or disabled; mode 0600",
     ),
     honoured(
         "zookeeper",
@@ -60,25 +60,37 @@ pub(super) const KEYS: &[Key] = &[
         "zookeeper.jitter",
         Kind::Duration,
         "500ms",
-        "spread of what is done after a reconnection",
+        "spread of what is done after a reconnection to the same session; after an outage longer than the session time-out it grows to a quarter of the outage, at most 10 s; `0` turns both off",
     ),
     honoured(
         "zookeeper.write_rate",
         Kind::Integer(1, U32),
         "50",
-        "registrations per second and ensemble; withdrawals are free",
+        "registrations per second and ensemble; withdrawals, and swaps of a predecessor's nodes, are free",
+    ),
+    honoured(
+        "zookeeper.write_rate_mode",
+        Kind::OneOf(&["on", "shadow", "off"]),
+        "`on`",
+        "`shadow` only counts what the rate would delay (`nerve_zk_registrations_delayed_total`)",
     ),
     honoured(
         "admin",
         Kind::Any,
         "",
-        "the read-only HTTP listener; `false` turns it off",
+        "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
     honoured(
         "admin.bind",
         Kind::Text,
         "127.0.0.1:8401",
         "`host:port` or `unix:/path`; when given, failing to listen there is fatal",
+    ),
+    honoured(
+        "admin.socket",
+        Kind::Any,
+        "`$RUNTIME_DIRECTORY/nerve.sock`, else `/run/nerve/nerve.sock`",
+        "path of the control socket (mode 0660), or `false`; when given, failing to listen there is fatal",
     ),
     honoured("shutdown", Kind::Map, "", "how nerve stops; keys below"),
     honoured(
@@ -114,14 +126,32 @@ pub(super) const KEYS: &[Key] = &[
     honoured(
         "services.*.zk_hosts",
         Kind::Texts,
-        "required",
+        "required without `reporters`",
         "the ensemble: `host:port` entries, one may end in `/chroot`",
     ),
     honoured(
         "services.*.zk_path",
         Kind::Text,
-        "required",
+        "required without `reporters`",
         "absolute znode path below which the node is kept",
+    ),
+    honoured(
+        "services.*.reporters",
+        Kind::List,
+        "none",
+        "further places, in other ensembles or paths, where the service is registered at the same time, each independent of the others; keys below",
+    ),
+    honoured(
+        "services.*.reporters[].zk_hosts",
+        Kind::Texts,
+        "required",
+        "as `zk_hosts` of the service",
+    ),
+    honoured(
+        "services.*.reporters[].zk_path",
+        Kind::Text,
+        "required",
+        "as `zk_path` of the service",
     ),
     honoured(
         "services.*.node_type",
@@ -264,18 +294,12 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Map,
         "numbers are at `/metrics` of the admin listener (`admin.bind`)",
     ),
-    later("admin.socket", Kind::Text, "there is no control socket"),
     later(
         "zookeeper.auth",
         Kind::Any,
         "nodes are open to everybody, as in Ruby",
     ),
     later("zookeeper.tls", Kind::Any, "connections are plain TCP"),
-    later(
-        "services.*.reporters",
-        Kind::List,
-        "the service is registered by `zk_hosts` and `zk_path` only",
-    ),
     later(
         "services.*.rate_limiting",
         Kind::Map,

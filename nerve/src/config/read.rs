@@ -5,10 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use smartstack_common::config::{Cursor, Map, Program, Report, Source, Winner};
-use smartstack_common::config::{Loaded, admin_bind, ensemble, session, zk_path};
+use smartstack_common::config::{Loaded, ensemble, listeners, session, zk_path};
 
 use super::keys::KEYS;
-use super::{Admin, Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Service, TcpCheck};
+use super::{
+    Admin, Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, Socket,
+    TcpCheck,
+};
+use crate::throttle::Mode;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -38,18 +42,27 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         .key("heartbeat_path")
         .text()
         .map(|path| environment.path(&path));
-    let (session, write_rate) = top.key("zookeeper").object(|map| {
+    let (session, write_rate, write_rate_mode) = top.key("zookeeper").object(|map| {
+        let modes = [
+            ("on", Mode::On),
+            ("shadow", Mode::Shadow),
+            ("off", Mode::Off),
+        ];
         (
             session(map),
             map.key("write_rate").integer(COUNT).unwrap_or(50),
+            map.key("write_rate_mode")
+                .one_of(&modes)
+                .unwrap_or_default(),
         )
     })?;
-    let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
+    let admin = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
     let state_path = top
         .key("state_path")
         .text()
         .map(|path| environment.path(&path));
     let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
+    let admin = admin?;
     Some(Config {
         instance_id: instance_id?,
         services,
@@ -57,7 +70,13 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         session_timeout: session.timeout,
         jitter: session.jitter,
         write_rate,
-        admin: admin.map(|(bind, configured)| Admin { bind, configured }),
+        write_rate_mode,
+        admin: admin
+            .bind
+            .map(|(bind, configured)| Admin { bind, configured }),
+        socket: admin
+            .socket
+            .map(|(path, configured)| Socket { path, configured }),
         state_path: state_path.unwrap_or_else(|| environment.state_file("nerve", "state.json")),
         linger,
         stop_deadline,
@@ -107,12 +126,17 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
         let Some(service) = cursor.object(|map| service(map, &name)).flatten() else {
             continue;
         };
-        let place = (
-            service.ensemble.to_string(),
-            service.path.to_string(),
-            format!("{} {}", service.host, service.port),
-        );
-        if let Some(other) = places.insert(place, name.clone()) {
+        let endpoint = format!("{} {}", service.host, service.port);
+        let taken: Vec<String> = service
+            .places
+            .iter()
+            .filter_map(|place| {
+                let hosts = place.ensemble.hosts().to_owned();
+                let path = place.ensemble.absolute(&place.path);
+                places.insert((hosts, path, endpoint.clone()), name.clone())
+            })
+            .collect();
+        if let Some(other) = taken.first() {
             cursor.warn_hint(
                 format!("registers the same host and port below the same `zk_path` as `{other}`"),
                 "synapse keeps one server of the two: give each its own port or path",
@@ -163,8 +187,7 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
         map.key("labels")
             .warn("is not a map: synapse cannot filter by it");
     }
-    let ensemble = ensemble(&map.key("zk_hosts").required());
-    let path = zk_path(&map.key("zk_path").required());
+    let places = places(map);
     Some(Service {
         name: name.to_owned(),
         check_interval: check_interval.unwrap_or(Duration::from_millis(500)),
@@ -177,6 +200,39 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
         host: host?,
         port: port?,
         checks: checks.into_iter().collect::<Option<_>>()?,
+        places: places?,
+    })
+}
+
+/// Where the service is registered: at its own `zk_hosts` and `zk_path`, unless only `reporters` are given, and at those.
+fn places(map: &Map<'_>) -> Option<Vec<Place>> {
+    let further = map.key("reporters").list();
+    let own = ["zk_hosts", "zk_path"].map(|key| map.key(key).has_value());
+    let own = (further.is_empty() || own.contains(&true)).then(|| place(map));
+    let further: Vec<Option<Place>> = further
+        .iter()
+        .map(|cursor| cursor.object(place).flatten())
+        .collect();
+    let places: Vec<Place> = own.into_iter().chain(further).collect::<Option<_>>()?;
+    for (index, one) in places.iter().enumerate() {
+        let is_same = |other: &Place| {
+            let (hosts, others) = (one.ensemble.hosts(), other.ensemble.hosts());
+            let shared = hosts.split(',').any(|h| others.split(',').any(|o| o == h));
+            shared && one.ensemble.absolute(&one.path) == other.ensemble.absolute(&other.path)
+        };
+        if places[..index].iter().any(is_same) {
+            map.key("reporters")
+                .error("names one path of one ensemble twice: it would be registered there twice");
+            return None;
+        }
+    }
+    Some(places)
+}
+
+fn place(map: &Map<'_>) -> Option<Place> {
+    let ensemble = ensemble(&map.key("zk_hosts").required());
+    let path = zk_path(&map.key("zk_path").required());
+    Some(Place {
         ensemble: ensemble?,
         path: path?,
     })

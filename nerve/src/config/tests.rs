@@ -179,7 +179,7 @@ fn scalars_are_read_as_ruby_reads_them() {
         service.labels,
         Some(serde_json::json!({"a": true, "b": "on", "c": 8, "d": "010", "e": 1000}))
     );
-    assert_eq!(service.ensemble.hosts(), "a:2181,b:2181");
+    assert_eq!(service.places[0].ensemble.hosts(), "a:2181,b:2181");
     assert_eq!(web("weight: 010").weight, Some(8));
     assert_eq!(web("weight: '010'").weight, Some(10));
 }
@@ -215,10 +215,7 @@ fn json_with_escapes_of_both_kinds_loads() {
 fn schema_names_keys_and_what_is_required() {
     let schema = schema();
     let service = &schema["$defs"]["config"]["properties"]["services"]["additionalProperties"];
-    assert_eq!(
-        service["required"],
-        serde_json::json!(["host", "port", "zk_hosts", "zk_path"])
-    );
+    assert_eq!(service["required"], serde_json::json!(["host", "port"]));
     assert!(
         service["properties"]["checks"]["items"]["properties"]["uri"].is_object(),
         "{schema:#}"

@@ -28,6 +28,7 @@ fn node(name: &str, owner: Owner, czxid: i64, data: &[u8]) -> Node {
         name: name.to_owned(),
         owner,
         czxid,
+        version: 0,
         data: data.to_vec(),
     }
 }
@@ -45,6 +46,7 @@ fn apply(tree: &mut Vec<Node>, change: &Change, sequence: &mut i64) {
             name,
             owner: Owner::Own,
             czxid: 1000 + *sequence,
+            version: 0,
             data: create.payload.clone(),
         });
         *sequence += 1;
@@ -56,8 +58,8 @@ fn apply(tree: &mut Vec<Node>, change: &Change, sequence: &mut i64) {
     if !fixed {
         create(tree, sequence);
     }
-    for name in &change.delete {
-        let at = tree.iter().position(|n| n.name == *name).expect("NoNode");
+    for name in change.removed() {
+        let at = tree.iter().position(|n| n.name == name).expect("NoNode");
         tree.remove(at);
     }
     if fixed {
@@ -97,11 +99,37 @@ fn a_former_node_is_swapped_in_one_transaction() {
         .changes
         .is_empty()
     );
-    let change = only_change(&[one(&web, ABSENT)], &[old]);
-    assert_eq!(
-        (change.create, change.delete),
-        (None, vec!["i_0000000003".to_owned()])
+}
+
+fn withdrawn(change: &Change) -> Vec<&str> {
+    assert!(
+        change.create.is_none() && change.delete.is_empty(),
+        "{change:?}"
     );
+    change.removed().collect()
+}
+
+#[test]
+fn a_removal_on_purpose_is_announced() {
+    let web = registration(1, 1, NodeType::EphemeralSequential);
+    for owner in [Owner::Own, Owner::Former] {
+        let node = Node {
+            version: 4,
+            ..node("i_0000000003", owner, 5, &web.payload)
+        };
+        let change = only_change(&[one(&web, ABSENT)], std::slice::from_ref(&node));
+        let mark = br#"{"host":"h","port":1,"name":"i","weight":1,"available":false,"reason":"unhealthy"}"#;
+        let withdrawal = Withdrawal {
+            name: node.name.clone(),
+            version: 4,
+            mark: mark.to_vec(),
+        };
+        assert_eq!(change.withdraw, [withdrawal]);
+        assert!(change.create.is_none() && change.delete.is_empty());
+        let change = only_change(&[], &[node]);
+        let mark = String::from_utf8(change.withdraw[0].mark.clone()).unwrap();
+        assert!(mark.contains("removed from the configuration"), "{mark}");
+    }
 }
 
 #[test]
@@ -166,7 +194,7 @@ fn two_services_at_one_path_keep_their_own_nodes() {
         .is_empty()
     );
     assert_eq!(
-        only_change(&wants(ABSENT, Stance::Present), &tree).delete,
+        withdrawn(&only_change(&wants(ABSENT, Stance::Present), &tree)),
         ["i_0000000002"]
     );
 }
@@ -183,7 +211,7 @@ fn surplus_and_unclaimed_own_nodes_go() {
         ["i_0000000002"]
     );
     assert_eq!(
-        only_change(&[], &tree).delete,
+        withdrawn(&only_change(&[], &tree)),
         ["i_0000000001", "i_0000000002"]
     );
 }
@@ -282,6 +310,7 @@ proptest! {
             if change.create.is_some() && change.delete.len() <= 1 {
                 prop_assert!(tree.len() >= serving);
             }
+            prop_assert!(change.withdraw.is_empty() || change.create.is_none(), "a swap is announced");
             displaced.extend(change.displaces);
         }
         if !fixed {
