@@ -10,3 +10,4 @@ mod registry;
 mod restarts;
 mod runtime;
 mod serving;
+mod waiting;
