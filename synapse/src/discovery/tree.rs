@@ -11,6 +11,9 @@
 //! the order of the transactions behind them. So a change noted since a read began may belong to a state before or after
 //! the reply, and its name is read once more; a deletion noted since then wins over the reply, because what came into
 //! being again after it makes an event of its own.
+//!
+//! A session swap makes the new node first and deletes the old one after it. Both must be published together, so an
+//! unannounced deletion waits for the reads outstanding when it is absorbed; one that is announced never waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -125,6 +128,25 @@ pub struct Tree {
     reading: Reading,
     /// Children deleted since the outstanding read began.
     deleted: BTreeSet<String>,
+    /// Children whose change of data is to be read or being read: a deletion that follows makes the pair of an
+    /// announcement, although the first half has been absorbed.
+    changed: BTreeSet<String>,
+    /// Children deleted without an announcement that stay until this many reads are done: one of those may bring what
+    /// replaces them.
+    leaving: BTreeMap<String, u8>,
+    /// What has left the set since [`Tree::take_removed`].
+    removed: Vec<Removed>,
+}
+
+/// A child that has left the set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// Its name.
+    pub name: String,
+    /// Its last data.
+    pub child: Child,
+    /// Its deletion came with a change of its data: its owner withdrew it on purpose.
+    pub announced: bool,
 }
 
 /// The outstanding read.
@@ -152,6 +174,9 @@ impl Tree {
             dirty: BTreeSet::new(),
             reading: Reading::Nothing,
             deleted: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            removed: Vec::new(),
         }
     }
 
@@ -176,7 +201,13 @@ impl Tree {
         self.noted.is_empty()
             && !self.uprooted
             && self.dirty.is_empty()
+            && self.leaving.is_empty()
             && self.reading == Reading::Nothing
+    }
+
+    /// What has left the set since the last call, in order.
+    pub fn take_removed(&mut self) -> Vec<Removed> {
+        std::mem::take(&mut self.removed)
     }
 
     /// Whether names wait for [`Tree::begin_read`].
@@ -191,6 +222,8 @@ impl Tree {
         self.announced.clear();
         self.uprooted = false;
         self.dirty.clear();
+        self.changed.clear();
+        self.leaving.clear();
         self.reading = Reading::Nothing;
     }
 
@@ -204,15 +237,16 @@ impl Tree {
             return;
         }
         let before = self.noted.insert(name.to_owned(), event);
-        if event == Event::Deleted && before == Some(Event::Changed) {
+        let half_noted = before.is_none() && self.changed.contains(name);
+        if event == Event::Deleted && (before == Some(Event::Changed) || half_noted) {
             self.announced.insert(name.to_owned());
         } else {
             self.announced.remove(name);
         }
     }
 
-    /// Acts on the noted events, the last one of each name counting: deletions at once, the others make dirty. Returns
-    /// whether the set changed.
+    /// Acts on the noted events, the last one of each name counting: announced deletions at once, others as soon as no
+    /// read is outstanding, the rest makes dirty. Returns whether the set changed.
     ///
     /// A fixed name deleted without an announcement may be the first half of a swap, whose second half was seen to arrive
     /// milliseconds later. It is read like a change: the server has done both halves before it tells of the first.
@@ -233,14 +267,34 @@ impl Tree {
                 gone.insert(name);
             } else {
                 gone.remove(&name);
+                self.leaving.remove(&name);
+                if event == Event::Changed {
+                    self.changed.insert(name.clone());
+                } else {
+                    self.changed.remove(&name);
+                }
                 self.dirty.insert(name);
             }
         }
+        for name in &gone {
+            self.dirty.remove(name);
+            self.changed.remove(name);
+        }
+        // The read that is under way, and the one of what is dirty.
+        let reads = u8::from(self.reading != Reading::Nothing) + u8::from(!self.dirty.is_empty());
         let mut changed = false;
         for name in gone {
-            self.dirty.remove(&name);
-            changed |= self.forget(&name);
+            if reads == 0 || announced.contains(&name) || !self.children.contains_key(&name) {
+                self.leaving.remove(&name);
+                changed |= self.forget(&name, announced.contains(&name));
+            } else {
+                self.leaving.entry(name.clone()).or_insert(reads);
+            }
             self.deleted.insert(name);
+        }
+        if reads == 0 {
+            // What they waited for has been deleted before it was read.
+            changed |= self.finish_leaving();
         }
         changed
     }
@@ -261,8 +315,24 @@ impl Tree {
         };
         let mut changed = false;
         for (name, read) in read {
+            if !self.dirty.contains(&name) {
+                self.changed.remove(&name);
+            }
             if asked.contains(&name) && !self.was_deleted(&name) {
                 changed |= self.set(&name, read);
+            }
+        }
+        self.finish_leaving() | changed
+    }
+
+    /// A read is done: what has waited for it leaves.
+    fn finish_leaving(&mut self) -> bool {
+        let mut changed = false;
+        for (name, reads) in std::mem::take(&mut self.leaving) {
+            if reads > 1 && !self.dirty.is_empty() {
+                self.leaving.insert(name, reads - 1);
+            } else {
+                changed |= self.forget(&name, false);
             }
         }
         changed
@@ -299,7 +369,10 @@ impl Tree {
             .collect();
         let mut differed: Vec<String> = Vec::new();
         for name in known.into_iter().filter(|name| !read.contains_key(name)) {
-            if self.forget(&name) && !self.is_noted(&name) {
+            let known = self.is_noted(&name);
+            let announced = self.announced.contains(&name);
+            self.leaving.remove(&name);
+            if self.forget(&name, announced) && !known {
                 differed.push(name);
             }
         }
@@ -308,6 +381,8 @@ impl Tree {
                 differed.push(name);
             }
         }
+        self.changed.retain(|name| self.dirty.contains(name));
+        self.finish_leaving();
         Ok(differed)
     }
 
@@ -336,19 +411,30 @@ impl Tree {
     }
 
     fn is_noted(&self, name: &str) -> bool {
-        self.uprooted || self.noted.contains_key(name) || self.dirty.contains(name)
+        self.uprooted
+            || self.noted.contains_key(name)
+            || self.dirty.contains(name)
+            || self.leaving.contains_key(name)
     }
 
-    fn forget(&mut self, name: &str) -> bool {
+    fn forget(&mut self, name: &str, announced: bool) -> bool {
         let skipped = self.skipped.remove(name).is_some();
-        let held = self.children.contains_key(name)
-            && Arc::make_mut(&mut self.children).remove(name).is_some();
-        held || skipped
+        if !self.children.contains_key(name) {
+            return skipped;
+        }
+        if let Some(child) = Arc::make_mut(&mut self.children).remove(name) {
+            self.removed.push(Removed {
+                name: name.to_owned(),
+                child,
+                announced,
+            });
+        }
+        true
     }
 
     fn set(&mut self, name: &str, read: Read) -> bool {
         match read {
-            Read::Gone => self.forget(name),
+            Read::Gone => self.forget(name, false),
             Read::StillRefused => false,
             Read::Refused {
                 reason,
