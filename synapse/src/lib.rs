@@ -11,6 +11,7 @@ pub mod discovery;
 pub mod effective;
 pub mod generation;
 pub mod good;
+pub mod guard;
 pub mod haproxy;
 pub mod ids;
 pub mod lines;
@@ -27,6 +28,8 @@ pub mod runtime_api;
 pub mod seed;
 pub mod server;
 pub mod services;
+#[cfg(test)]
+mod simulation;
 pub mod snapshot;
 pub mod source;
 pub mod sources;

@@ -33,6 +33,7 @@ mod writer;
 
 pub use file::{Loaded, Unusable, peek, read};
 pub use lock::{Lock, LockError};
+pub use payload::Payload;
 pub use writer::{Counters, write_behind};
 
 /// The version this program writes and reads.

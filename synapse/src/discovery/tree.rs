@@ -489,7 +489,7 @@ fn same_node(old: &Child, czxid: i64) -> bool {
 }
 
 /// Whether the name ends as ZooKeeper ends sequential ones: `_` and exactly ten digits.
-fn is_sequential(name: &str) -> bool {
+pub(crate) fn is_sequential(name: &str) -> bool {
     name.rsplit_once('_')
         .is_some_and(|(_, digits)| digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit()))
 }
