@@ -29,10 +29,6 @@ pub(crate) fn run(name: &str, one: impl Fn(u64)) {
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "a test's stderr is where its failure is read"
-)]
 fn report(name: &str, seed: u64) {
     eprintln!("failed with SYNAPSE_SIMULATION_SEED={seed} cargo test -p synapse --lib {name}");
 }
