@@ -66,6 +66,27 @@ pub fn replace(
     Ok(())
 }
 
+/// Synchronises a file that was replaced with [`Durability::Rename`], and its folder. Blocking.
+///
+/// # Errors
+/// The step that failed, with the path.
+pub fn sync(path: &Path) -> Result<(), ReplaceError> {
+    let fail = |step| {
+        move |source| ReplaceError {
+            step,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
+    let synced = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
+    synced(path).map_err(fail("sync"))?;
+    synced(folder).map_err(fail("sync the folder of"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +97,8 @@ mod tests {
         let path = folder.path().join("x");
         replace(&path, b"one", 0o600, Durability::Synced).unwrap();
         replace(&path, b"two", 0o644, Durability::Rename).unwrap();
+        sync(&path).unwrap();
+        assert!(sync(&folder.path().join("missing")).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,

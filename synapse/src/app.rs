@@ -21,7 +21,7 @@ use crate::reconciler::{Outputs, Reconciler};
 use crate::render::RenderError;
 use crate::snapshot::{self, Lock, Snapshot};
 use crate::sources::{Links, link_status};
-use crate::status::{self, View};
+use crate::status::{self, Board, View};
 
 /// Why synapse could not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,7 +73,9 @@ pub async fn run(
 
     let (view_sender, view) = watch::channel(Arc::new(View::default()));
     let (snapshot_sender, snapshots) = watch::channel(Arc::new(Snapshot::default()));
+    let board = Arc::new(Board::default());
     let outputs = Outputs {
+        board: Arc::clone(&board),
         view: view_sender,
         snapshot: snapshot_sender,
     };
@@ -97,7 +99,7 @@ pub async fn run(
     if let Some(listener) = listener {
         info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
         let serve = listener.serve(
-            routes(view.clone(), links, started, counters.clone()),
+            routes(view.clone(), board, links, started, counters.clone()),
             shutdown.clone(),
         );
         tasks.spawn(async move {
@@ -195,6 +197,7 @@ struct Counters {
 
 fn routes(
     view: watch::Receiver<Arc<View>>,
+    board: Arc<Board>,
     links: watch::Receiver<Links>,
     started: SystemTime,
     counters: Counters,
@@ -208,10 +211,16 @@ fn routes(
             ),
             "/status" => {
                 let zookeeper = serde_json::to_value(links()).unwrap_or_default();
-                Answer::json(&status::document(&view, started, zookeeper))
+                Answer::json(&status::document(
+                    &view,
+                    &board.services(),
+                    started,
+                    zookeeper,
+                ))
             }
             "/metrics" => Answer::metrics(metrics::encode(
                 &view,
+                &board.services(),
                 &links(),
                 &counters.discovery,
                 &counters.snapshot,

@@ -46,7 +46,9 @@ pub struct Piece {
     /// Frontend and backend; empty when a template makes the whole file.
     pub fragment: Fragment,
     /// What the configuration gives every server: part of the generation.
-    pub configured: Options,
+    pub configured: Arc<Options>,
+    /// The same without servers, where one more is only a line more.
+    head: Option<Arc<Fragment>>,
 }
 
 impl Piece {
@@ -71,6 +73,49 @@ impl Piece {
         })
     }
 
+    /// This piece with other servers. `renderer` is the one that has made it: where it is the built-in template only the
+    /// lines are written anew.
+    ///
+    /// # Errors
+    /// As [`Piece::render`].
+    pub fn with_servers(
+        &self,
+        renderer: &Renderer,
+        servers: &[Identified],
+    ) -> Result<Self, RenderError> {
+        let Some(lines) = renderer.server_lines(&self.service, servers) else {
+            return Self::render(renderer, &self.service, servers);
+        };
+        let head = match &self.head {
+            Some(head) => Arc::clone(head),
+            None => {
+                let text = renderer.render_service(&self.service, &[])?;
+                Arc::new(Fragment::new(text, &BTreeMap::new()))
+            }
+        };
+        let Some(model) = head.model.with_servers(self.backend(), &lines) else {
+            return Self::render(renderer, &self.service, servers);
+        };
+        let length = head.text.len() + lines.iter().map(|line| line.len() + 2).sum::<usize>();
+        let mut text = String::with_capacity(length);
+        text.push_str(&head.text);
+        for line in &lines {
+            text.push('\t');
+            text.push_str(line);
+            text.push('\n');
+        }
+        Ok(Self {
+            service: Arc::clone(&self.service),
+            servers: servers.into(),
+            fragment: Fragment {
+                text: text.into(),
+                model: Arc::new(model),
+            },
+            configured: Arc::clone(&self.configured),
+            head: Some(head),
+        })
+    }
+
     /// A piece whose text is known, with the names of our servers in it.
     #[must_use]
     pub fn of_text(service: &Arc<Service>, text: String, names: BTreeSet<String>) -> Self {
@@ -85,7 +130,8 @@ impl Piece {
             service: Arc::clone(service),
             servers: Arc::default(),
             fragment,
-            configured: Options::of(options),
+            configured: Arc::new(Options::of(options)),
+            head: None,
         }
     }
 
@@ -96,6 +142,18 @@ impl Piece {
         sections
             .chain(self.configured.to_string().into_bytes())
             .collect()
+    }
+
+    /// Whether both are the same but for their servers, also in the shared frontend.
+    #[must_use]
+    pub fn same_structure(&self, other: &Self) -> bool {
+        let shared = |piece: &Self| {
+            let haproxy = piece.service.haproxy.as_ref();
+            haproxy.map(|h| h.shared_frontend.clone())
+        };
+        self.fragment.model.same_structure(&other.fragment.model)
+            && self.configured == other.configured
+            && (Arc::ptr_eq(&self.service, &other.service) || shared(self) == shared(other))
     }
 
     /// The same text without the lines of the servers that `keep` does not name.
@@ -111,7 +169,7 @@ impl Piece {
         let servers = self.servers.iter().filter(|s| keep(&s.server.name));
         Self {
             servers: servers.cloned().collect(),
-            configured: self.configured.clone(),
+            configured: Arc::clone(&self.configured),
             ..Self::of_text(
                 &self.service,
                 text,
@@ -179,7 +237,7 @@ pub fn assemble(
 ) -> Result<Assembly, RenderError> {
     let configured = pieces
         .iter()
-        .map(|p| (p.backend().to_owned(), p.configured.clone()))
+        .map(|p| (p.backend().to_owned(), Arc::clone(&p.configured)))
         .collect();
     if let Some(whole) = assemble_whole(frame, pieces, &configured) {
         return whole;
@@ -226,7 +284,7 @@ pub fn assemble(
 fn assemble_whole(
     frame: &Renderer,
     pieces: &[&Piece],
-    configured: &BTreeMap<String, Options>,
+    configured: &BTreeMap<String, Arc<Options>>,
 ) -> Option<Result<Assembly, RenderError>> {
     let services: Vec<(&Service, &[Identified])> = pieces
         .iter()
@@ -266,7 +324,7 @@ fn assemble_whole(
 }
 
 /// Effective servers by backend.
-type Backends = BTreeMap<String, Arc<Backend>>;
+pub(crate) type Backends = BTreeMap<String, Arc<Backend>>;
 
 /// The effective servers of fragments already read under the same frame, by service.
 #[derive(Debug, Default)]
@@ -322,6 +380,10 @@ impl EffectiveCache {
         all
     }
 }
+
+mod whole;
+
+pub use whole::Whole;
 
 #[cfg(test)]
 mod tests;

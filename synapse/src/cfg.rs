@@ -157,6 +157,28 @@ impl Model {
         model
     }
 
+    /// The model of the same text with these server lines of a backend after it: every one is ours, none of another name,
+    /// all plain. `None` when one cannot be read, a name stands twice, or the text has conditions or servers of its own.
+    #[must_use]
+    pub fn with_servers(&self, backend: &str, lines: &[String]) -> Option<Self> {
+        let mut servers = BTreeMap::new();
+        for (index, text) in lines.iter().enumerate() {
+            let (name, server) = read_server(self.lines + index + 1, text)?;
+            if servers.insert(name, server).is_some() {
+                return None;
+            }
+        }
+        let last = self.sections.last()?;
+        let plain = |line: &Line| !line.text.starts_with(['.']) && !line.text.starts_with("server");
+        let simple = self.servers.is_empty() && last.lines.iter().all(plain);
+        let mut model = self.clone();
+        model.lines += lines.len();
+        if !servers.is_empty() {
+            model.servers.insert(backend.to_owned(), servers);
+        }
+        (last.keyword == "backend" && last.name == backend && simple).then_some(model)
+    }
+
     /// Appends the model of the text that follows this one. Costs the size of `next` only; line numbers stay those of
     /// each text (see [`FragmentMap`]).
     pub fn merge(&mut self, next: &Self) {
@@ -222,18 +244,7 @@ impl Draft {
         if !matches!(self.keyword.as_str(), "backend" | "listen") || !is_plain(text) {
             return None;
         }
-        let (_, rest) = next_word(text).filter(|(word, _)| *word == "server")?;
-        let (name, rest) = next_word(rest)?;
-        let (address, options) = next_word(rest)?;
-        let address = parse_address(address)?;
-        Some((
-            name.to_owned(),
-            ServerLine {
-                number,
-                address,
-                options: options.to_owned(),
-            },
-        ))
+        read_server(number, text)
     }
 
     /// `None` when nothing stood before the first header.
@@ -258,6 +269,19 @@ impl Draft {
             digest: hash.finalize().into(),
         }))
     }
+}
+
+/// A plain server line.
+fn read_server(number: usize, text: &str) -> Option<(String, ServerLine)> {
+    let (_, rest) = next_word(text).filter(|(word, _)| *word == "server")?;
+    let (name, rest) = next_word(rest)?;
+    let (address, options) = next_word(rest)?;
+    let server = ServerLine {
+        number,
+        address: parse_address(address)?,
+        options: options.to_owned(),
+    };
+    Some((name.to_owned(), server))
 }
 
 /// The first word and what follows it, both without surrounding blanks.

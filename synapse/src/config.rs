@@ -58,6 +58,8 @@ pub struct Config {
     pub snapshot_path: PathBuf,
     /// Full comparison of memory, file and live haproxy; default 30 s.
     pub audit_interval: Duration,
+    /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
+    pub coalesce: (Duration, Duration),
 }
 
 /// The admin listener's settings.

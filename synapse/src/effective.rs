@@ -25,6 +25,9 @@ const MOST_WORDS: usize = 44;
 /// Bytes of them, likewise.
 const MOST_BYTES: usize = 4096;
 
+/// 16 hexadecimal digits that stand for a server's options: see [`Options::digest`].
+pub type Digest = Arc<str>;
+
 /// haproxy's weight of a server that names none.
 pub const DEFAULT_WEIGHT: u16 = 1;
 
@@ -126,8 +129,8 @@ impl Options {
 
     /// 16 hexadecimal digits that stand for these options, kept per server because haproxy does not show them.
     #[must_use]
-    pub fn digest(&self) -> String {
-        hex(&Sha256::digest(self.to_string())[..8])
+    pub fn digest(&self) -> Digest {
+        hex(&Sha256::digest(self.to_string())[..8]).into()
     }
 }
 
@@ -169,7 +172,7 @@ pub struct Effective {
     /// Shared by the servers of a backend that have the same.
     pub options: Arc<Options>,
     /// [`Options::digest`] of `options`.
-    pub digest: String,
+    pub digest: Digest,
 }
 
 impl Effective {
@@ -214,6 +217,15 @@ struct Layer {
 impl Scope {
     /// Reads on: the backends of `model`, with what earlier sections hand down.
     pub fn read(&mut self, model: &Model) -> BTreeMap<String, Arc<Backend>> {
+        self.read_after(model, None)
+    }
+
+    /// As [`Scope::read`]; `former` is what the same scope made of the model before: what has not changed is taken over.
+    pub fn read_after(
+        &mut self,
+        model: &Model,
+        former: Option<(&Model, &BTreeMap<String, Arc<Backend>>)>,
+    ) -> BTreeMap<String, Arc<Backend>> {
         let mut backends = BTreeMap::new();
         for section in &model.sections {
             match section.keyword.as_str() {
@@ -240,10 +252,11 @@ impl Scope {
                         .and_then(|f| self.named.get(f))
                         .unwrap_or(&self.last);
                     let servers = model.servers.get(&section.name);
-                    backends.insert(
-                        section.name.clone(),
-                        Arc::new(Backend::of(section, servers, layer)),
-                    );
+                    let former = former.and_then(|(model, backends)| {
+                        Former::of(section, servers, model, backends)
+                    });
+                    let backend = Backend::of(section, servers, layer, former.as_ref());
+                    backends.insert(section.name.clone(), Arc::new(backend));
                 }
                 _ => {}
             }
@@ -280,6 +293,7 @@ impl Backend {
         section: &Section,
         servers: Option<&BTreeMap<String, ServerLine>>,
         inherited: &Layer,
+        former: Option<&Former<'_>>,
     ) -> Self {
         let mut backend = Self::default();
         let mut layer = inherited.clone();
@@ -296,6 +310,10 @@ impl Backend {
             while let Some(earlier) = unread.next_if(|l| l.number < line.number) {
                 layer.read(&earlier.text, earlier.number);
                 known.clear();
+            }
+            if let Some(same) = former.and_then(|f| f.server(name, line)) {
+                backend.servers.insert(name.clone(), same.clone());
+                continue;
             }
             let own = Own::of(&line.options, &layer);
             let common = known
@@ -347,6 +365,48 @@ impl Backend {
     }
 }
 
+/// What the same section was before, with the servers that can be taken over.
+struct Former<'a> {
+    lines: &'a BTreeMap<String, ServerLine>,
+    servers: &'a BTreeMap<String, Effective>,
+}
+
+impl<'a> Former<'a> {
+    /// `None` where a server's meaning may have changed with its place in the section, or where one of the former servers
+    /// had something that only the file may hold: that is looked for anew.
+    fn of(
+        section: &Section,
+        servers: Option<&BTreeMap<String, ServerLine>>,
+        model: &'a Model,
+        backends: &'a BTreeMap<String, Arc<Backend>>,
+    ) -> Option<Self> {
+        let lines = model.servers.get(&section.name)?;
+        let backend = backends.get(&section.name)?;
+        let before = model
+            .sections
+            .iter()
+            .find(|s| s.name == section.name && s.keyword == section.keyword)?;
+        let last = |section: &Section| section.lines.last().map_or(0, |line| line.number);
+        let all_after = |section: &Section, lines: &BTreeMap<String, ServerLine>| {
+            lines.values().all(|line| line.number > last(section))
+        };
+        (**before == *section
+            && backend.reload_only.is_none()
+            && all_after(before, lines)
+            && servers.is_none_or(|servers| all_after(section, servers)))
+        .then_some(Self {
+            lines,
+            servers: &backend.servers,
+        })
+    }
+
+    fn server(&self, name: &str, line: &ServerLine) -> Option<&'a Effective> {
+        let before = self.lines.get(name)?;
+        (before.address == line.address && before.options == line.options)
+            .then(|| self.servers.get(name))?
+    }
+}
+
 /// What a server line says about this server alone, apart from what it says like its neighbours.
 struct Own<'a> {
     id: Option<u32>,
@@ -390,7 +450,7 @@ struct Common {
     weight: u16,
     disabled: bool,
     options: Arc<Options>,
-    digest: String,
+    digest: Digest,
     file_only: Option<String>,
 }
 
@@ -422,7 +482,7 @@ impl Common {
             weight: own.weight.unwrap_or(self.weight),
             disabled: self.disabled,
             options: Arc::clone(&self.options),
-            digest: self.digest.clone(),
+            digest: Arc::clone(&self.digest),
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -27,7 +28,7 @@ impl Generation {
     #[must_use]
     pub fn of<'a>(
         sections: impl IntoIterator<Item = &'a Section>,
-        configured: &BTreeMap<String, Options>,
+        configured: &BTreeMap<String, Arc<Options>>,
     ) -> Self {
         let mut hash = Sha256::new();
         for section in sections {
@@ -137,7 +138,7 @@ mod tests {
     #[test]
     fn configured_options_count_in_their_effective_form() {
         let with = |text: &str| {
-            let configured = BTreeMap::from([("b".to_owned(), Options::of(text))]);
+            let configured = BTreeMap::from([("b".to_owned(), Arc::new(Options::of(text)))]);
             Generation::of([], &configured)
         };
         assert_eq!(with("check inter 2s"), with("inter 2000 check check"));

@@ -18,6 +18,10 @@ pub struct Good {
     /// Renders the frame that was accepted; `None` = not known to this process.
     pub frame: Option<Arc<Renderer>>,
     services: BTreeMap<String, Form>,
+    /// What the worker has loaded, in the order of its file.
+    order: Vec<Arc<Service>>,
+    /// The last servers of services that are not configured any more.
+    gone: BTreeMap<String, Vec<Identified>>,
 }
 
 /// How the accepted fragment of a service is made again.
@@ -73,6 +77,30 @@ impl Good {
             service.name.clone(),
             Form::Recipe(Arc::clone(renderer), Arc::clone(service)),
         );
+    }
+
+    /// A worker serves these services, in this order, each in its accepted form.
+    pub fn load(&mut self, services: Vec<Arc<Service>>) {
+        let named = |name: &String| services.iter().any(|service| service.name == *name);
+        self.gone.retain(|name, _| named(name));
+        self.order = services;
+    }
+
+    /// A service is not configured any more: should the worker have it still, these were its servers.
+    pub fn leave(&mut self, service: &str, servers: Vec<Identified>) {
+        self.gone.insert(service.to_owned(), servers);
+    }
+
+    /// What the worker has loaded, with the current servers of each service: by name, in the order of the file.
+    #[must_use]
+    pub fn loaded(&self, servers: &BTreeMap<&str, &[Identified]>) -> Vec<(String, Option<Piece>)> {
+        let piece = |service: &Arc<Service>| {
+            let current = servers.get(service.name.as_str()).copied();
+            let servers = current.or_else(|| Some(self.gone.get(&service.name)?.as_slice()));
+            let piece = servers.and_then(|servers| self.piece(service, servers));
+            (service.name.clone(), piece)
+        };
+        self.order.iter().map(piece).collect()
     }
 
     /// The accepted form with the current servers; `None` = there is none.

@@ -39,11 +39,11 @@ impl Allocation {
 /// Gives every server an id: its known one, else its explicit one, else a hash of `host:port` into 1..=`max`, the next
 /// free number if that is taken. The order of `servers` does not matter.
 ///
-/// `known` are ids this backend's servers had; `reserved` all ids in use in the live table (a known name's own id may be
-/// among them). With more servers than ids the numbers go on above `max`.
+/// `known` tells the id a server of this backend had; `reserved` are all ids in use in the live table (a known name's
+/// own id may be among them). With more servers than ids the numbers go on above `max`.
 #[must_use]
 pub fn allocate(
-    known: &BTreeMap<String, u32>,
+    known: impl Fn(&str) -> Option<u32>,
     servers: &[Server],
     reserved: &BTreeSet<u32>,
     max: u32,
@@ -57,9 +57,9 @@ pub fn allocate(
 
     let mut new = Vec::new();
     for (name, server) in by_name {
-        match known.get(name) {
-            Some(id) if (1..=HAPROXY_MAX).contains(id) && used.insert(*id) => {
-                out.ids.insert(name.to_owned(), *id);
+        match known(name) {
+            Some(id) if (1..=HAPROXY_MAX).contains(&id) && used.insert(id) => {
+                out.ids.insert(name.to_owned(), id);
             }
             _ => new.push(server),
         }
@@ -128,11 +128,13 @@ pub(crate) mod tests {
     }
 
     fn ids(known: &[(&str, u32)], servers: &[Server], reserved: &[u32], max: u32) -> Allocation {
-        let known = known
-            .iter()
-            .map(|(name, id)| ((*name).to_owned(), *id))
-            .collect();
-        allocate(&known, servers, &reserved.iter().copied().collect(), max)
+        let known = |name: &str| {
+            known
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, id)| *id)
+        };
+        allocate(known, servers, &reserved.iter().copied().collect(), max)
     }
 
     /// The numbers are part of the contract: every build and every host must give them.
@@ -207,14 +209,15 @@ pub(crate) mod tests {
             let known: BTreeMap<String, u32> = known.iter().map(|(n, id)| (name(n), *id)).collect();
             let mut servers: Vec<Server> = hosts.iter()
                 .map(|n| Server { explicit_id: explicit.get(n).copied(), ..server(&format!("10.0.0.{n}"), 80) }).collect();
-            let first = allocate(&known, &servers, &reserved, max);
+            let first = allocate(|name| known.get(name).copied(), &servers, &reserved, max);
             prop_assert_eq!(first.ids.len(), servers.len());
             prop_assert_eq!(first.ids.values().collect::<BTreeSet<_>>().len(), servers.len());
             prop_assert!(first.ids.values().all(|id| *id > 0));
             fastrand::Rng::with_seed(seed).shuffle(&mut servers);
-            prop_assert_eq!(&allocate(&known, &servers, &reserved, max), &first);
+            prop_assert_eq!(&allocate(|name| known.get(name).copied(), &servers, &reserved, max), &first);
             // What was given stays when it is known, whatever else joins the live table.
-            prop_assert_eq!(allocate(&first.ids, &servers, &(1..70).collect(), max).ids, first.ids);
+            let again = allocate(|name| first.ids.get(name).copied(), &servers, &(1..70).collect(), max);
+            prop_assert_eq!(again.ids, first.ids);
         }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! Made anew for each scrape from what was last published: nothing is counted twice, nothing can be forgotten.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode as encode_text;
-use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
@@ -14,7 +16,7 @@ use smartstack_common::zk::LinkStatus;
 
 use crate::discovery;
 use crate::snapshot;
-use crate::status::{View, seconds};
+use crate::status::{ServiceView, View, seconds};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
@@ -24,12 +26,13 @@ type Fractions = Family<Labels, Gauge<f64, AtomicU64>>;
 #[must_use]
 pub fn encode(
     view: &View,
+    services: &BTreeMap<String, Arc<ServiceView>>,
     links: &[LinkStatus],
     discovery: &discovery::Counters,
     snapshot: &snapshot::Counters,
 ) -> String {
     let mut all = Registry::with_prefix("synapse");
-    services(&mut all, view);
+    of_services(&mut all, services);
     haproxy(&mut all, view);
     let connected = Gauges::default();
     for link in links {
@@ -90,11 +93,11 @@ pub fn encode(
     }
 }
 
-fn services(all: &mut Registry, view: &View) {
+fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>) {
     let (wanted, serving, rejected) = (Gauges::default(), Gauges::default(), Gauges::default());
     let (held, quarantined, age) = (Gauges::default(), Gauges::default(), Fractions::default());
-    let now = seconds(SystemTime::now());
-    for (name, service) in &view.services {
+    let now = SystemTime::now();
+    for (name, service) in services {
         let labels = vec![("service", name.clone())];
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let of = |wanted: bool| move |s: &&crate::status::ServerView| s.wanted == wanted;
@@ -115,8 +118,9 @@ fn services(all: &mut Registry, view: &View) {
         quarantined
             .get_or_create(&labels)
             .set(i64::from(service.quarantined.is_some()));
-        if let Some(agreed_at) = service.agreed_at {
-            age.get_or_create(&labels).set((now - agreed_at).max(0.0));
+        if let Some(agreed_at) = service.agreed_at(now) {
+            age.get_or_create(&labels)
+                .set((seconds(now) - agreed_at).max(0.0));
         }
     }
     all.register("servers_wanted", "Servers the sources name", wanted);
@@ -153,6 +157,16 @@ fn haproxy(all: &mut Registry, view: &View) {
         "Whether haproxy serves our generation",
         ConstGauge::new(i64::from(view.ready)),
     );
+    let differences = Family::<Labels, Counter>::default();
+    for (kind, count) in &haproxy.differences {
+        let labels = vec![("kind", (*kind).to_owned())];
+        differences.get_or_create(&labels).inc_by(*count);
+    }
+    all.register(
+        "differences",
+        "Differences between haproxy or its file and what was believed, found by looking",
+        differences,
+    );
     let problems = i64::try_from(view.problems.len()).unwrap_or(i64::MAX);
     all.register(
         "problems",
@@ -185,7 +199,6 @@ fn haproxy(all: &mut Registry, view: &View) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::ServiceView;
 
     #[test]
     fn text_has_names_units_and_an_end() {
@@ -194,10 +207,11 @@ mod tests {
             agreed_at: Some(seconds(SystemTime::now()) - 10.0),
             ..ServiceView::default()
         };
-        view.services.insert("web".to_owned(), service);
+        let services = BTreeMap::from([("web".to_owned(), Arc::new(service))]);
         view.haproxy.reloads = 3;
         let text = encode(
             &view,
+            &services,
             &[],
             &discovery::Counters::default(),
             &snapshot::Counters::default(),

@@ -67,8 +67,8 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
             let ids = state
                 .backend()
                 .and_then(|backend| snapshot.ids.get(backend));
-            let mut known: BTreeMap<String, u32> = ids.cloned().unwrap_or_default();
-            state.recompute(config, renderer, &world, &mut known);
+            let mut known = ids.cloned().unwrap_or_default();
+            state.assess(config, &world, &mut known);
             Piece::render(renderer, &state.service, &state.servers)
         })
         .collect()

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::effective::{Backend, Effective, Options};
+use crate::effective::{Backend, Digest, Effective, Options};
 use crate::generation::Generation;
 
 mod reason;
@@ -61,7 +61,7 @@ pub struct RunningServer {
     /// Administrative state.
     pub state: State,
     /// Digest of the options it was loaded with, by this worker; `None` = not known.
-    pub digest: Option<String>,
+    pub digest: Option<Digest>,
 }
 
 /// Administrative state of a server, by owner. Up and down (the checks') is not part of it.
@@ -123,7 +123,7 @@ pub struct Addition {
     /// Options with everything inherited.
     pub options: Arc<Options>,
     /// Of the options.
-    pub digest: String,
+    pub digest: Digest,
     /// Takes requests at once; false = disabled by an operator, it stays in maint.
     pub ready: bool,
 }
@@ -161,6 +161,9 @@ pub enum Plan {
         reason: ReloadReason,
         /// What is done at once and does not wait for the reload: removals, returns and weights.
         first: Vec<Op>,
+        /// What else can be done while the reload has to wait, in this order after `first`: additions, and the removals
+        /// that wait for those. Empty when the structure is another one.
+        meanwhile: Vec<Op>,
     },
 }
 
@@ -259,7 +262,16 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
         ops.iter()
             .any(|op| op.backend == backend && matches!(op.change, Change::Add(_)))
     };
-    let mut after = running.clone();
+    let named = |(name, _): &(&String, _)| ops.iter().any(|op| op.backend == **name);
+    let mut after = Running {
+        backends: running
+            .backends
+            .iter()
+            .filter(named)
+            .map(|(name, servers)| (name.clone(), servers.clone()))
+            .collect(),
+        ..Running::default()
+    };
     let (retires, others): (Vec<&Op>, Vec<&Op>) = ops
         .iter()
         .filter(|op| !matches!(op.change, Change::Add(_)))
@@ -275,11 +287,18 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
     others.into_iter().chain(retires).cloned().collect()
 }
 
-/// Retired servers that nobody wants, in backends of ours: to be deleted once their connections have ended. Where none can
+/// Retired servers of these backends that nobody wants: to be deleted once their connections have ended. Where none can
 /// be added they stay until the next reload, so that their return needs none.
 #[must_use]
-pub fn garbage(running: &Running, desired: &Desired) -> Vec<Op> {
-    let of = |(name, backend): (&String, &Arc<Backend>)| {
+pub fn garbage<'a>(
+    running: &Running,
+    desired: &Desired,
+    backends: impl IntoIterator<Item = &'a String>,
+) -> Vec<Op> {
+    let of = |name: &String| {
+        let Some(backend) = desired.backends.get(name) else {
+            return Vec::new();
+        };
         let unwanted = |(server, found): &(&String, &RunningServer)| {
             found.state == State::Retired && !desired_has(backend, server)
         };
@@ -297,7 +316,7 @@ pub fn garbage(running: &Running, desired: &Desired) -> Vec<Op> {
             })
             .collect::<Vec<_>>()
     };
-    desired.backends.iter().flat_map(of).collect()
+    backends.into_iter().flat_map(of).collect()
 }
 
 fn desired_has(backend: &Backend, server: &str) -> bool {
@@ -467,10 +486,19 @@ impl Draft<'_> {
         }
         let at_once = [self.returns, self.weights, self.retires].concat();
         match self.reason {
-            Some(reason) => Plan::Reload {
-                reason,
-                first: at_once,
-            },
+            Some(reason) => {
+                let same_structure = !matches!(reason, ReloadReason::Structure { .. });
+                let meanwhile = if same_structure {
+                    [self.adds, self.late].concat()
+                } else {
+                    Vec::new()
+                };
+                Plan::Reload {
+                    reason,
+                    first: at_once,
+                    meanwhile,
+                }
+            }
             None => {
                 let ops = [self.adds, at_once, self.late].concat();
                 if ops.is_empty() {

@@ -1,18 +1,26 @@
 //! Keeps haproxy in step with what the sources say: one task, level-triggered. Runs inside a `LocalSet`.
 //!
-//! A pass recomputes the services whose inputs changed, plans against what the worker was last seen to run, sends what the
-//! stats socket can change (removals never wait), and leaves everything that needs the file to one job at a
-//! time: check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an event; after a job,
-//! another pid or a doubtful answer it reads the worker again and plans anew. Decisions are in the pure modules
-//! ([`crate::services`], [`crate::assembly`], [`crate::plan`], [`limiter`]); this one moves data between them.
+//! A pass assesses the services whose inputs changed, sends their removals at once, writes the file and sends what else
+//! the stats socket can change as soon as the [`window`] lets it, and leaves everything that needs haproxy's judgement to
+//! one job at a time: check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an
+//! event; after such a job, another pid or a doubtful answer it reads the worker again and plans anew. A change costs its
+//! service: what is kept of the others ([`Whole`], [`Observed`], the published views) is not looked at. Decisions are in
+//! the pure modules ([`crate::services`], [`crate::assembly`], [`crate::plan`], [`limiter`], [`window`]); this one moves
+//! data between them.
+//!
+//! While a reload has to wait, or is on its way, the worker keeps the structure it has: the servers go into that one
+//! ([`aim`]), in the file and over the stats socket, so that nobody waits for a structure.
 
+mod aim;
 mod boot;
 mod dispatch;
+mod file;
 pub mod job;
 pub mod limiter;
 mod observed;
 mod runtime;
 mod view;
+pub mod window;
 mod worker;
 
 pub(crate) use boot::host_name;
@@ -21,39 +29,42 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use tracing::error;
 
-use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
+use crate::assembly::Whole;
 use crate::config::Config;
 use crate::generation::Generation;
 use crate::good::Good;
+use crate::plan::State as ServerState;
 use crate::render::Renderer;
 use crate::runtime_api::RuntimeApi;
 use crate::services::{State, World, source_key};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Ids, Snapshot};
 use crate::source::SourceKey;
 use crate::sources::Sources;
-use crate::status::{ReloadView, View};
+use crate::status::{Board, ReloadView, View};
+use aim::Touched;
+use file::File;
 use job::{Done, Kept};
 use limiter::Limiter;
 use observed::{Digests, Observed};
 use runtime::{Fallbacks, Proven};
+use window::Window;
 
-/// The worker's pid and generation are looked at this often.
-const POLL: Duration = Duration::from_secs(1);
+/// The worker's pid and generation are looked at this often: a reload by somebody else is repaired within 1.5 s.
+const POLL: Duration = Duration::from_millis(500);
 /// A quarantined service is tried again this often, although nothing of it changed: what haproxy missed (a certificate,
 /// a free port) may be there by now.
 const RETRY_QUARANTINED: Duration = Duration::from_secs(60);
-
 /// How long a reload waits for sources that the configuration has just named.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Pause after an answer that leaves the worker's state in doubt.
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
+/// Least time between two states handed to the snapshot's writer.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a service is not rendered as configured.
 #[derive(Debug, Clone)]
@@ -75,6 +86,27 @@ struct Tally {
     last_reload: Option<ReloadView>,
     runtime_ops: u64,
     foreign_reloads: u64,
+    /// Differences that nobody had told of, by kind.
+    differences: BTreeMap<&'static str, u64>,
+}
+
+/// What came to its end beside the reconciler.
+enum Ended {
+    /// The file was written, or not; of which revision.
+    Write(u64, Result<(), String>),
+    /// A job.
+    Job(Box<Done>),
+}
+
+/// What is on its way beside the reconciler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InFlight {
+    /// The file alone.
+    Write,
+    /// A check, perhaps a search for what haproxy refuses.
+    Check,
+    /// A reload, after its check.
+    Reload,
 }
 
 /// The task's state.
@@ -83,10 +115,25 @@ pub struct Reconciler {
     renderer: Arc<Renderer>,
     sources: Sources,
     services: Vec<State>,
+    /// Which services a source or a backend concerns.
+    by_source: BTreeMap<SourceKey, Vec<usize>>,
+    by_backend: BTreeMap<String, usize>,
     /// Services whose inputs changed.
     dirty: BTreeSet<usize>,
+    /// Services that are assessed and not rendered yet.
+    unrendered: BTreeSet<usize>,
+    /// Services whose place in the file has to be made anew.
+    replaced: BTreeSet<usize>,
+    /// Services whose view has to be published anew.
+    unseen: BTreeSet<usize>,
+    window: Window,
+    /// The file as it should be.
+    wanted: Option<Whole>,
+    /// The servers in the structure that the worker has loaded, while another one waits; with the names of its services.
+    held: Option<(Vec<String>, Whole)>,
+    touched: Touched,
     /// haproxy's ids by backend and NAME.
-    ids: BTreeMap<String, BTreeMap<String, u32>>,
+    ids: Ids,
     operator_maint: BTreeSet<(String, String)>,
     refused_options: BTreeMap<(String, String), String>,
     quarantined: BTreeMap<String, Quarantine>,
@@ -95,30 +142,31 @@ pub struct Reconciler {
     /// Why the frame is not rendered as configured.
     frame_problem: Option<String>,
     good: Good,
-    cache: EffectiveCache,
     api: RuntimeApi,
     observed: Option<Observed>,
     digests: Digests,
     proven: Proven,
     fallbacks: Fallbacks,
+    /// Backends whose own lines keep new servers from being added without a reload, and why.
+    reload_only: BTreeMap<String, String>,
     /// Servers taken out that nobody wants: of which worker, and when the next attempt to delete them is due.
     retired: BTreeMap<(String, String), (u32, Instant)>,
     /// The worker has to be read before the next plan.
     stale: bool,
     /// Why the stats socket cannot be used.
     socket_problem: Option<String>,
-    /// Text of the config file as last read or written.
-    disk: Option<Arc<str>>,
-    /// While reloads back off, the file follows the current servers; it already does.
-    held: bool,
-    /// Text that was loaded as far as an exit status can tell; only without a stats socket.
-    unconfirmed: Option<Arc<str>>,
+    file: File,
+    /// While nobody runs the file and starts back off, the file follows the current servers; it already does.
+    followed: bool,
+    /// Revision of the text that was loaded as far as an exit status can tell; only without a stats socket.
+    unconfirmed: Option<u64>,
     /// What was last taken into [`Good`].
     accepted: Option<(Generation, Arc<Renderer>)>,
     write_problem: Option<String>,
     reload_problem: Option<String>,
     stop_haproxy: bool,
-    jobs: JoinSet<Done>,
+    jobs: JoinSet<Ended>,
+    in_flight: Option<InFlight>,
     driver: Option<job::Driver>,
     limiter: Limiter,
     retry_at: Option<Instant>,
@@ -128,13 +176,19 @@ pub struct Reconciler {
     host: String,
     machine: String,
     tally: Tally,
+    board: Arc<Board>,
     view: watch::Sender<Arc<View>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Something in the snapshot has changed; when the next one may be handed over.
+    unsaved: bool,
+    save_at: Instant,
 }
 
 /// What the reconciler publishes to.
 pub struct Outputs {
-    /// For `/status` and `/metrics`.
+    /// The services, for `/status` and `/metrics`.
+    pub board: Arc<Board>,
+    /// Everything else for them.
     pub view: watch::Sender<Arc<View>>,
     /// For the snapshot's writer.
     pub snapshot: watch::Sender<Arc<Snapshot>>,
@@ -160,13 +214,14 @@ impl Reconciler {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry_at;
-            // Cancel-safe: watch receives, ticks, a join of a set that keeps its tasks, a deadline kept outside.
+            let save = self.unsaved.then_some(self.save_at);
+            // Cancel-safe: watch receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
             tokio::select! {
                 () = shutdown.wait() => break,
                 changed = changes.changed() => if changed.is_ok() { self.sources_changed() },
                 changed = resolved.changed() => if changed.is_ok() {
                     resolved.mark_unchanged();
-                    self.dirty.extend(0..self.services.len());
+                    self.names_changed();
                 },
                 changed = configs.changed() => if changed.is_ok() {
                     let config = configs.borrow_and_update().clone();
@@ -174,10 +229,11 @@ impl Reconciler {
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
                 _ = poll.tick() => if !self.poll().await { continue },
-                _ = audit.tick() => if self.jobs.is_empty() {
-                    self.read_disk();
-                    self.stale = true;
-                },
+                _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
+                () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {
+                    self.save();
+                    continue;
+                }
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}
             }
             self.pass().await;
@@ -190,6 +246,8 @@ impl Reconciler {
         while let Some(done) = self.jobs.join_next().await {
             self.finish(done);
         }
+        self.save();
+        self.file.close().await;
         if let Some(driver) = self.driver.take() {
             driver.close().await;
         }
@@ -197,59 +255,57 @@ impl Reconciler {
     }
 
     fn sources_changed(&mut self) {
-        let changed = self.sources.take_changed();
-        let dirty = self
-            .indexes(|state| source_key(&state.service).is_some_and(|key| changed.contains(&key)));
-        self.dirty.extend(dirty);
+        for key in self.sources.take_changed() {
+            self.dirty
+                .extend(self.by_source.get(&key).into_iter().flatten());
+        }
     }
 
-    /// One pass: recompute, plan, apply what can be applied now, start a job for the rest, publish.
+    /// Names have other addresses: the services that use any.
+    fn names_changed(&mut self) {
+        let with_names = self.indexes(|state| !state.names.is_empty());
+        self.dirty.extend(with_names);
+        self.unsaved = true;
+    }
+
+    /// One pass: assess, take out what has gone, render, plan, apply what can be applied now, start a job for the rest,
+    /// publish.
     async fn pass(&mut self) {
+        self.retry_at = None;
         let mut looked = self.stale && self.jobs.is_empty();
         if looked {
             self.observe().await;
         }
         loop {
-            self.recompute();
-            self.retry_at = None;
-            let assembly = match self.assemble_some() {
-                Ok(assembly) => assembly,
-                Err(problem) => return self.cannot_render(problem),
-            };
-            let next = self.change(&assembly).await;
-            if !looked && self.may_reload(&assembly, &next) {
+            let assessed = self.assess();
+            self.remove_at_once(&assessed).await;
+            self.render();
+            if let Err(problem) = self.refresh() {
+                return self.cannot_render(problem);
+            }
+            let next = self.change().await;
+            if !looked && self.may_reload(&next) {
                 // The next worker knows of an operator's maint only what its file says: the last look may be too old.
                 looked = true;
                 self.stale = true;
                 self.observe().await;
                 continue;
             }
-            self.accept(&assembly);
-            if self.jobs.is_empty() {
-                self.start_job(&assembly, &next);
-            }
-            self.delete_retired(&assembly).await;
-            return self.publish(Some((&assembly, &next)));
+            self.accept();
+            self.start_job(&next);
+            self.delete_retired().await;
+            return self.publish(Some(&next));
         }
     }
 
-    fn cannot_render(&mut self, problem: String) {
-        if self.frame_problem.as_ref() != Some(&problem) {
-            error!(
-                problem,
-                "haproxy.cfg cannot be rendered: the running one stays as it is"
-            );
-            self.frame_problem = Some(problem);
-        }
-        self.publish(None);
-    }
-
-    fn recompute(&mut self) {
+    /// Runs the funnel of the services whose inputs changed: which those are.
+    fn assess(&mut self) -> BTreeSet<usize> {
         let dirty = std::mem::take(&mut self.dirty);
         if dirty.is_empty() {
-            return;
+            return dirty;
         }
-        self.held = false;
+        self.followed = false;
+        self.unsaved = true;
         let resolved = self.sources.resolved().borrow().clone();
         let world = World {
             view: &|key: &SourceKey| self.sources.view(key),
@@ -264,31 +320,53 @@ impl Reconciler {
             },
             host: &self.host,
         };
-        for index in dirty {
+        let mut other_names = false;
+        for &index in &dirty {
             let Some(state) = self.services.get_mut(index) else {
                 continue;
             };
             let backend = state.backend().unwrap_or(&state.service.name).to_owned();
             let known = self.ids.entry(backend).or_default();
-            state.recompute(&self.config, &self.renderer, &world, known);
+            let names = std::mem::take(&mut state.names);
+            state.assess(&self.config, &world, known);
+            other_names |= names != state.names;
+            self.unrendered.insert(index);
+            self.unseen.insert(index);
         }
-        self.sources.want_names(
-            self.services
-                .iter()
-                .flat_map(|s| s.names.iter().cloned())
-                .collect(),
-        );
+        if other_names {
+            let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
+            self.sources.want_names(names.collect());
+        }
+        dirty
     }
 
-    /// The form each service has at the moment: as configured, or as last accepted while it is quarantined.
-    fn pieces(&self) -> Vec<Piece> {
-        self.services
-            .iter()
-            .filter_map(|state| self.piece(state))
-            .collect()
+    /// Renders what was assessed, unless a window is open.
+    fn render(&mut self) {
+        if self.unrendered.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let due = self.window.due(now);
+        // Without a file there is nothing that could be kept as it is for so long.
+        if due > now && self.wanted.is_some() {
+            return self.again_at(due);
+        }
+        self.window.taken(now);
+        for index in std::mem::take(&mut self.unrendered) {
+            if let Some(state) = self.services.get_mut(index) {
+                state.render(&self.renderer);
+                self.replaced.insert(index);
+            }
+        }
     }
 
-    fn piece(&self, state: &State) -> Option<Piece> {
+    /// Another pass is due then, at the latest.
+    fn again_at(&mut self, at: Instant) {
+        self.retry_at = Some(self.retry_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// The form a service has at the moment: as configured, or as last accepted while it is quarantined.
+    fn piece(&self, state: &State) -> Option<crate::assembly::Piece> {
         let good = || self.good.piece(&state.service, &state.servers);
         let usable = self.frame().is_whole() == self.renderer.is_whole();
         match (state.piece.as_ref()?, self.quarantine(state)) {
@@ -308,28 +386,5 @@ impl Reconciler {
             }
             _ => &self.renderer,
         }
-    }
-
-    /// When a template of the frame fails, the last good frame holds the services meanwhile.
-    fn assemble_some(&mut self) -> Result<Assembly, String> {
-        self.assemble().or_else(|problem| {
-            let refused = Arc::clone(self.frame());
-            if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
-                return Err(problem);
-            }
-            error!(
-                problem,
-                "haproxy.cfg cannot be rendered: its last good frame stays"
-            );
-            self.refuse_frame(refused, problem);
-            self.assemble()
-        })
-    }
-
-    fn assemble(&mut self) -> Result<Assembly, String> {
-        let pieces = self.pieces();
-        let pieces: Vec<&Piece> = pieces.iter().collect();
-        let frame = Arc::clone(self.frame());
-        assemble(&frame, &pieces, &mut self.cache).map_err(|e| Chain(&e).to_string())
     }
 }

@@ -17,6 +17,7 @@ use std::fmt;
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera};
 
+use crate::cfg::is_plain;
 use crate::config::{Config, FrontendPort, Service, ServiceHaproxy, TemplateText};
 use crate::server::Identified;
 use frame::Frame;
@@ -224,6 +225,18 @@ impl Renderer {
         let mut context = Context::new();
         context.insert("service", &self.view(service, haproxy, servers));
         self.render(&self.templates.service, &context, Some(&service.name))
+    }
+
+    /// The lines of these servers as the built-in template writes them, below what it makes of the service without any
+    /// ([`Renderer::render_service`] with no servers): one server more costs no template. `None` with a template of the
+    /// user's, and when a line needs haproxy's quoting rules to be read.
+    #[must_use]
+    pub fn server_lines(&self, service: &Service, servers: &[Identified]) -> Option<Vec<String>> {
+        let haproxy = service.haproxy.as_ref()?;
+        let built_in = self.templates.whole.is_none() && self.templates.service == SERVICE.0;
+        let line = |server| ServerView::new(server, haproxy, self.use_nerve_weights).line();
+        let lines: Vec<String> = servers.iter().map(line).collect();
+        (built_in && lines.iter().all(|line| is_plain(line))).then_some(lines)
     }
 
     /// The shared frontend. Ends with a newline; empty when there is none. `services` are those that are rendered.

@@ -178,14 +178,13 @@ impl State {
             .collect()
     }
 
-    /// Runs the funnel, allocates ids and, where anything changed, renders. `known` holds the ids this backend's servers
-    /// have had and is brought up to date.
-    pub fn recompute(
+    /// Runs the funnel and allocates ids: [`State::servers`] is what is wanted now; it is not rendered yet. `known` holds
+    /// the ids this backend's servers have had and is brought up to date.
+    pub fn assess(
         &mut self,
         config: &Config,
-        renderer: &Renderer,
         world: &World<'_>,
-        known: &mut BTreeMap<String, u32>,
+        known: &mut Arc<BTreeMap<String, u32>>,
     ) {
         let view = source_key(&self.service).map(|key| (world.view)(&key));
         let confirmed = view.as_ref().is_none_or(|v| v.confirmed);
@@ -220,9 +219,17 @@ impl State {
         };
         self.desired = Some(desired);
         self.identify(servers, config, world, known);
-        self.piece = self.service.haproxy.as_ref().map(|_| {
-            Piece::render(renderer, &self.service, &self.servers).map_err(|e| Chain(&e).to_string())
-        });
+    }
+
+    /// Renders what [`State::assess`] has found. `renderer` is another one only after [`State::reconfigure`].
+    pub fn render(&mut self, renderer: &Renderer) {
+        let rendered = |former: Option<Result<Piece, String>>| match former {
+            Some(Ok(piece)) => piece.with_servers(renderer, &self.servers),
+            Some(Err(_)) | None => Piece::render(renderer, &self.service, &self.servers),
+        };
+        let former = self.piece.take();
+        let piece = self.service.haproxy.as_ref().map(|_| rendered(former));
+        self.piece = piece.map(|piece| piece.map_err(|e| Chain(&e).to_string()));
     }
 
     /// Leaves out what haproxy has refused, marks what an operator has disabled, gives ids and an order.
@@ -231,7 +238,7 @@ impl State {
         servers: Vec<Server>,
         config: &Config,
         world: &World<'_>,
-        known: &mut BTreeMap<String, u32>,
+        known: &mut Arc<BTreeMap<String, u32>>,
     ) {
         let backend = self.backend().unwrap_or(&self.service.name).to_owned();
         self.refused.clear();
@@ -257,8 +264,8 @@ impl State {
         }
         let live = (world.live_ids)(&backend);
         let reserved = live.values().copied().collect();
-        known.extend(live);
-        let allocation = ids::allocate(known, &admitted, &reserved, config.haproxy.max_server_id);
+        let id = |name: &str| live.get(name).or_else(|| known.get(name)).copied();
+        let allocation = ids::allocate(id, &admitted, &reserved, config.haproxy.max_server_id);
         self.id_notes = allocation
             .notes
             .iter()
@@ -268,7 +275,9 @@ impl State {
             })
             .collect();
         self.servers = allocation.identify(admitted);
-        *known = allocation.ids;
+        if **known != allocation.ids {
+            *known = Arc::new(allocation.ids);
+        }
         if let Some(haproxy) = &self.service.haproxy {
             let seed = config
                 .haproxy

@@ -22,8 +22,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::{Deserialize, Serialize};
-
+use crate::effective::Digest;
 use crate::source::{Children, SourceKey, SourceView};
 
 mod file;
@@ -39,6 +38,12 @@ pub use writer::{Counters, write_behind};
 /// The version this program writes and reads.
 pub const FORMAT: u32 = 1;
 
+/// haproxy's ids by backend and server name. The identity of an inner map tells whether it must be serialised anew.
+pub type Ids = BTreeMap<String, Arc<BTreeMap<String, u32>>>;
+
+/// Digests of server options by backend and server name; identity as in [`Ids`].
+pub type Digests = BTreeMap<String, Arc<BTreeMap<String, Digest>>>;
+
 /// Everything in the snapshot. Published whole by the reconciler; cheap to clone.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Snapshot {
@@ -49,7 +54,7 @@ pub struct Snapshot {
     /// The last address of each host that is a name.
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
     /// haproxy's ids by backend and server name.
-    pub ids: Arc<BTreeMap<String, BTreeMap<String, u32>>>,
+    pub ids: Ids,
     /// States set by an operator (`maint`, `drain`), by `backend/NAME`.
     pub operator: Arc<BTreeMap<String, String>>,
     /// By service: the last non-empty set while an empty one is being held back.
@@ -79,14 +84,14 @@ pub struct Hold {
 }
 
 /// A haproxy worker and what only we know about its servers.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Worker {
     /// Its pid.
     pub pid: u32,
     /// Its start in clock ticks since boot, where known: pids are used again.
     pub start: Option<u64>,
-    /// Hash of the options each server was added with, by `backend/NAME` (`show servers state` does not tell them).
-    pub options: BTreeMap<String, String>,
+    /// Digest of the options each server was added with (`show servers state` does not tell them).
+    pub options: Digests,
 }
 
 impl Snapshot {

@@ -2,6 +2,7 @@
 //! Plain data, built by the reconciler after each pass; the admin listener only prints it.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -12,13 +13,37 @@ use crate::server::Rejected;
 /// The number in `schema`.
 pub const SCHEMA: u32 = 1;
 
-/// Everything the reconciler knows; the listener adds the ZooKeeper links.
+/// The services as last published, each on its own: a change of one does not touch the others. Shared by the reconciler,
+/// which writes, and the admin listener.
+#[derive(Debug, Default)]
+pub struct Board(RwLock<BTreeMap<String, Arc<ServiceView>>>);
+
+impl Board {
+    /// Takes another view of a service.
+    pub fn put(&self, service: &str, view: ServiceView) {
+        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        services.insert(service.to_owned(), Arc::new(view));
+    }
+
+    /// A service is not configured any more.
+    pub fn remove(&self, service: &str) {
+        let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        services.remove(service);
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn services(&self) -> BTreeMap<String, Arc<ServiceView>> {
+        let services = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        services.clone()
+    }
+}
+
+/// Everything else the reconciler knows; the listener adds the services and the ZooKeeper links.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct View {
     /// haproxy serves our generation.
     pub ready: bool,
-    /// By service name.
-    pub services: BTreeMap<String, ServiceView>,
     /// haproxy itself.
     pub haproxy: HaproxyView,
     /// Files that cannot be written, sockets that cannot be used: each in words.
@@ -30,7 +55,7 @@ pub struct View {
 pub struct ServiceView {
     /// `live`, `snapshot`, `defaults` or `held`.
     pub origin: &'static str,
-    /// When its source last agreed with the registry, seconds since 1970; null = never.
+    /// When its source last agreed with the registry, seconds since 1970; null = never. While it is fresh that is now.
     pub agreed_at: Option<f64>,
     /// Its source agrees now.
     pub fresh: bool,
@@ -94,6 +119,9 @@ pub struct HaproxyView {
     pub wanted_generation: Option<String>,
     /// Servers in which haproxy and the wanted state differ at the moment.
     pub divergence: usize,
+    /// Differences found by looking that nobody had told of, since the start, by kind: `missing`, `extra`, `address`, `id`,
+    /// `weight`, `state` (servers), `generation`, `file`. All were repaired, or left to their owner.
+    pub differences: BTreeMap<&'static str, u64>,
     /// Reloads since the start: succeeded.
     pub reloads: u64,
     /// Reloads since the start: failed.
@@ -131,9 +159,35 @@ pub fn seconds(at: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
-/// `/status`: the view in its envelope.
+impl ServiceView {
+    /// When its source last agreed with the registry, asked at `now`.
+    #[must_use]
+    pub fn agreed_at(&self, now: SystemTime) -> Option<f64> {
+        if self.fresh && self.agreed_at.is_some() {
+            Some(seconds(now))
+        } else {
+            self.agreed_at
+        }
+    }
+}
+
+/// `/status`: the views in their envelope.
 #[must_use]
-pub fn document(view: &View, started: SystemTime, zookeeper: Value) -> Value {
+pub fn document(
+    view: &View,
+    services: &BTreeMap<String, Arc<ServiceView>>,
+    started: SystemTime,
+    zookeeper: Value,
+) -> Value {
+    let now = SystemTime::now();
+    let service = |view: &ServiceView| ServiceView {
+        agreed_at: view.agreed_at(now),
+        ..view.clone()
+    };
+    let services: BTreeMap<&String, ServiceView> = services
+        .iter()
+        .map(|(name, view)| (name, service(view)))
+        .collect();
     let mut document = serde_json::json!({
         "schema": SCHEMA,
         "program": "synapse",
@@ -142,6 +196,7 @@ pub fn document(view: &View, started: SystemTime, zookeeper: Value) -> Value {
         "started": seconds(started),
         "ready": view.ready,
         "zookeeper": zookeeper,
+        "services": serde_json::to_value(services).expect("plain data always serialises"),
     });
     let body = serde_json::to_value(view).expect("plain data always serialises");
     if let (Value::Object(document), Value::Object(body)) = (&mut document, body) {

@@ -60,6 +60,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
+        coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
 
@@ -134,7 +135,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
         allowed_options: &config.haproxy.allowed_server_options,
     });
     let ids = ids::allocate(
-        &BTreeMap::new(),
+        |_| None,
         &desired.servers,
         &BTreeSet::new(),
         config.haproxy.max_server_id,

@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::good::Good;
 use crate::ids::tests::server;
@@ -54,4 +56,88 @@ fn the_fragment_of_a_former_file_follows_what_is_wanted() {
         good.piece(&Arc::new(service("unknown")), &three())
             .is_none()
     );
+}
+
+/// A server that shows every part a line can have.
+fn any_server(number: u8, shape: u8) -> Identified {
+    let bit = |n: u8| shape & (1 << n) != 0;
+    let mut server = server(&format!("10.0.0.{number}"), 80);
+    server.weight = bit(0).then_some(u16::from(number));
+    server.options = bit(1).then(|| "weight 7 maxconn 5".to_owned());
+    server.disabled = bit(2);
+    Identified {
+        server,
+        id: u32::from(number),
+    }
+}
+
+fn services() -> Vec<Arc<Service>> {
+    let service = |name: &str, change: &dyn Fn(&mut crate::config::ServiceHaproxy)| {
+        let mut service = service(name);
+        change(service.haproxy.as_mut().unwrap());
+        Arc::new(service)
+    };
+    vec![
+        service("web", &|_| {}),
+        service("checked", &|h| {
+            h.server_options = "check inter 2s weight 3".to_owned();
+            h.backend = vec!["mode tcp".to_owned(), "default-server rise 9".to_owned()];
+        }),
+        service("quoted", &|h| {
+            h.server_options = "check \"inter\" 2s".to_owned();
+        }),
+        service("own", &|h| {
+            h.backend = vec!["server spare 127.0.0.1:1 backup".to_owned()];
+            h.cookie_hash = true;
+        }),
+        service("shared", &|h| {
+            h.shared_frontend = vec!["use_backend shared".to_owned()];
+        }),
+    ]
+}
+
+proptest! {
+    /// However a file came about, piece by piece: it is the one that is made at once, and means the same.
+    #[test]
+    fn kept_piece_by_piece_as_made_at_once(
+        steps in proptest::collection::vec((0usize..5, proptest::option::weighted(0.9, proptest::collection::btree_map(1u8..20, 0u8..8, 0..6))), 1..20),
+        weights: bool, whole_template: bool,
+    ) {
+        let mut config = config();
+        config.haproxy.use_nerve_weights = weights;
+        config.haproxy.shared_frontend = Some(vec!["bind 127.0.0.1:1".to_owned()]);
+        if whole_template {
+            let text = "{% include \"global.cfg.tera\" %}{% for service in services %}{% include \"service.cfg.tera\" %}{% endfor %}";
+            config.haproxy.templates.whole = Some(crate::config::TemplateText { path: "whole".into(), text: text.to_owned() });
+        }
+        let renderer = Arc::new(Renderer::new(&config).unwrap());
+        let services = services();
+        let mut pieces: Vec<Option<Piece>> = vec![None; services.len()];
+        let mut kept = Whole::new(&renderer, pieces.clone()).unwrap();
+        for (index, servers) in steps {
+            let piece = servers.map(|servers| {
+                let servers: Vec<Identified> = servers.into_iter().map(|(n, shape)| any_server(n, shape)).collect();
+                let rendered = Piece::render(&renderer, &services[index], &servers).unwrap();
+                let piece = match &pieces[index] {
+                    Some(former) => former.with_servers(&renderer, &servers).unwrap(),
+                    None => rendered.clone(),
+                };
+                assert_eq!(piece.fragment.text, rendered.fragment.text);
+                assert_eq!(piece.fragment.model.servers, rendered.fragment.model.servers);
+                assert_eq!(piece.fragment.model.lines, rendered.fragment.model.lines);
+                assert_eq!(piece.structure(), rendered.structure());
+                piece
+            });
+            pieces[index] = piece.clone();
+            let (before, text) = (kept.revision(), kept.parts().concat());
+            kept.set(index, piece).unwrap();
+            prop_assert!(kept.revision() != before || kept.is(&text));
+            let all: Vec<&Piece> = pieces.iter().flatten().collect();
+            let once = assemble(&renderer, &all, &mut EffectiveCache::default()).unwrap();
+            prop_assert_eq!(kept.parts().concat(), &*once.text);
+            let longer = format!("{}#", once.text);
+            prop_assert!(kept.is(&once.text) && !kept.is(&longer) && !kept.is(&once.text[1..]));
+            prop_assert_eq!(kept.desired(), &once.desired);
+        }
+    }
 }

@@ -42,6 +42,24 @@ pub(super) const KEYS: &[Key] = &[
         "time between full comparisons of memory, file and live haproxy",
     ),
     honoured(
+        "coalesce",
+        Kind::Map,
+        "",
+        "a change is applied at once, those that follow it together; removals never wait",
+    ),
+    honoured(
+        "coalesce.min",
+        Kind::Duration,
+        "20ms",
+        "how long changes are gathered after the first one",
+    ),
+    honoured(
+        "coalesce.max",
+        Kind::Duration,
+        "250ms",
+        "to what that grows while changes keep coming, by doubling",
+    ),
+    honoured(
         "zookeeper",
         Kind::Map,
         "",
@@ -531,11 +549,6 @@ pub(super) const KEYS: &[Key] = &[
         "max_stale",
         Kind::Any,
         "the last known servers are served without end",
-    ),
-    later(
-        "coalesce",
-        Kind::Map,
-        "a change is applied at once; those that arrive while haproxy or its file is busy go together",
     ),
     later(
         "guard",

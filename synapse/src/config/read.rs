@@ -75,6 +75,11 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let audit_interval = top
         .key("audit_interval")
         .duration_at_least(Duration::from_secs(1));
+    let coalesce = top.key("coalesce").object(|map| {
+        let time = |key, default| map.key(key).duration().unwrap_or(default);
+        let min = time("min", Duration::from_millis(20));
+        (min, time("max", Duration::from_millis(250)).max(min))
+    })?;
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -96,6 +101,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         snapshot_path: snapshot_path
             .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
+        coalesce,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::effective::Digest;
 use crate::generation::Generation;
 use crate::plan::{Running, State};
 use crate::runtime_api::{ApiError, Info, RuntimeApi, ServerRow};
@@ -25,7 +26,7 @@ pub struct Live {
 }
 
 /// Digests of the options with which servers were loaded: backend, name.
-pub type Digests = BTreeMap<String, BTreeMap<String, String>>;
+pub type Digests = BTreeMap<String, BTreeMap<String, Digest>>;
 
 impl Live {
     /// Reads pid, generation and the whole table.

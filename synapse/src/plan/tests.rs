@@ -51,6 +51,10 @@ fn reason(plan: &Plan) -> Option<&ReloadReason> {
     }
 }
 
+fn trash(running: &Running, desired: &Desired) -> Vec<Op> {
+    garbage(running, desired, desired.backends.keys())
+}
+
 const S1: &str = "s1 127.0.0.1:1 id 1";
 const S2: &str = "s2 127.0.0.1:2 id 2";
 
@@ -226,24 +230,24 @@ fn a_disabled_server_is_added_in_maint() {
 fn what_nobody_wants_is_deleted() {
     let mut running = Running::loaded(&file(&[S1, S2]));
     set(&mut running, "s2", 0, State::Retired);
-    assert_eq!(garbage(&running, &file(&[S1, S2])), []);
-    let ops = garbage(&running, &file(&[S1]));
+    assert_eq!(trash(&running, &file(&[S1, S2])), []);
+    let ops = trash(&running, &file(&[S1]));
     assert_eq!(ops[0].to_string(), "delete b/s2");
     running.apply(&ops[0]);
     assert_eq!(running, Running::loaded(&file(&[S1])));
     // In maint by an operator's hand, or in a backend that is not ours.
     set(&mut running, "s1", 1, State::OperatorMaint);
-    assert_eq!(garbage(&running, &file(&[])), []);
+    assert_eq!(trash(&running, &file(&[])), []);
     set(&mut running, "s1", 0, State::Retired);
-    assert_eq!(garbage(&running, &desired("backend other\n")), []);
+    assert_eq!(trash(&running, &desired("backend other\n")), []);
     // Where it could not be added again.
     for section in ["balance source", "cookie S insert"] {
         let wanted = desired(&format!("backend b\n {section}\n"));
-        assert_eq!(garbage(&running, &wanted), [], "{section}");
+        assert_eq!(trash(&running, &wanted), [], "{section}");
     }
-    assert_eq!(garbage(&running, &desired("backend b\n")).len(), 1);
+    assert_eq!(trash(&running, &desired("backend b\n")).len(), 1);
     running.refuses.backends.insert("b".into(), "no".into());
-    assert_eq!(garbage(&running, &desired("backend b\n")), []);
+    assert_eq!(trash(&running, &desired("backend b\n")), []);
 }
 
 #[test]

@@ -10,12 +10,14 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, info};
 
+use super::aim::Touched;
+use super::file::File;
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::observed::{Digests, file_rows};
 use super::runtime::{Fallbacks, Proven};
+use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
-use crate::assembly::EffectiveCache;
 use crate::cfg::{Model, Ours};
 use crate::config::{Config, Service};
 use crate::desired::Previous;
@@ -49,34 +51,42 @@ impl Reconciler {
             .iter()
             .map(|s| State::new(Arc::new(s.clone()), held(snapshot, s)))
             .collect();
-        let disk = std::fs::read_to_string(&config.haproxy.config_file_path)
-            .ok()
-            .map(Arc::from);
         let mut this = Self {
             dirty: (0..services.len()).collect(),
-            ids: snapshot.ids.as_ref().clone(),
+            by_source: BTreeMap::new(),
+            by_backend: BTreeMap::new(),
+            unrendered: BTreeSet::new(),
+            replaced: BTreeSet::new(),
+            unseen: BTreeSet::new(),
+            window: Window::new(config.coalesce.0, config.coalesce.1),
+            wanted: None,
+            held: None,
+            touched: Touched::All,
+            ids: snapshot.ids.clone(),
             operator_maint: operator_maint(snapshot),
             refused_options: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             refused_frame: None,
             frame_problem: None,
             good: Good::default(),
-            cache: EffectiveCache::default(),
             api: RuntimeApi::new(stats_sockets(&config)),
             observed: None,
             digests: Digests::of_snapshot(snapshot),
             proven: Proven::default(),
             fallbacks: Fallbacks::default(),
+            reload_only: BTreeMap::new(),
             retired: BTreeMap::new(),
             stale: true,
             socket_problem: None,
-            held: false,
+            file: File::new(&config.haproxy.config_file_path),
+            followed: false,
             unconfirmed: None,
             accepted: None,
             write_problem: None,
             reload_problem: None,
             stop_haproxy,
             jobs: JoinSet::new(),
+            in_flight: None,
             driver: Some(Driver::new(&config, stop_haproxy)),
             limiter: Limiter::new(
                 config.haproxy.restart_interval,
@@ -88,27 +98,30 @@ impl Reconciler {
             host: host_name(),
             machine: snapshot.machine.clone(),
             tally: Tally::default(),
+            board: outputs.board,
             view: outputs.view,
             snapshot: outputs.snapshot,
+            unsaved: true,
+            save_at: Instant::now(),
             config,
             renderer,
             sources,
             services,
-            disk,
         };
-        if let Some(text) = &this.disk {
-            let written = Scope::default().read(&Model::parse(text, Ours::All));
-            this.digests.complete(&written);
+        this.index_services();
+        let text = this.file.read();
+        let file = text.as_ref().map(|text| Model::parse(text, Ours::All));
+        if let Some(file) = &file {
+            this.digests.complete(&Scope::default().read(file));
         }
         this.observe().await;
-        this.plant(snapshot);
+        this.plant(snapshot, text.as_deref(), file.as_ref());
         Ok(this)
     }
 
     /// What runs, or else what stands in haproxy.cfg, stays until the registry has spoken.
-    fn plant(&mut self, snapshot: &Snapshot) {
-        let file = self.disk.clone().map(|text| Model::parse(&text, Ours::All));
-        if let Some(text) = &self.disk {
+    fn plant(&mut self, snapshot: &Snapshot, text: Option<&str>, file: Option<&Model>) {
+        if let Some(text) = text {
             let services: Vec<_> = self
                 .services
                 .iter()
@@ -120,7 +133,7 @@ impl Reconciler {
             self.config.haproxy.state_file_path.as_deref(),
             &self.config.services,
         ) {
-            let known = self.ids.entry(backend).or_default();
+            let known = Arc::make_mut(self.ids.entry(backend).or_default());
             ids.into_iter()
                 .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
@@ -130,7 +143,7 @@ impl Reconciler {
                 continue;
             };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
-            let file = file.as_ref().and_then(|model| file_rows(model, &backend));
+            let file = file.and_then(|model| file_rows(model, &backend));
             let view = source_key(&state.service)
                 .map(|key| self.sources.view(&key))
                 .unwrap_or_default();
@@ -146,7 +159,7 @@ impl Reconciler {
                     .map_or("", |h| &h.server_options),
             };
             let seed = seed::seed(&inputs);
-            let known = self.ids.entry(backend).or_default();
+            let known = Arc::make_mut(self.ids.entry(backend).or_default());
             known.extend(seed.ids.iter().map(|(name, id)| (name.clone(), *id)));
             state.plant(seed);
         }
@@ -180,6 +193,16 @@ impl Reconciler {
             };
             self.services.push(state);
         }
+        for (name, state) in former {
+            self.good.leave(&name, state.servers);
+            self.board.remove(&name);
+        }
+        self.index_services();
+        self.window = Window::new(config.coalesce.0, config.coalesce.1);
+        self.file.configure(&config.haproxy.config_file_path);
+        self.wanted = None;
+        self.held = None;
+        self.unrendered.clear();
         self.api = RuntimeApi::new(stats_sockets(&config));
         self.limiter.configure(
             config.haproxy.restart_interval,
@@ -196,7 +219,7 @@ impl Reconciler {
         self.refused_frame = None;
         self.frame_problem = None;
         self.limiter.forgive();
-        self.held = false;
+        self.followed = false;
         self.dirty = (0..self.services.len()).collect();
         self.stale = true;
         info!(services = self.services.len(), "configuration taken");

@@ -9,8 +9,9 @@ use tracing::{error, info, warn};
 
 use super::job::{Bad, Candidate, Done, Driver, Job, Kept, Outcome};
 use super::observed::Digests;
-use super::{Quarantine, RETRY_QUARANTINED, Reconciler};
-use crate::assembly::Assembly;
+use super::runtime::Next;
+use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler};
+use crate::assembly::Whole;
 use crate::config::Reload;
 use crate::plan::Plan;
 use crate::render::Renderer;
@@ -18,58 +19,97 @@ use crate::services::{State, source_key};
 use crate::status::{ReloadView, seconds};
 
 impl Reconciler {
-    /// Starts the job that brings file and worker to `assembly`, when one is needed and may start now.
-    pub(super) fn start_job(&mut self, assembly: &Assembly, next: &Plan) {
+    /// Starts what is needed beside the stats socket, when it may start now: writing the file where only servers differ,
+    /// else a job.
+    pub(super) fn start_job(&mut self, next: &Next) {
         let now = Instant::now();
-        let reload = self.reload_reason(assembly, next);
-        let other_text =
-            self.config.haproxy.do_writes && self.disk.as_deref() != Some(&*assembly.text);
-        let unproven = matches!(next, Plan::Runtime(ops) if self.is_unproven(ops));
-        if reload.is_none() && !other_text && !unproven {
-            if !self.stale {
-                self.reload_problem = None;
-            }
+        if !self.jobs.is_empty() {
             return;
         }
-        if let Some(until) = self.settling_until()
-            && reload.is_some()
-        {
-            self.retry_at = Some(until);
-            return;
-        }
-        let mut hold = false;
-        if reload.is_some() || self.write_problem.is_some() {
-            let due = self.limiter.due(now, &mut self.rng);
-            if due > now {
-                self.retry_at = Some(due);
-                // After a failure the wait may be long: the file then follows the servers in its last good structure.
-                hold = self.limiter.is_backing_off()
+        let reload = self.reload_reason(&next.wanted);
+        if let Some(reason) = reload {
+            let Some(at) = self.reload_due(now) else {
+                return self.start_heavy(Some(reason), false, true);
+            };
+            self.again_at(at);
+            if self.observed.is_none() {
+                // Nobody runs the file. While starts back off it follows the servers, in its last good structure.
+                let follows = self.limiter.is_backing_off()
                     && self.good.frame.is_some()
                     && self.write_problem.is_none();
-                if !hold || self.held {
-                    return;
+                if follows && !self.followed {
+                    self.followed = true;
+                    self.start_heavy(None, true, true);
                 }
-                self.held = true;
+                return;
             }
+        } else if !self.stale {
+            self.reload_problem = None;
         }
-        let job = Job {
-            candidates: self.candidates(hold),
-            frame: if hold { self.good.frame.clone() } else { None }
-                .unwrap_or_else(|| Arc::clone(self.frame())),
-            good_frame: self.good.frame.clone(),
+        let Some(aim) = self.aim() else {
+            return;
+        };
+        let loaded = self
+            .running()
+            .and_then(|running| running.generation.as_ref());
+        let servers_only = loaded == Some(&aim.desired().generation) && !self.stale;
+        let left = match &next.meanwhile {
+            Plan::Unchanged => &[][..],
+            Plan::Runtime(ops) => ops,
+            Plan::Reload { meanwhile, .. } => meanwhile,
+        };
+        let unproven = self.is_unproven(left);
+        let lags = self.lags(aim);
+        if servers_only && !unproven {
+            if lags {
+                self.write();
+            }
+        } else if (lags || unproven) && self.reload_reason(&next.wanted).is_none() {
+            if self.write_problem.is_some() {
+                let due = self.limiter.due(now, &mut self.rng);
+                if due > now {
+                    return self.again_at(due);
+                }
+            }
             // Structure and options that no worker has loaded yet are proven first, also when somebody else reloads.
-            check: hold
-                || reload.is_some()
-                || unproven
-                || self.stale
-                || !matches!(next, Plan::Unchanged | Plan::Runtime(_)),
-            reload: reload.filter(|_| !hold),
+            let known = matches!(next.wanted, Plan::Unchanged | Plan::Runtime(_)) && !self.stale;
+            self.start_heavy(None, false, unproven || !known);
+        }
+    }
+
+    fn start_heavy(&mut self, reload: Option<String>, follow: bool, check: bool) {
+        let good = if follow {
+            self.good.frame.clone()
+        } else {
+            None
+        };
+        let job = Job {
+            candidates: self.candidates(follow),
+            frame: good.unwrap_or_else(|| Arc::clone(self.frame())),
+            good_frame: self.good.frame.clone(),
+            check,
             running: self.observed.as_ref().map(|o| o.running.clone()),
-            disk: self.disk.clone(),
+            reload,
+        };
+        let kind = if job.reload.is_some() {
+            InFlight::Reload
+        } else {
+            InFlight::Check
         };
         if let Some(driver) = self.driver.take() {
-            self.jobs.spawn_local(driver.run(job));
+            self.in_flight = Some(kind);
+            let job = async move { Ended::Job(Box::new(driver.run(job).await)) };
+            self.jobs.spawn_local(job);
         }
+    }
+
+    /// When the reload that is needed may start; `None` = now.
+    fn reload_due(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(until) = self.settling_until() {
+            return Some(until);
+        }
+        let due = self.limiter.due(now, &mut self.rng);
+        (due > now).then_some(due)
     }
 
     /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
@@ -83,12 +123,16 @@ impl Reconciler {
     }
 
     /// A reload is wanted and nothing holds it.
-    pub(super) fn may_reload(&mut self, assembly: &Assembly, next: &Plan) -> bool {
+    pub(super) fn may_reload(&mut self, next: &Next) -> bool {
+        self.api.is_configured() && self.may_reload_now(&next.wanted)
+    }
+
+    pub(super) fn may_reload_now(&mut self, next: &Plan) -> bool {
         let now = Instant::now();
         self.jobs.is_empty()
-            && self.api.is_configured()
-            && self.reload_reason(assembly, next).is_some()
-            && self.limiter.due(now, &mut self.rng) <= now
+            && self.unrendered.is_empty()
+            && self.reload_reason(next).is_some()
+            && self.reload_due(now).is_none()
     }
 
     fn candidates(&self, hold: bool) -> Vec<Candidate> {
@@ -120,12 +164,13 @@ impl Reconciler {
     }
 
     /// Why a reload is needed; `None` = it is not, or it must not be.
-    fn reload_reason(&self, assembly: &Assembly, next: &Plan) -> Option<String> {
+    fn reload_reason(&self, next: &Plan) -> Option<String> {
         if self.config.haproxy.reload == Reload::Never {
             return None;
         }
         if !self.api.is_configured() {
-            let other = self.unconfirmed.as_deref() != Some(&*assembly.text);
+            let wanted = self.wanted.as_ref()?;
+            let other = self.unconfirmed != Some(wanted.revision());
             return other
                 .then(|| "there is no stats socket, so that every change is a reload".to_owned());
         }
@@ -140,27 +185,33 @@ impl Reconciler {
         }
     }
 
-    /// Takes the result of a job.
-    pub(super) fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        self.stale = true;
-        let done = match done {
-            Ok(done) => done,
+    /// Takes what came to its end.
+    pub(super) fn finish(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        self.in_flight = None;
+        match ended {
+            Ok(Ended::Write(revision, result)) => self.wrote(revision, result),
+            Ok(Ended::Job(done)) => self.finish_job(*done),
             Err(error) => {
                 error!(%error, "a job ended by a defect; another one is made");
-                self.driver = Some(Driver::new(&self.config, self.stop_haproxy));
-                return;
+                self.stale = true;
+                self.driver
+                    .get_or_insert_with(|| Driver::new(&self.config, self.stop_haproxy));
             }
-        };
+        }
+    }
+
+    fn finish_job(&mut self, done: Done) {
+        self.stale = true;
         let now = Instant::now();
         self.driver = Some(done.driver);
         if let Some(driver) = &mut self.driver {
             driver.configure(&self.config);
         }
-        self.disk = done.disk.or(self.disk.take());
         self.note_refusals(done.bad, done.bad_frame, done.refused_options);
         if let Some((generation, digests)) = done.proven {
             self.proven.checked(&generation, digests);
         }
+        self.read_disk();
         let took = now.duration_since(done.started);
         let ok = !matches!(done.outcome, Outcome::Failed(_));
         let attempted = !matches!(done.outcome, Outcome::Unneeded | Outcome::Written);
@@ -174,7 +225,10 @@ impl Reconciler {
                 None
             }
             Outcome::Unconfirmed { assembly } => {
-                self.unconfirmed = Some(assembly.text);
+                let wanted = self.wanted.as_ref();
+                self.unconfirmed = wanted
+                    .filter(|whole| whole.is(&assembly.text))
+                    .map(Whole::revision);
                 self.tally.reloads += 1;
                 info!(
                     ?took,
@@ -243,6 +297,7 @@ impl Reconciler {
                 service,
                 reason, stays, "haproxy refuses this service as configured; others proceed"
             );
+            self.replace_piece(&service);
             self.quarantined.insert(
                 service,
                 Quarantine {
@@ -291,30 +346,37 @@ impl Reconciler {
             .collect()
     }
 
-    /// The worker serves what was assembled, as far as can be known.
-    pub(super) fn serves(&self, assembly: &Assembly) -> bool {
-        match &self.observed {
-            Some(observed) => {
-                observed.running.generation.as_ref() == Some(&assembly.desired.generation)
-            }
-            None => {
-                !self.api.is_configured() && self.unconfirmed.as_deref() == Some(&*assembly.text)
-            }
+    /// The form of this service in the file has to be chosen anew.
+    pub(super) fn replace_piece(&mut self, service: &str) {
+        let of = self.indexes(|state| state.service.name == *service);
+        self.replaced.extend(of.iter().copied());
+        self.unseen.extend(of);
+    }
+
+    /// The worker serves what is wanted, as far as can be known.
+    pub(super) fn serves(&self) -> bool {
+        let Some(wanted) = &self.wanted else {
+            return false;
+        };
+        match self.running() {
+            Some(running) => running.generation.as_ref() == Some(&wanted.desired().generation),
+            None => !self.api.is_configured() && self.unconfirmed == Some(wanted.revision()),
         }
     }
 
-    /// When the worker serves what was assembled, every form in it is good.
-    pub(super) fn accept(&mut self, assembly: &Assembly) {
-        let accepted = |(generation, renderer): &(_, Arc<_>)| {
-            *generation == assembly.desired.generation && Arc::ptr_eq(renderer, &self.renderer)
+    /// When the worker serves what is wanted, every form in it is good.
+    pub(super) fn accept(&mut self) {
+        let Some(wanted) = self.wanted.as_ref().filter(|_| self.serves()) else {
+            return;
         };
-        if !self.serves(assembly) || self.accepted.as_ref().is_some_and(accepted) {
+        let generation = &wanted.desired().generation;
+        let accepted = |(known, renderer): &(_, Arc<_>)| {
+            *known == *generation && Arc::ptr_eq(renderer, &self.renderer)
+        };
+        if self.accepted.as_ref().is_some_and(accepted) || !self.unrendered.is_empty() {
             return;
         }
-        self.accepted = Some((
-            assembly.desired.generation.clone(),
-            Arc::clone(&self.renderer),
-        ));
+        self.accepted = Some((generation.clone(), Arc::clone(&self.renderer)));
         if Arc::ptr_eq(self.frame(), &self.renderer) {
             self.frame_problem = None;
             self.good.frame = Some(Arc::clone(&self.renderer));
@@ -324,6 +386,8 @@ impl Reconciler {
                 self.good.accept(&self.renderer, &state.service);
             }
         }
+        let services = self.services.iter().map(|state| Arc::clone(&state.service));
+        self.good.load(services.collect());
     }
 }
 

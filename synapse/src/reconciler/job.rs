@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::assembly::{Assembly, Piece};
 use crate::config::Config;
+use crate::effective::Digest;
 use crate::generation::Generation;
 use crate::haproxy::Haproxy;
 use crate::plan::Running;
@@ -55,8 +56,6 @@ pub(crate) struct Job {
     pub(crate) reload: Option<String>,
     /// What the worker runs; `None` = nobody answers.
     pub(crate) running: Option<Running>,
-    /// What is on disk.
-    pub(crate) disk: Option<Arc<str>>,
 }
 
 /// What became of it.
@@ -66,10 +65,8 @@ pub(crate) struct Done {
     /// Why a reload was wanted.
     pub(crate) reason: Option<String>,
     pub(crate) outcome: Outcome,
-    /// What is on disk now, where it changed.
-    pub(crate) disk: Option<Arc<str>>,
     /// What a check has accepted: structure, and digests of server options.
-    pub(crate) proven: Option<(Generation, BTreeSet<String>)>,
+    pub(crate) proven: Option<(Generation, BTreeSet<Digest>)>,
     /// Services that were refused.
     pub(crate) bad: BTreeMap<String, Bad>,
     /// The frame was refused: which, and haproxy's words.
@@ -162,7 +159,6 @@ impl Driver {
             started: work.started,
             reason: work.job.reload,
             outcome,
-            disk: work.disk,
             proven: work.proven,
             bad: work.bad,
             bad_frame: work.bad_frame.map(|words| (work.job.frame, words)),

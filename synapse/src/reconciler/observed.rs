@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::cfg::Model;
-use crate::effective::Backend;
+use crate::effective::{Backend, Digest};
 use crate::plan::{Desired, Op, Refuses, Running, RunningServer, State};
 use crate::runtime_api::{ApiError, Info, RuntimeApi, ServerRow};
 use crate::seed::{Row, RowState};
-use crate::snapshot::{Snapshot, Worker};
+use crate::snapshot::{self, Snapshot, Worker};
 
 /// One worker's answer to `show info` and `show servers state`.
 pub(super) struct Observed {
@@ -62,6 +62,44 @@ impl Observed {
             rows,
             info,
         }
+    }
+
+    /// How a later look at the same worker differs from what was believed, by kind. Another worker has another table.
+    pub(super) fn differences(&self, later: &Self) -> BTreeMap<&'static str, u64> {
+        let mut found = BTreeMap::new();
+        if self.pid() != later.pid() {
+            return found;
+        }
+        let mut count = |kind, differs: bool| {
+            if differs {
+                *found.entry(kind).or_default() += 1;
+            }
+        };
+        count(
+            "generation",
+            self.running.generation != later.running.generation,
+        );
+        for (backend, servers) in &later.running.backends {
+            let before = self.running.backends.get(backend);
+            for (name, now) in servers {
+                let Some(before) = before.and_then(|servers| servers.get(name)) else {
+                    count("extra", true);
+                    continue;
+                };
+                count("address", before.address != now.address);
+                count("id", before.id != now.id);
+                count("weight", before.weight != now.weight);
+                count("state", before.state != now.state);
+            }
+        }
+        for (backend, servers) in &self.running.backends {
+            let now = later.running.backends.get(backend);
+            let missing = |name: &String| !now.is_some_and(|servers| servers.contains_key(name));
+            servers
+                .keys()
+                .for_each(|name| count("missing", missing(name)));
+        }
+        found
     }
 
     /// Whether this is still the worker and the file it has loaded.
@@ -195,50 +233,40 @@ pub(super) fn file_rows(model: &Model, backend: &str) -> Option<Vec<Row>> {
 #[derive(Debug, Default)]
 pub(super) struct Digests {
     pid: Option<u32>,
-    servers: BTreeMap<String, BTreeMap<String, String>>,
+    servers: snapshot::Digests,
 }
 
 impl Digests {
     /// As the snapshot remembers them.
     pub(super) fn of_snapshot(snapshot: &Snapshot) -> Self {
-        let mut digests = Self::default();
         let Some(worker) = &snapshot.worker else {
-            return digests;
+            return Self::default();
         };
-        digests.pid = Some(worker.pid);
-        for (key, digest) in &worker.options {
-            if let Some((backend, name)) = key.split_once('/') {
-                digests
-                    .servers
-                    .entry(backend.to_owned())
-                    .or_default()
-                    .insert(name.to_owned(), digest.clone());
-            }
+        Self {
+            pid: Some(worker.pid),
+            servers: worker.options.clone(),
         }
-        digests
     }
 
     /// The worker has loaded this.
     pub(super) fn loaded(pid: u32, desired: &Desired) -> Self {
-        Self {
-            pid: Some(pid),
-            servers: of_backends(&desired.backends),
-        }
+        Self::of_file(pid, &desired.backends)
     }
 
     /// A worker that we did not start, or forgot: the file says what it has loaded. File and reload are one step of ours,
     /// so that they differ in options only when we died between the two.
     pub(super) fn of_file(pid: u32, written: &BTreeMap<String, Arc<Backend>>) -> Self {
+        let servers = of_backends(written).map(|(name, servers)| (name, Arc::new(servers)));
         Self {
             pid: Some(pid),
-            servers: of_backends(written),
+            servers: servers.collect(),
         }
     }
 
     /// What is not known of the same worker stands in the file: servers are written before they are added.
     pub(super) fn complete(&mut self, written: &BTreeMap<String, Arc<Backend>>) {
         for (backend, servers) in of_backends(written) {
-            let known = self.servers.entry(backend).or_default();
+            let known = Arc::make_mut(self.servers.entry(backend).or_default());
             for (name, digest) in servers {
                 known.entry(name).or_insert(digest);
             }
@@ -251,15 +279,15 @@ impl Digests {
         pid: u32,
         backend: &str,
         name: &str,
-        digest: Option<String>,
-    ) -> Option<String> {
+        digest: Option<Digest>,
+    ) -> Option<Digest> {
         if self.pid != Some(pid) {
             *self = Self {
                 pid: Some(pid),
                 servers: BTreeMap::new(),
             };
         }
-        let servers = self.servers.entry(backend.to_owned()).or_default();
+        let servers = Arc::make_mut(self.servers.entry(backend.to_owned()).or_default());
         match digest {
             Some(digest) => servers.insert(name.to_owned(), digest),
             None => servers.remove(name),
@@ -271,7 +299,7 @@ impl Digests {
         self.pid
     }
 
-    fn of(&self, pid: u32, backend: &str, name: &str) -> Option<String> {
+    fn of(&self, pid: u32, backend: &str, name: &str) -> Option<Digest> {
         if self.pid != Some(pid) {
             return None;
         }
@@ -280,32 +308,24 @@ impl Digests {
 
     /// For the snapshot.
     pub(super) fn worker(&self) -> Option<Worker> {
-        let servers = self.servers.iter();
-        let options = servers.flat_map(|(backend, servers)| {
-            servers
-                .iter()
-                .map(move |(name, digest)| (format!("{backend}/{name}"), digest.clone()))
-        });
         self.pid.map(|pid| Worker {
             pid,
             start: smartstack_common::process::start_time(pid),
-            options: options.collect(),
+            options: self.servers.clone(),
         })
     }
 }
 
 fn of_backends(
     backends: &BTreeMap<String, Arc<Backend>>,
-) -> BTreeMap<String, BTreeMap<String, String>> {
+) -> impl Iterator<Item = (String, BTreeMap<String, Digest>)> {
     let digests = |backend: &Backend| {
-        backend
-            .servers
-            .iter()
-            .map(|(n, s)| (n.clone(), s.digest.clone()))
+        let servers = backend.servers.iter();
+        servers
+            .map(|(name, server)| (name.clone(), Arc::clone(&server.digest)))
             .collect()
     };
     backends
         .iter()
-        .map(|(name, backend)| (name.clone(), digests(backend)))
-        .collect()
+        .map(move |(name, backend)| (name.clone(), digests(backend)))
 }

@@ -11,11 +11,13 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::Reconciler;
+use super::aim::Touched;
 use super::observed::Observed;
-use crate::assembly::Assembly;
+use super::{InFlight, Reconciler};
+use crate::assembly::Whole;
+use crate::effective::Digest;
 use crate::generation::Generation;
-use crate::plan::{Addition, Change, Op, Plan, Running, State, before_adds, garbage, plan};
+use crate::plan::{Addition, Change, Op, Plan, Running, State, before_adds, garbage};
 use crate::runtime_api::Refusal;
 
 /// From the removal of a server to the first attempt to delete it: haproxy before 2.9 may free what a request still uses.
@@ -27,7 +29,7 @@ const DELETE_AGAIN: Duration = Duration::from_millis(1500);
 #[derive(Debug, Default)]
 pub(super) struct Proven {
     generation: Option<Generation>,
-    digests: BTreeSet<String>,
+    digests: BTreeSet<Digest>,
 }
 
 impl Proven {
@@ -46,7 +48,7 @@ impl Proven {
     }
 
     /// A check has accepted these.
-    pub(super) fn checked(&mut self, generation: &Generation, digests: BTreeSet<String>) {
+    pub(super) fn checked(&mut self, generation: &Generation, digests: BTreeSet<Digest>) {
         if self.generation.as_ref() == Some(generation) {
             self.digests.extend(digests);
         }
@@ -101,42 +103,93 @@ impl Fallbacks {
     }
 }
 
+/// What is left to do after the stats socket has done its part.
+pub(super) struct Next {
+    /// Towards the wanted file.
+    pub(super) wanted: Plan,
+    /// Towards the file that is worked towards meanwhile; the same when that is the wanted one.
+    pub(super) meanwhile: Plan,
+}
+
 impl Reconciler {
     /// Sends what the stats socket can change now, and says what is left.
-    pub(super) async fn change(&mut self, assembly: &Assembly) -> Plan {
-        let next = self.plan(assembly);
-        let ops = match (&next, &self.observed) {
-            (Plan::Runtime(ops), Some(observed)) if !self.may_add(assembly, ops) => {
-                before_adds(&observed.running, ops)
+    pub(super) async fn change(&mut self) -> Next {
+        let Some(wanted) = &self.wanted else {
+            return Next {
+                wanted: Plan::Unchanged,
+                meanwhile: Plan::Unchanged,
+            };
+        };
+        let next = self.plan(wanted);
+        let waits = matches!(next, Plan::Reload { .. }) && !self.may_reload_now(&next);
+        if waits {
+            self.hold();
+        } else {
+            self.held = None;
+        }
+        let Some(aim) = self.aim() else {
+            return Next {
+                wanted: next,
+                meanwhile: Plan::Unchanged,
+            };
+        };
+        let towards = if self.held.is_some() {
+            self.plan(aim)
+        } else {
+            next.clone()
+        };
+        let ops = match &towards {
+            Plan::Unchanged => Vec::new(),
+            Plan::Runtime(ops) if self.may_add(aim, ops) => ops.clone(),
+            Plan::Runtime(ops) => self
+                .running()
+                .map(|running| before_adds(running, ops))
+                .unwrap_or_default(),
+            Plan::Reload {
+                first, meanwhile, ..
+            } if waits && self.may_add(aim, meanwhile) => {
+                [first.clone(), meanwhile.clone()].concat()
             }
-            (Plan::Runtime(ops) | Plan::Reload { first: ops, .. }, _) => ops.clone(),
-            (Plan::Unchanged, _) => Vec::new(),
+            Plan::Reload { first, .. } => first.clone(),
         };
         if ops.is_empty() {
-            return next;
+            return self.left(next, towards);
         }
         self.apply(&ops).await;
-        self.plan(assembly)
+        let wanted = self.wanted.as_ref().map(|whole| self.plan(whole));
+        let meanwhile = self.aim().map(|whole| self.plan(whole));
+        self.left(
+            wanted.unwrap_or(Plan::Unchanged),
+            meanwhile.unwrap_or(Plan::Unchanged),
+        )
     }
 
-    fn plan(&self, assembly: &Assembly) -> Plan {
-        match &self.observed {
-            Some(observed) => plan(&observed.running, &assembly.desired),
-            None => plan(&Running::default(), &assembly.desired),
+    /// Forgets what is as it should be.
+    fn left(&mut self, wanted: Plan, meanwhile: Plan) -> Next {
+        self.gather_retired();
+        self.note_reload_only();
+        if wanted == Plan::Unchanged && !self.stale {
+            let waiting = self.unrendered.iter();
+            let waiting = waiting.filter_map(|i| self.services.get(*i)?.backend());
+            self.touched = Touched::Some(waiting.map(str::to_owned).collect());
         }
+        Next { wanted, meanwhile }
     }
 
-    /// Whether nothing has to come before these: no additions, or the file has them and the worker is known.
-    fn may_add(&self, assembly: &Assembly, ops: &[Op]) -> bool {
+    /// Whether nothing has to come before these: no additions, or the file has them and the worker is known. With a reload
+    /// on its way the file is not ours to write: what is added now is looked at again when it has ended.
+    fn may_add(&self, whole: &Whole, ops: &[Op]) -> bool {
         let is_add = |op: &Op| matches!(op.change, Change::Add(_));
         if !ops.iter().any(is_add) {
             return true;
         }
-        let in_file = !self.config.haproxy.do_writes
-            || self.disk.as_deref() == Some(&*assembly.text)
+        let in_file = match self.in_flight {
+            Some(InFlight::Reload) => true,
+            Some(InFlight::Write | InFlight::Check) => false,
             // A file that cannot be written is a divergence, never a stop.
-            || self.write_problem.is_some();
-        self.jobs.is_empty() && !self.stale && in_file && !self.is_unproven(ops)
+            None => !self.lags(whole) || self.write_problem.is_some(),
+        };
+        !self.stale && in_file && !self.is_unproven(ops)
     }
 
     /// Whether haproxy has to be asked about the options of an addition. Not where the file is another's.
@@ -147,12 +200,13 @@ impl Reconciler {
                 .any(|op| matches!(&op.change, Change::Add(addition) if !self.proven.has(addition)))
     }
 
-    async fn apply(&mut self, ops: &[Op]) {
+    pub(super) async fn apply(&mut self, ops: &[Op]) {
         let Some(pid) = self.observed.as_ref().map(Observed::pid) else {
             return;
         };
+        self.see(ops.iter().map(|op| &op.backend));
         // Known before it is sent: should the answer be lost, the server is still known for ours.
-        let former: Vec<Option<String>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
+        let former: Vec<Option<Digest>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
         let results = match self.api.apply(ops).await {
             Ok(results) => results,
             Err(error) => {
@@ -182,7 +236,7 @@ impl Reconciler {
         self.verify(ops).await;
     }
 
-    fn note_digest(&mut self, pid: u32, op: &Op) -> Option<String> {
+    fn note_digest(&mut self, pid: u32, op: &Op) -> Option<Digest> {
         match &op.change {
             Change::Add(Addition { digest, .. }) => {
                 let digest = Some(digest.clone());
@@ -211,6 +265,7 @@ impl Reconciler {
             return;
         }
         let touched: Vec<String> = touched.into_iter().cloned().collect();
+        self.see(&touched);
         let rows = match self.api.servers_of(&touched).await {
             Ok(rows) => rows,
             Err(error) => {
@@ -240,28 +295,61 @@ impl Reconciler {
         }
     }
 
-    /// Deletes servers that were taken out and that nobody wants, once their connections have ended.
-    pub(super) async fn delete_retired(&mut self, assembly: &Assembly) {
-        let Some(observed) = &self.observed else {
+    fn note_reload_only(&mut self) {
+        let Some(whole) = &self.wanted else {
+            return;
+        };
+        let desired = whole.desired();
+        self.reload_only
+            .retain(|name, _| desired.backends.contains_key(name));
+        for name in self.planned(whole) {
+            let backend = desired.backends.get(&name);
+            match backend.and_then(|backend| backend.reload_only.clone()) {
+                Some(why) => _ = self.reload_only.insert(name, why),
+                None => _ = self.reload_only.remove(&name),
+            }
+        }
+    }
+
+    /// Notes the servers that were taken out and that nobody wants: they are deleted a while later.
+    fn gather_retired(&mut self) {
+        let (Some(observed), Some(whole)) = (&self.observed, self.aim()) else {
             return self.retired.clear();
         };
-        if self.stale || !self.jobs.is_empty() {
+        let (now, pid) = (Instant::now(), observed.pid());
+        let planned = self.planned(whole);
+        let found: BTreeSet<(String, String)> =
+            garbage(&observed.running, whole.desired(), &planned)
+                .into_iter()
+                .map(|op| (op.backend, op.server))
+                .collect();
+        self.retired.retain(|(backend, server), (of, _)| {
+            // A worker that loads the file has none of them.
+            let known = planned.binary_search(backend).is_err();
+            *of == pid && (known || found.contains(&(backend.clone(), server.clone())))
+        });
+        for key in found {
+            self.retired.entry(key).or_insert((pid, now + GRACE));
+        }
+    }
+
+    /// Deletes them, once their connections have ended.
+    pub(super) async fn delete_retired(&mut self) {
+        if self.stale || !matches!(self.in_flight, None | Some(InFlight::Write)) {
             return;
         }
-        let (now, pid) = (Instant::now(), observed.pid());
-        let ops = garbage(&observed.running, &assembly.desired);
-        let mut former = std::mem::take(&mut self.retired);
-        for op in &ops {
-            let key = (op.backend.clone(), op.server.clone());
-            // A worker that loads the file has none of them.
-            let at = former.remove(&key).filter(|(of, _)| *of == pid);
-            self.retired.insert(key, at.unwrap_or((pid, now + GRACE)));
-        }
-        let due: Vec<Op> = ops
-            .into_iter()
-            .filter(|op| {
-                let at = self.retired.get(&(op.backend.clone(), op.server.clone()));
-                at.is_some_and(|(_, at)| *at <= now)
+        let Some(pid) = self.observed.as_ref().map(Observed::pid) else {
+            return;
+        };
+        let now = Instant::now();
+        let due: Vec<Op> = self
+            .retired
+            .iter()
+            .filter(|(_, (_, at))| *at <= now)
+            .map(|((backend, server), _)| Op {
+                backend: backend.clone(),
+                server: server.clone(),
+                change: Change::Delete,
             })
             .collect();
         if !due.is_empty() {
@@ -277,8 +365,9 @@ impl Reconciler {
                 }
             }
         }
-        let next = self.retired.values().map(|(_, at)| *at).min();
-        self.retry_at = [self.retry_at, next].into_iter().flatten().min();
+        if let Some(next) = self.retired.values().map(|(_, at)| *at).min() {
+            self.again_at(next);
+        }
     }
 
     fn note_deletion(&mut self, op: &Op, result: Result<(), Refusal>, pid: u32, now: Instant) {
@@ -287,6 +376,7 @@ impl Reconciler {
             Ok(()) | Err(Refusal::NoSuchServer) => {
                 info!(%op, "a server taken out has no connections any more");
                 self.retired.remove(&key);
+                self.see([&op.backend]);
                 self.digests.note(pid, &op.backend, &op.server, None);
                 if let Some(observed) = &mut self.observed {
                     observed.apply(op);

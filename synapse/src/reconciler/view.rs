@@ -1,11 +1,13 @@
 //! What the reconciler publishes after a pass: the view behind `/status` and `/metrics`, and the snapshot.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::observed::Observed;
-use super::{Reconciler, Tally};
-use crate::assembly::Assembly;
+use super::runtime::Next;
+use super::{Reconciler, SNAPSHOT_PAUSE, Tally};
+use crate::assembly::Whole;
 use crate::desired::{Origin, Previous};
 use crate::plan::Plan;
 use crate::server::Rejected;
@@ -14,9 +16,15 @@ use crate::snapshot::{Hold, Snapshot, SourceRecord};
 use crate::status::{HaproxyView, ServerView, ServiceView, View, seconds};
 
 impl Reconciler {
-    /// Publishes view and snapshot. `None` = nothing could be assembled.
-    pub(super) fn publish(&mut self, pass: Option<(&Assembly, &Plan)>) {
-        let view = self.view_now(pass);
+    /// Publishes what has changed. `None` = nothing could be assembled.
+    pub(super) fn publish(&mut self, next: Option<&Next>) {
+        for index in std::mem::take(&mut self.unseen) {
+            if let Some(state) = self.services.get(index) {
+                self.board
+                    .put(&state.service.name, self.service_view(state));
+            }
+        }
+        let view = self.view_now(next);
         if view.ready && !self.view.borrow().ready {
             tracing::info!(
                 generation = view.haproxy.generation,
@@ -24,18 +32,25 @@ impl Reconciler {
             );
         }
         self.view.send_replace(Arc::new(view));
-        let snapshot = self.snapshot_now();
-        self.snapshot.send_if_modified(|last| {
-            let other = **last != snapshot;
-            if other {
-                *last = Arc::new(snapshot);
-            }
-            other
-        });
     }
 
-    fn view_now(&self, pass: Option<(&Assembly, &Plan)>) -> View {
-        let serving = pass.is_some_and(|(assembly, _)| self.serves(assembly));
+    /// The services of these backends have another table.
+    pub(super) fn see<'a>(&mut self, backends: impl IntoIterator<Item = &'a String>) {
+        for backend in backends {
+            self.unseen.extend(self.by_backend.get(backend));
+        }
+        self.unsaved = true;
+    }
+
+    /// Hands the present state to the snapshot's writer.
+    pub(super) fn save(&mut self) {
+        self.unsaved = false;
+        self.save_at = Instant::now() + SNAPSHOT_PAUSE;
+        self.snapshot.send_replace(Arc::new(self.snapshot_now()));
+    }
+
+    fn view_now(&self, next: Option<&Next>) -> View {
+        let serving = next.is_some() && self.serves();
         let state = match (&self.observed, serving) {
             (None, true) => "unconfirmed",
             (None, false) => "unreachable",
@@ -46,27 +61,29 @@ impl Reconciler {
             reloads,
             reload_failures,
             last_reload,
+            differences,
             ..
         } = &self.tally;
         let info = self.observed.as_ref().map(|o| &o.info);
+        let wanted = self.wanted.as_ref().map(Whole::desired);
         let haproxy = HaproxyView {
             state,
             pid: info.map(|i| i.pid),
             version: info.map(|i| i.version.clone()),
             generation: info.and_then(|i| i.generation()).map(|g| g.to_string()),
-            wanted_generation: pass.map(|(assembly, _)| assembly.desired.generation.to_string()),
+            wanted_generation: wanted.map(|desired| desired.generation.to_string()),
             // A file that cannot be written is a divergence: the next worker would begin with another state.
-            divergence: pass.map_or(0, |(_, plan)| divergence(plan))
+            divergence: next.map_or(0, |next| divergence(&next.wanted))
                 + usize::from(self.write_problem.is_some()),
+            differences: differences.clone(),
             reloads: *reloads,
             reload_failures: *reload_failures,
             foreign_reloads: self.tally.foreign_reloads,
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
             fallbacks: {
-                let known = pass.map(|(assembly, _)| fallbacks(assembly));
                 let learned = self.fallbacks.reasons();
-                learned.chain(known.into_iter().flatten()).collect()
+                learned.chain(self.reload_only.clone()).collect()
             },
         };
         let problems = [
@@ -78,11 +95,6 @@ impl Reconciler {
         View {
             // Ready once, whatever fails later: what serves goes on serving.
             ready: serving || self.view.borrow().ready,
-            services: self
-                .services
-                .iter()
-                .map(|s| (s.service.name.clone(), self.service_view(s)))
-                .collect(),
             haproxy,
             problems: problems.into_iter().flatten().cloned().collect(),
         }
@@ -138,13 +150,9 @@ impl Reconciler {
             .and_then(|piece| piece.as_ref().err())
             .cloned();
         let fresh = source.as_ref().is_none_or(|s| s.fresh);
-        let now = std::time::SystemTime::now();
         ServiceView {
             origin,
-            agreed_at: source
-                .as_ref()
-                .and_then(|s| if s.fresh { Some(now) } else { s.agreed_at })
-                .map(seconds),
+            agreed_at: source.as_ref().and_then(|s| s.agreed_at).map(seconds),
             fresh,
             backend: backend.map(str::to_owned),
             servers,
@@ -198,7 +206,7 @@ impl Reconciler {
                 .map(|(key, view)| (key.to_string(), record(view)))
                 .collect(),
             resolved: self.sources.resolved().borrow().clone(),
-            ids: Arc::new(self.ids.clone()),
+            ids: self.ids.clone(),
             operator: Arc::new(operator.collect()),
             holds: self.services.iter().filter_map(hold).collect(),
             worker: self.digests.worker().map(Arc::new),
@@ -243,12 +251,4 @@ fn divergence(plan: &Plan) -> usize {
         Plan::Runtime(ops) => ops.len(),
         Plan::Reload { first, .. } => first.len() + 1,
     }
-}
-
-/// Backends in which a new server needs a reload, and why.
-fn fallbacks(assembly: &Assembly) -> BTreeMap<String, String> {
-    let backends = assembly.desired.backends.iter();
-    backends
-        .filter_map(|(name, backend)| Some((name.clone(), backend.reload_only.clone()?)))
-        .collect()
 }

@@ -1,12 +1,12 @@
 //! Looking at the worker: who it is each second, everything when that changed or an answer left doubt.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::aim::Touched;
 use super::observed::{Digests, Observed};
 use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
@@ -16,10 +16,15 @@ impl Reconciler {
     /// Looks at the worker's pid and generation. Returns whether a pass is needed.
     pub(super) async fn poll(&mut self) -> bool {
         let now = Instant::now();
-        let before = self.quarantined.len();
-        self.quarantined
-            .retain(|_, q| now.duration_since(q.since) < RETRY_QUARANTINED);
-        let retry = self.quarantined.len() != before;
+        self.file.sync(now);
+        let due = |q: &super::Quarantine| now.duration_since(q.since) >= RETRY_QUARANTINED;
+        let again = self.quarantined.iter().filter(|(_, q)| due(q));
+        let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
+        for service in &again {
+            self.quarantined.remove(service);
+            self.replace_piece(service);
+        }
+        let retry = !again.is_empty();
         if !self.jobs.is_empty() || !self.api.is_configured() {
             return retry;
         }
@@ -85,6 +90,13 @@ impl Reconciler {
                     info!("the stats socket answers again");
                 }
                 self.note_operator(&observed, known);
+                self.touched = Touched::All;
+                self.unseen.extend(0..self.services.len());
+                let former = self.observed.as_ref();
+                let differences = former.map(|former| former.differences(&observed));
+                for (kind, count) in differences.unwrap_or_default() {
+                    self.differs(kind, count);
+                }
                 if self.observed.is_none() {
                     // What failed may have failed because nobody was there.
                     self.limiter.forgive();
@@ -93,7 +105,9 @@ impl Reconciler {
             }
             Err(error) if error.is_absent() => {
                 self.stale = false;
+                self.touched = Touched::All;
                 if self.observed.take().is_some() {
+                    self.unseen.extend(0..self.services.len());
                     error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
                 }
             }
@@ -103,19 +117,25 @@ impl Reconciler {
 
     /// A worker that we did not start has loaded the file as it stands now, which may not be the one we wrote.
     fn adopt_worker(&mut self, pid: u32) {
-        self.read_disk();
-        if let Some(text) = &self.disk {
-            let written = Scope::default().read(&Model::parse(text, Ours::All));
+        if let Some(text) = self.read_disk() {
+            let written = Scope::default().read(&Model::parse(&text, Ours::All));
             self.digests = Digests::of_file(pid, &written);
         }
     }
 
-    /// Others may have replaced the file.
-    pub(super) fn read_disk(&mut self) {
-        let text = std::fs::read_to_string(&self.config.haproxy.config_file_path).ok();
-        if text.as_deref() != self.disk.as_deref() {
-            self.disk = text.map(Arc::from);
+    /// Everything is looked at again: what differs from what is believed was not told by anybody.
+    pub(super) fn begin_audit(&mut self) {
+        let believed = self.aim().is_some_and(|whole| self.file.holds(whole));
+        self.read_disk();
+        if believed && !self.aim().is_some_and(|whole| self.file.holds(whole)) {
+            warn!("haproxy.cfg was changed by somebody else");
+            self.differs("file", 1);
         }
+        self.stale = true;
+    }
+
+    fn differs(&mut self, kind: &'static str, count: u64) {
+        *self.tally.differences.entry(kind).or_default() += count;
     }
 
     /// Servers that an operator disabled are rendered so, and servers made ready again are not.

@@ -68,6 +68,28 @@ impl<'a> ServerView<'a> {
     }
 }
 
+impl ServerView<'_> {
+    /// As in `templates/service.cfg.tera`, without indentation and newline (tested to be the same).
+    pub(super) fn line(&self) -> String {
+        let mut line = format!("server {} {} id {}", self.name, self.address, self.id);
+        let parts = [
+            ("cookie ", self.cookie.as_deref()),
+            ("", self.server_options.as_deref()),
+            ("", self.options.as_deref()),
+            ("weight ", self.weight.as_deref()),
+            ("", self.disabled.then_some("disabled")),
+        ];
+        for (keyword, value) in parts {
+            if let Some(value) = value {
+                line.push(' ');
+                line.push_str(keyword);
+                line.push_str(value);
+            }
+        }
+        line
+    }
+}
+
 /// Not with a `mode tcp` line in the backend (Ruby's rule: the lines of the service, not the defaults).
 fn has_cookie(haproxy: &ServiceHaproxy) -> bool {
     !haproxy

@@ -43,6 +43,7 @@ pub(crate) fn config() -> Config {
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
+        coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
 

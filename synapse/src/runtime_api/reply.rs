@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::effective::Digest;
 use crate::generation::{self, Generation};
 use crate::plan::{RunningServer, State};
 
@@ -286,7 +287,7 @@ impl ServerRow {
 
     /// As plans see it; `digest` of its options when that is known for this worker.
     #[must_use]
-    pub fn running(&self, digest: Option<String>) -> RunningServer {
+    pub fn running(&self, digest: Option<Digest>) -> RunningServer {
         RunningServer {
             address: self.address,
             id: self.id,

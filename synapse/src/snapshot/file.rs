@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::payload::Payload;
-use super::{FORMAT, Hold, Snapshot, SourceRecord, Worker};
+use super::{FORMAT, Hold, Ids, Snapshot, SourceRecord, Worker};
+use crate::effective::Digest as OptionDigest;
+
 use crate::source::{Child, Children};
 
 /// Files above this many bytes are not read (100,000 servers make about 20 MB).
@@ -135,17 +137,27 @@ fn short(text: &str) -> String {
 struct Body {
     machine: String,
     #[serde(default)]
-    worker: Option<Worker>,
+    worker: Option<WorkerBody>,
     #[serde(default)]
     resolved: BTreeMap<String, Vec<IpAddr>>,
     #[serde(default)]
-    ids: BTreeMap<String, BTreeMap<String, u32>>,
+    ids: Ids,
     #[serde(default)]
     operator: BTreeMap<String, String>,
     #[serde(default)]
     holds: BTreeMap<String, HoldBody>,
     #[serde(default)]
     sources: BTreeMap<String, SourceBody>,
+}
+
+#[derive(Deserialize)]
+struct WorkerBody {
+    pid: u32,
+    #[serde(default)]
+    start: Option<u64>,
+    /// By `backend/NAME`.
+    #[serde(default)]
+    options: BTreeMap<String, OptionDigest>,
 }
 
 #[derive(Deserialize)]
@@ -200,15 +212,30 @@ pub(super) fn parse(text: &str) -> Result<Snapshot, String> {
             .map(|(key, s)| (key, source(s)))
             .collect(),
         resolved: Arc::new(body.resolved),
-        ids: Arc::new(body.ids),
+        ids: body.ids,
         operator: Arc::new(body.operator),
         holds: body
             .holds
             .into_iter()
             .map(|(key, h)| (key, hold(h)))
             .collect(),
-        worker: body.worker.map(Arc::new),
+        worker: body.worker.map(|w| Arc::new(worker(w))),
     })
+}
+
+fn worker(body: WorkerBody) -> Worker {
+    let mut options: BTreeMap<String, BTreeMap<String, OptionDigest>> = BTreeMap::new();
+    for (key, digest) in body.options {
+        if let Some((backend, name)) = key.split_once('/') {
+            let servers = options.entry(backend.to_owned()).or_default();
+            servers.insert(name.to_owned(), digest);
+        }
+    }
+    Worker {
+        pid: body.pid,
+        start: body.start,
+        options: options.into_iter().map(|(b, o)| (b, Arc::new(o))).collect(),
+    }
 }
 
 fn children(payloads: BTreeMap<String, Payload>) -> Arc<Children> {
@@ -244,64 +271,151 @@ fn checksum(body: &str) -> String {
         })
 }
 
-/// Serialised sets by the identity of their `Arc`, so that one change serialises one source.
+/// Serialised records by the identity of their `Arc`, so that one change serialises one source and one backend.
 #[derive(Debug, Default)]
-pub(super) struct Cache(BTreeMap<String, (Arc<Children>, Arc<str>)>);
+pub(super) struct Cache {
+    sets: Texts<Children>,
+    ids: Texts<BTreeMap<String, u32>>,
+    options: Texts<BTreeMap<String, OptionDigest>>,
+}
+
+/// Texts of records of one kind.
+#[derive(Debug)]
+struct Texts<T> {
+    last: BTreeMap<String, (Arc<T>, Arc<str>)>,
+    next: BTreeMap<String, (Arc<T>, Arc<str>)>,
+}
+
+impl<T> Default for Texts<T> {
+    fn default() -> Self {
+        Self {
+            last: BTreeMap::new(),
+            next: BTreeMap::new(),
+        }
+    }
+}
+
+impl<T> Texts<T> {
+    /// The record's text: made anew unless it is the same `Arc` as in the file before.
+    fn text(&mut self, key: String, record: &Arc<T>, make: impl Fn(&T) -> String) -> Arc<str> {
+        let text = match self.last.remove(&key) {
+            Some((same, text)) if Arc::ptr_eq(&same, record) => text,
+            _ => make(record).into(),
+        };
+        self.next
+            .insert(key, (Arc::clone(record), Arc::clone(&text)));
+        text
+    }
+
+    /// The file is complete: what it did not name is forgotten.
+    fn turn(&mut self) {
+        self.last = std::mem::take(&mut self.next);
+    }
+}
 
 impl Cache {
-    /// The bytes of the file. Only sets that are not the same `Arc` as last time are serialised.
+    /// The bytes of the file. Only records that are not the same `Arc` as last time are serialised.
     pub(super) fn render(&mut self, snapshot: &Snapshot, now: SystemTime) -> String {
-        let mut last = std::mem::take(&mut self.0);
-        let mut json = |key: String, children: &Arc<Children>| {
-            let text = match last.remove(&key) {
-                Some((same, text)) if Arc::ptr_eq(&same, children) => text,
-                _ => set_json(children).into(),
-            };
-            self.0.insert(key, (children.clone(), Arc::clone(&text)));
-            text
-        };
-        let mut body = String::from("{\"machine\":");
-        body += &to_json(&snapshot.machine);
-        for (key, value) in [
-            ("worker", to_json(&snapshot.worker.as_deref())),
-            ("resolved", to_json(&*snapshot.resolved)),
-            ("ids", to_json(&*snapshot.ids)),
-            ("operator", to_json(&*snapshot.operator)),
-        ] {
-            body += &format!(",\"{key}\":{value}");
-        }
+        let mut body = format!("{{\"machine\":{}", to_json(&snapshot.machine));
+        self.worker(&mut body, snapshot.worker.as_deref());
+        body += &format!(",\"resolved\":{}", to_json(&*snapshot.resolved));
+        body += ",\"ids\":{";
+        list(&mut body, &snapshot.ids, |out, (backend, ids)| {
+            let text = self.ids.text(backend.clone(), ids, to_json);
+            push(out, &[&to_json(backend), ":", &text]);
+        });
+        body += &format!("}},\"operator\":{}", to_json(&*snapshot.operator));
         body += ",\"holds\":{";
-        for (n, (service, hold)) in snapshot.holds.iter().enumerate() {
-            let comma = if n == 0 { "" } else { "," };
-            let set = json(format!("hold {service}"), &hold.children);
-            body += &format!(
-                "{comma}{}:{{\"source\":{},\"children\":{set}}}",
-                to_json(service),
-                to_json(&hold.source)
+        list(&mut body, &snapshot.holds, |out, (service, hold)| {
+            let set = self
+                .sets
+                .text(format!("hold {service}"), &hold.children, set_json);
+            let source = to_json(&hold.source);
+            push(
+                out,
+                &[
+                    &to_json(service),
+                    ":{\"source\":",
+                    &source,
+                    ",\"children\":",
+                    &set,
+                    "}",
+                ],
             );
-        }
+        });
         body += "},\"sources\":{";
-        for (n, (key, source)) in snapshot.sources.iter().enumerate() {
-            let comma = if n == 0 { "" } else { "," };
-            let set = json(format!("source {key}"), &source.children);
-            let agreed = to_json(
-                &(if source.fresh {
-                    Some(now)
-                } else {
-                    source.agreed_at
-                })
-                .map(seconds),
+        list(&mut body, &snapshot.sources, |out, (key, source)| {
+            let set = self
+                .sets
+                .text(format!("source {key}"), &source.children, set_json);
+            let agreed_at = if source.fresh {
+                Some(now)
+            } else {
+                source.agreed_at
+            };
+            let agreed = to_json(&agreed_at.map(seconds));
+            push(
+                out,
+                &[
+                    &to_json(key),
+                    ":{\"agreed_at\":",
+                    &agreed,
+                    ",\"children\":",
+                    &set,
+                    "}",
+                ],
             );
-            body += &format!(
-                "{comma}{}:{{\"agreed_at\":{agreed},\"children\":{set}}}",
-                to_json(key)
-            );
-        }
+        });
         body += "}}";
+        self.sets.turn();
+        self.ids.turn();
+        self.options.turn();
         format!(
             "{{\"format\":{FORMAT},\"sha256\":\"{}\",\"body\":{body}}}\n",
             checksum(&body)
         )
+    }
+
+    fn worker(&mut self, body: &mut String, worker: Option<&Worker>) {
+        let Some(worker) = worker else {
+            return body.push_str(",\"worker\":null");
+        };
+        let (pid, start) = (worker.pid, to_json(&worker.start));
+        *body += &format!(",\"worker\":{{\"pid\":{pid},\"start\":{start},\"options\":{{");
+        let known = worker
+            .options
+            .iter()
+            .filter(|(_, servers)| !servers.is_empty());
+        list(body, known, |out, (backend, servers)| {
+            let make = |servers: &BTreeMap<String, OptionDigest>| {
+                let mut text = String::new();
+                list(&mut text, servers, |out, (name, digest)| {
+                    let key = to_json(&format!("{backend}/{name}"));
+                    push(out, &[&key, ":", &to_json(digest)]);
+                });
+                text
+            };
+            out.push_str(&self.options.text(backend.clone(), servers, make));
+        });
+        body.push_str("}}");
+    }
+}
+
+fn push(out: &mut String, parts: &[&str]) {
+    parts.iter().for_each(|part| out.push_str(part));
+}
+
+/// Appends the items with commas between them.
+fn list<I>(
+    out: &mut String,
+    items: impl IntoIterator<Item = I>,
+    mut one: impl FnMut(&mut String, I),
+) {
+    for (index, item) in items.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        one(out, item);
     }
 }
 

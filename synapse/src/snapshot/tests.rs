@@ -55,16 +55,19 @@ fn full() -> Snapshot {
             "db".to_owned(),
             vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
         )])),
-        ids: Arc::new(BTreeMap::from([(
+        ids: BTreeMap::from([(
             "web".to_owned(),
-            BTreeMap::from([("a_10.0.0.1:80".to_owned(), 7)]),
-        )])),
+            Arc::new(BTreeMap::from([("a_10.0.0.1:80".to_owned(), 7)])),
+        )]),
         operator: Arc::new(BTreeMap::from([("web/a".to_owned(), "maint".to_owned())])),
         holds: BTreeMap::from([("web".to_owned(), hold)]),
         worker: Some(Arc::new(Worker {
             pid: 4242,
             start: Some(99),
-            options: BTreeMap::from([("web/a".to_owned(), "h".to_owned())]),
+            options: BTreeMap::from([(
+                "web".to_owned(),
+                Arc::new(BTreeMap::from([("a".to_owned(), "h".into())])),
+            )]),
         })),
     }
 }

@@ -315,7 +315,7 @@ async fn servers_are_added_as_planned_and_deleted() {
             .all(Result::is_ok)
     );
     let running = haproxy.live().await.unwrap().running(&digests(&wanted));
-    let ops = garbage(&running, &none);
+    let ops = garbage(&running, &none, none.backends.keys());
     // The operator's stays.
     assert_eq!(ops.len(), 4);
     eventually(

@@ -8,16 +8,16 @@ use smartstack_common::atomic::{Durability, replace};
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
+use super::super::file::MODE;
 use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::cfg::{Model, Ours};
+use crate::effective::Digest;
 use crate::generation::Generation;
 use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
 use crate::plan::{Plan, plan};
 use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Step};
 
-/// Mode of haproxy.cfg: it may hold `stats auth` and `userlist` passwords.
-const FILE_MODE: u32 = 0o640;
 /// At most this many reloads in one job: each failed one costs seconds.
 const MOST_RELOADS: usize = 6;
 /// At most this many rounds of dropping refused options, and as many more as there are services to be reduced.
@@ -30,11 +30,14 @@ pub(super) struct Work {
     /// The file that was loaded last.
     loaded: Model,
     cache: EffectiveCache,
-    pub(super) proven: Option<(Generation, BTreeSet<String>)>,
+    pub(super) proven: Option<(Generation, BTreeSet<Digest>)>,
     pub(super) bad: BTreeMap<String, Bad>,
     pub(super) bad_frame: Option<String>,
     pub(super) refused_options: BTreeMap<(String, String), String>,
-    pub(super) disk: Option<Arc<str>>,
+    /// The file as it was.
+    former: Option<Arc<str>>,
+    /// As this job has written it.
+    disk: Option<Arc<str>>,
     pub(super) started: Instant,
     reloads: usize,
 }
@@ -52,6 +55,7 @@ const FRAME: usize = 0;
 
 impl Work {
     pub(super) fn new(driver: Driver, job: Job) -> Self {
+        let former: Option<Arc<str>> = std::fs::read_to_string(&driver.file).ok().map(Arc::from);
         Self {
             proven: None,
             bad: BTreeMap::new(),
@@ -59,11 +63,11 @@ impl Work {
             refused_options: BTreeMap::new(),
             disk: None,
             cache: EffectiveCache::default(),
-            loaded: job
-                .disk
+            loaded: former
                 .as_deref()
                 .map(|text| Model::parse(text, Ours::All))
                 .unwrap_or_default(),
+            former,
             driver,
             started: Instant::now(),
             reloads: 0,
@@ -237,7 +241,7 @@ impl Work {
 
     /// The file goes back to what it was.
     fn give_up(&mut self, reason: String) -> Outcome {
-        if let (Some(former), Some(_)) = (self.job.disk.clone(), &self.disk)
+        if let (Some(former), Some(_)) = (self.former.clone(), &self.disk)
             && let Err(problem) = self.write(&former)
         {
             return Outcome::Failed(format!("{reason}; and {problem}"));
@@ -512,7 +516,7 @@ impl Work {
     }
 
     fn on_disk(&self) -> Option<&str> {
-        self.disk.as_deref().or(self.job.disk.as_deref())
+        self.disk.as_deref().or(self.former.as_deref())
     }
 
     fn write(&mut self, text: &Arc<str>) -> Result<(), String> {
@@ -531,7 +535,7 @@ impl Work {
         } else {
             Durability::Rename
         };
-        replace(path, text.as_bytes(), FILE_MODE, durability).map_err(|e| Chain(&e).to_string())
+        replace(path, text.as_bytes(), MODE, durability).map_err(|e| Chain(&e).to_string())
     }
 }
 

@@ -1,0 +1,237 @@
+//! The whole file, kept piece by piece: the reconciler's. Another set of servers in one service costs that service; what
+//! holds for all (the generation, the frame, the shared frontend) is made anew only when a structure changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Assembly, Backends, EffectiveCache, Fragment, Piece, assemble};
+use crate::cfg::{Model, Ours};
+use crate::effective::Scope;
+use crate::generation::Generation;
+use crate::plan::Desired;
+use crate::render::{RenderError, Renderer};
+
+/// A whole file. Equal inputs give the same text as [`assemble`].
+pub struct Whole {
+    frame: Arc<Renderer>,
+    slots: Vec<Slot>,
+    form: Form,
+    desired: Desired,
+    revision: u64,
+}
+
+/// A service, or its absence.
+#[derive(Default)]
+struct Slot {
+    piece: Option<Piece>,
+    backends: Backends,
+}
+
+/// How the text is kept.
+enum Form {
+    /// The frame with its generation, the pieces, the shared frontend.
+    Pieces(Box<Pieces>),
+    /// One text: a template makes it, or a piece hands settings down to those after it. Every change makes it anew.
+    One(Arc<str>),
+}
+
+struct Pieces {
+    /// After the frame.
+    scope: Scope,
+    unmarked: Model,
+    marked: Arc<str>,
+    shared: Fragment,
+}
+
+fn next_revision() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Whole {
+    /// Puts a file together; `pieces` in the order of the services, `None` for one that has none.
+    ///
+    /// # Errors
+    /// When a template of the frame or of the shared frontend is refused.
+    pub fn new(frame: &Arc<Renderer>, pieces: Vec<Option<Piece>>) -> Result<Self, RenderError> {
+        let slot = |piece| Slot {
+            piece,
+            backends: Backends::new(),
+        };
+        let mut whole = Self {
+            frame: Arc::clone(frame),
+            slots: pieces.into_iter().map(slot).collect(),
+            form: Form::One("".into()),
+            desired: Desired {
+                generation: Generation::of([], &BTreeMap::new()),
+                backends: Backends::new(),
+            },
+            revision: next_revision(),
+        };
+        whole.make(None)?;
+        Ok(whole)
+    }
+
+    /// What renders the frame.
+    #[must_use]
+    pub fn frame(&self) -> &Arc<Renderer> {
+        &self.frame
+    }
+
+    /// What haproxy should run once it has loaded the file.
+    #[must_use]
+    pub fn desired(&self) -> &Desired {
+        &self.desired
+    }
+
+    /// Another number for another text, also of another file of this process.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The text, in pieces.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Arc<str>> {
+        match &self.form {
+            Form::One(text) => vec![Arc::clone(text)],
+            Form::Pieces(pieces) => std::iter::once(&pieces.marked)
+                .chain(self.pieces().map(|piece| &piece.fragment.text))
+                .chain(std::iter::once(&pieces.shared.text))
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// Whether this is the text.
+    #[must_use]
+    pub fn is(&self, text: &str) -> bool {
+        let mut rest = text;
+        let parts = self.parts();
+        parts.iter().all(|part| {
+            let after = rest.strip_prefix(&**part);
+            rest = after.unwrap_or_default();
+            after.is_some()
+        }) && rest.is_empty()
+    }
+
+    /// Takes another piece of the service with this index. Returns the backends that may have changed; after an error the
+    /// file is as before.
+    ///
+    /// # Errors
+    /// As [`Whole::new`].
+    pub fn set(
+        &mut self,
+        index: usize,
+        piece: Option<Piece>,
+    ) -> Result<BTreeSet<String>, RenderError> {
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Ok(BTreeSet::new());
+        };
+        let mut touched: BTreeSet<String> = slot.backends.keys().cloned().collect();
+        let same_structure = match (&slot.piece, &piece) {
+            (Some(before), Some(after)) => before.same_structure(after),
+            (before, after) => before.is_none() && after.is_none(),
+        };
+        let former = std::mem::replace(&mut slot.piece, piece);
+        match &mut self.form {
+            Form::Pieces(pieces) if same_structure => {
+                let Some(piece) = &slot.piece else {
+                    return Ok(touched);
+                };
+                let before = former
+                    .as_ref()
+                    .map(|f| (&*f.fragment.model, &slot.backends));
+                let backends = pieces.scope.read_after(&piece.fragment.model, before);
+                for name in slot.backends.keys() {
+                    self.desired.backends.remove(name);
+                }
+                self.desired
+                    .backends
+                    .extend(backends.iter().map(|(n, b)| (n.clone(), Arc::clone(b))));
+                slot.backends = backends;
+            }
+            _ => {
+                if let Err(error) = self.make(Some(index)) {
+                    self.slots[index].piece = former;
+                    return Err(error);
+                }
+            }
+        }
+        self.revision = next_revision();
+        touched.extend(self.slots[index].backends.keys().cloned());
+        Ok(touched)
+    }
+
+    fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.slots.iter().filter_map(|slot| slot.piece.as_ref())
+    }
+
+    /// Makes everything that does not belong to one piece alone; `changed` is the only piece that is not as it was
+    /// (`None` = any may be). Nothing has changed after an error.
+    fn make(&mut self, changed: Option<usize>) -> Result<(), RenderError> {
+        let hands_down = |piece: &Piece| {
+            let mut sections = piece.fragment.model.sections.iter();
+            sections.any(|section| section.keyword == "defaults")
+        };
+        if self.frame.is_whole() || self.pieces().any(hands_down) {
+            let pieces: Vec<&Piece> = self.pieces().collect();
+            let Assembly { text, desired, .. } =
+                assemble(&self.frame, &pieces, &mut EffectiveCache::default())?;
+            self.desired = desired;
+            self.form = Form::One(text);
+            return Ok(());
+        }
+        let frame_model = |generation: &str| {
+            let text = self.frame.render_frame(generation)?;
+            let model = Model::parse(&text, Ours::Names(&BTreeMap::new()));
+            Ok::<_, RenderError>((text, model))
+        };
+        let (_, unmarked) = frame_model("")?;
+        let shared = self
+            .frame
+            .render_shared(self.pieces().map(|piece| &*piece.service))?;
+        let shared = Fragment::new(shared, &BTreeMap::new());
+        let models = self.pieces().map(|piece| &*piece.fragment.model);
+        let sections = std::iter::once(&unmarked)
+            .chain(models)
+            .chain(std::iter::once(&*shared.model))
+            .flat_map(|model| &model.sections);
+        let configured = self
+            .pieces()
+            .map(|piece| (piece.backend().to_owned(), Arc::clone(&piece.configured)))
+            .collect();
+        let generation = Generation::of(sections.map(AsRef::as_ref), &configured);
+        let (marked, _) = frame_model(generation.as_str())?;
+        // Under the same frame the other pieces mean what they did.
+        let same_frame = match &self.form {
+            Form::Pieces(former) => former.unmarked.same_structure(&unmarked),
+            Form::One(_) => false,
+        };
+        let mut scope = Scope::default();
+        let mut backends = scope.read(&unmarked);
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if !same_frame || changed.is_none_or(|changed| changed == index) {
+                let model = slot.piece.as_ref().map(|piece| &piece.fragment.model);
+                slot.backends = model.map(|model| scope.read(model)).unwrap_or_default();
+            }
+            backends.extend(
+                slot.backends
+                    .iter()
+                    .map(|(n, b)| (n.clone(), Arc::clone(b))),
+            );
+        }
+        self.desired = Desired {
+            generation,
+            backends,
+        };
+        self.form = Form::Pieces(Box::new(Pieces {
+            scope,
+            unmarked,
+            marked: marked.into(),
+            shared,
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,241 @@
+//! Which file is worked towards: the wanted one, or, while its structure has to wait for a reload, the servers in the
+//! structure that the worker has loaded. Both are kept piece by piece.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use smartstack_common::report::Chain;
+use tokio::time::Instant;
+use tracing::error;
+
+use super::{Reconciler, ServerState, source_key};
+use crate::assembly::Whole;
+use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
+
+/// Backends whose servers may differ from what is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Touched {
+    /// Any: the worker was read, or another file is worked towards.
+    All,
+    /// These.
+    Some(BTreeSet<String>),
+}
+
+impl Touched {
+    pub(super) fn add(&mut self, backends: impl IntoIterator<Item = String>) {
+        if let Self::Some(set) = self {
+            set.extend(backends);
+        }
+    }
+}
+
+impl Reconciler {
+    /// Brings the wanted file up to date with what was rendered.
+    pub(super) fn refresh(&mut self) -> Result<(), String> {
+        let frame = Arc::clone(self.frame());
+        let usable = |whole: &Whole| Arc::ptr_eq(whole.frame(), &frame);
+        let replaced = std::mem::take(&mut self.replaced);
+        if self.wanted.as_ref().is_none_or(|whole| !usable(whole)) {
+            self.touched = Touched::All;
+            self.held = None;
+            return self.rebuild();
+        }
+        for index in replaced {
+            let Some(state) = self.services.get(index) else {
+                continue;
+            };
+            let piece = self.piece(state);
+            if let Some((order, whole)) = &mut self.held
+                && let Some(at) = order.iter().position(|name| *name == state.service.name)
+                && whole
+                    .set(at, self.good.piece(&state.service, &state.servers))
+                    .is_err()
+            {
+                self.held = None;
+            }
+            if let Some(whole) = &mut self.wanted {
+                match whole.set(index, piece) {
+                    Ok(backends) => self.touched.add(backends),
+                    Err(error) => {
+                        self.wanted = None;
+                        return Err(Chain(&error).to_string());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// When a template of the frame fails, the last good frame holds the services meanwhile.
+    fn rebuild(&mut self) -> Result<(), String> {
+        let problem = match self.whole() {
+            Ok(whole) => {
+                self.wanted = Some(whole);
+                return Ok(());
+            }
+            Err(problem) => problem,
+        };
+        let refused = Arc::clone(self.frame());
+        if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
+            return Err(problem);
+        }
+        error!(
+            problem,
+            "haproxy.cfg cannot be rendered: its last good frame stays"
+        );
+        self.refuse_frame(refused, problem);
+        self.wanted = Some(self.whole()?);
+        Ok(())
+    }
+
+    fn whole(&self) -> Result<Whole, String> {
+        let pieces = self.services.iter().map(|state| self.piece(state));
+        Whole::new(self.frame(), pieces.collect()).map_err(|e| Chain(&e).to_string())
+    }
+
+    pub(super) fn cannot_render(&mut self, problem: String) {
+        if self.frame_problem.as_ref() != Some(&problem) {
+            error!(
+                problem,
+                "haproxy.cfg cannot be rendered: the running one stays as it is"
+            );
+            self.frame_problem = Some(problem);
+        }
+        self.publish(None);
+    }
+
+    /// The servers in the structure that the worker has loaded; kept until that is the wanted one.
+    pub(super) fn hold(&mut self) {
+        let generation = self
+            .running()
+            .and_then(|running| running.generation.clone());
+        let loaded = |whole: &Whole| generation.as_ref() == Some(&whole.desired().generation);
+        let frame = self.good.frame.clone().filter(|_| generation.is_some());
+        let (Some(frame), false) = (frame, self.wanted.as_ref().is_some_and(loaded)) else {
+            self.held = None;
+            return;
+        };
+        if self.held.is_none() {
+            let services = self.services.iter();
+            let servers = services.map(|s| (s.service.name.as_str(), s.servers.as_slice()));
+            let (order, pieces) = self.good.loaded(&servers.collect()).into_iter().unzip();
+            self.held = Whole::new(&frame, pieces).ok().map(|whole| (order, whole));
+        }
+        if !self.held.as_ref().is_some_and(|(_, whole)| loaded(whole)) {
+            self.held = None;
+        }
+    }
+
+    /// The file that is worked towards now.
+    pub(super) fn aim(&self) -> Option<&Whole> {
+        let held = self.held.as_ref().map(|(_, whole)| whole);
+        held.or(self.wanted.as_ref())
+    }
+
+    pub(super) fn running(&self) -> Option<&Running> {
+        self.observed.as_ref().map(|observed| &observed.running)
+    }
+
+    /// From what runs to the wanted file, or to the one that is held meanwhile. Backends whose servers are not rendered
+    /// yet are left alone.
+    pub(super) fn plan(&self, whole: &Whole) -> Plan {
+        let nothing = Running::default();
+        let running = self.running().unwrap_or(&nothing);
+        let desired = whole.desired();
+        let waiting: BTreeSet<&str> = self
+            .unrendered
+            .iter()
+            .filter_map(|index| self.services.get(*index)?.backend())
+            .collect();
+        match &self.touched {
+            Touched::All if waiting.is_empty() => plan(running, desired),
+            Touched::All => {
+                let names = desired.backends.keys();
+                plan_some(
+                    running,
+                    desired,
+                    names.filter(|n| !waiting.contains(n.as_str())),
+                )
+            }
+            Touched::Some(names) => {
+                let names = names.iter();
+                plan_some(
+                    running,
+                    desired,
+                    names.filter(|n| !waiting.contains(n.as_str())),
+                )
+            }
+        }
+    }
+
+    /// Names of the backends that are planned for.
+    pub(super) fn planned(&self, whole: &Whole) -> Vec<String> {
+        match &self.touched {
+            Touched::All => whole.desired().backends.keys().cloned().collect(),
+            Touched::Some(names) => names.iter().cloned().collect(),
+        }
+    }
+
+    /// Takes out servers that were assessed to have gone, before anything is rendered: removals wait for no window, no
+    /// file and no job. Not where that would empty the backend: that may be half of a larger change.
+    pub(super) async fn remove_at_once(&mut self, assessed: &BTreeSet<usize>) {
+        let Some(observed) = self.observed.as_ref().filter(|_| !self.stale) else {
+            return;
+        };
+        let Some(whole) = self.aim() else {
+            return;
+        };
+        let (mut ops, mut emptied) = (Vec::new(), false);
+        for state in assessed.iter().filter_map(|i| self.services.get(*i)) {
+            let Some((backend, before)) = state
+                .backend()
+                .and_then(|name| Some((name, whole.desired().backends.get(name)?)))
+            else {
+                continue;
+            };
+            let wanted: BTreeSet<&str> = state.servers.iter().map(|s| &*s.server.name).collect();
+            let shown = || observed.running.backends.get(backend).into_iter().flatten();
+            let takes = |state| matches!(state, ServerState::Ready | ServerState::OperatorDrain);
+            let gone: Vec<&String> = shown()
+                .filter(|(name, found)| {
+                    takes(found.state)
+                        && before.servers.contains_key(*name)
+                        && !wanted.contains(name.as_str())
+                })
+                .map(|(name, _)| name)
+                .collect();
+            let stays = shown().any(|(name, found)| {
+                found.state == ServerState::Ready
+                    && (wanted.contains(name.as_str()) || before.structural.contains(name))
+            });
+            emptied |= !gone.is_empty() && !stays;
+            if stays {
+                ops.extend(gone.into_iter().map(|name| Op {
+                    backend: backend.to_owned(),
+                    server: name.clone(),
+                    change: Change::Retire,
+                }));
+            }
+        }
+        if emptied {
+            self.window.hold(Instant::now());
+        }
+        if !ops.is_empty() {
+            self.apply(&ops).await;
+        }
+    }
+
+    /// The services a source concerns, and the one that a backend belongs to.
+    pub(super) fn index_services(&mut self) {
+        self.by_source.clear();
+        self.by_backend.clear();
+        for (index, state) in self.services.iter().enumerate() {
+            if let Some(key) = source_key(&state.service) {
+                self.by_source.entry(key).or_default().push(index);
+            }
+            if let Some(backend) = state.backend() {
+                self.by_backend.insert(backend.to_owned(), index);
+            }
+        }
+    }
+}

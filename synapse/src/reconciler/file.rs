@@ -1,0 +1,161 @@
+//! haproxy.cfg between reloads: what is on disk, and writing the current servers into it.
+//!
+//! The file is replaced by renaming and synchronised behind, at most once a second: a crash of the program leaves the old
+//! text or the new one, only a power cut may leave an older one. Before a reload a job writes it with everything
+//! synchronised.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use smartstack_common::atomic::{Durability, replace, sync};
+use smartstack_common::report::Chain;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{Ended, InFlight, Reconciler};
+use crate::assembly::Whole;
+
+/// Mode of haproxy.cfg: it may hold `stats auth` and `userlist` passwords.
+pub(super) const MODE: u32 = 0o640;
+/// Least time between two synchronisations.
+const SYNC_PAUSE: Duration = Duration::from_secs(1);
+/// A file that cannot be written is tried again after this time.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The file on disk.
+pub(super) struct File {
+    path: PathBuf,
+    /// Which [`Whole`] it holds, by revision; `None` = another text.
+    revision: Option<u64>,
+    /// It is not known to be on the disk itself yet.
+    unsynced: bool,
+    synced_at: Option<Instant>,
+    syncing: JoinSet<()>,
+    failed_at: Option<Instant>,
+}
+
+impl File {
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            revision: None,
+            unsynced: false,
+            synced_at: None,
+            syncing: JoinSet::new(),
+            failed_at: None,
+        }
+    }
+
+    /// Another configuration may name another file.
+    pub(super) fn configure(&mut self, path: &Path) {
+        if self.path != path {
+            *self = Self::new(path);
+        }
+    }
+
+    /// Its text; `None` = there is none that can be read.
+    pub(super) fn read(&self) -> Option<String> {
+        std::fs::read_to_string(&self.path).ok()
+    }
+
+    /// Whether it is this.
+    pub(super) fn holds(&self, whole: &Whole) -> bool {
+        self.revision == Some(whole.revision())
+    }
+
+    /// Takes note of a text that was seen in it, or written to it.
+    pub(super) fn saw(&mut self, text: Option<&str>, whole: Option<&Whole>) {
+        let same = whole.filter(|whole| text.is_some_and(|text| whole.is(text)));
+        self.revision = same.map(Whole::revision);
+    }
+
+    /// Synchronises what was written, if that is due.
+    pub(super) fn sync(&mut self, now: Instant) {
+        while self.syncing.try_join_next().is_some() {}
+        let due = self.synced_at.is_none_or(|at| now >= at + SYNC_PAUSE);
+        if !self.unsynced || !due || !self.syncing.is_empty() {
+            return;
+        }
+        self.unsynced = false;
+        self.synced_at = Some(now);
+        let path = self.path.clone();
+        self.syncing.spawn_blocking(move || {
+            if let Err(error) = sync(&path) {
+                warn!(error = %Chain(&error), "haproxy.cfg cannot be synchronised");
+            }
+        });
+    }
+
+    /// The end of the program: what was written stays, whatever happens to the machine.
+    pub(super) async fn close(&mut self) {
+        self.synced_at = None;
+        while self.syncing.join_next().await.is_some() {}
+        self.sync(Instant::now());
+        while self.syncing.join_next().await.is_some() {}
+    }
+}
+
+impl Reconciler {
+    /// Whether the file has to be written before anything else.
+    pub(super) fn lags(&self, whole: &Whole) -> bool {
+        self.config.haproxy.do_writes && !self.file.holds(whole)
+    }
+
+    /// Writes what is worked towards, beside the reconciler. Only servers differ from what haproxy has accepted.
+    pub(super) fn write(&mut self) {
+        let now = Instant::now();
+        if let Some(again) = self.file.failed_at.map(|at| at + AGAIN)
+            && now < again
+        {
+            return self.again_at(again);
+        }
+        let Some(whole) = self.aim() else {
+            return;
+        };
+        let (revision, parts) = (whole.revision(), whole.parts());
+        let path = self.file.path.clone();
+        self.in_flight = Some(InFlight::Write);
+        let write = move || replace(&path, parts.concat().as_bytes(), MODE, Durability::Rename);
+        self.jobs.spawn_local(async move {
+            let result = match spawn_blocking(write).await {
+                Ok(result) => result.map_err(|e| Chain(&e).to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            Ended::Write(revision, result)
+        });
+    }
+
+    pub(super) fn wrote(&mut self, revision: u64, result: Result<(), String>) {
+        match result {
+            Ok(()) => {
+                self.file.revision = Some(revision);
+                self.file.unsynced = true;
+                self.file.failed_at = None;
+                if self.write_problem.take().is_some() {
+                    info!(path = %self.file.path.display(), "haproxy.cfg is written again");
+                }
+            }
+            Err(problem) => {
+                self.file.failed_at = Some(Instant::now());
+                if self.write_problem.as_ref() != Some(&problem) {
+                    warn!(
+                        problem,
+                        "haproxy.cfg cannot be written; servers go on changing over the stats socket"
+                    );
+                    self.write_problem = Some(problem);
+                }
+            }
+        }
+    }
+
+    /// What is on disk now; others may have replaced it. Returns its text.
+    pub(super) fn read_disk(&mut self) -> Option<Arc<str>> {
+        let text = self.file.read();
+        let held = self.held.as_ref().map(|(_, whole)| whole);
+        let whole = held.or(self.wanted.as_ref());
+        self.file.saw(text.as_deref(), whole);
+        text.map(Arc::from)
+    }
+}
