@@ -14,6 +14,7 @@ pub mod good;
 pub mod guard;
 pub mod haproxy;
 pub mod ids;
+pub mod intake;
 pub mod lines;
 pub mod metrics;
 pub mod offline;

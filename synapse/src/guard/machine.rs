@@ -15,8 +15,8 @@ use crate::source::Child;
 
 /// What the guard asks about the world.
 pub trait Facts {
-    /// haproxy's check of a lost address; `since` is when it was lost.
-    fn evidence(&self, address: &Address, since: Duration) -> Evidence;
+    /// haproxy's check of a lost address.
+    fn evidence(&self, address: &Address, held: &Held) -> Evidence;
     /// Whether another service has this address registered now.
     fn elsewhere(&self, address: &Address) -> bool;
 }
@@ -429,7 +429,7 @@ impl Guard {
             let evidence = if shadow {
                 Evidence::Nothing
             } else {
-                facts.evidence(address, held.since)
+                facts.evidence(address, held)
             };
             let unjudged = now >= held.judged_from + NO_EVIDENCE;
             now >= until
@@ -478,6 +478,14 @@ impl Guard {
         self.trips
     }
 
+    /// When the first of what is (or would be) held was lost, and when the last hold ends; `None` = without end.
+    #[must_use]
+    pub fn times(&self) -> Option<(Duration, Option<Duration>)> {
+        let since = self.held.values().map(|h| h.since).min()?;
+        let until: Option<Vec<Duration>> = self.held.values().map(|h| h.until).collect();
+        Some((since, until.and_then(|all| all.into_iter().max())))
+    }
+
     /// Rises with every change of what is held.
     #[must_use]
     pub fn revision(&self) -> u64 {
@@ -498,9 +506,9 @@ impl Guard {
 
     /// Why it holds, in words; `None` when it does not. In shadow: what it would do.
     #[must_use]
-    pub fn words(&self, now: Duration) -> Option<String> {
+    pub fn words(&self) -> Option<String> {
         let count = self.held.len();
-        let first = self.held.values().map(|h| h.since).min()?;
+        let (_, until) = self.times()?;
         let of = |why: Why| self.held.values().filter(|h| h.why == why).count();
         let (empty, last) = (of(Why::Empty), of(Why::Last));
         let reason = if empty > 0 {
@@ -514,19 +522,12 @@ impl Guard {
             Mode::Shadow => "would be held",
             Mode::On | Mode::Off => "held",
         };
-        let ago = now.saturating_sub(first).as_secs();
-        let end = match self.held.values().map(|h| h.until).max_by_key(|u| {
-            // No end is the latest one.
-            u.map_or((1, Duration::ZERO), |until| (0, until))
-        }) {
-            Some(Some(until)) => format!(
-                "until {} s from now at the latest",
-                until.saturating_sub(now).as_secs()
-            ),
-            _ => "until something is registered".to_owned(),
+        let end = match until {
+            Some(_) => "while their checks pass, and not for ever",
+            None => "until something is registered again",
         };
         Some(format!(
-            "{count} {verb}: {reason} ({} registered, {} before); since {ago} s, {end}",
+            "{count} {verb}: {reason} ({} registered, {} before); {end}",
             self.size, self.whole
         ))
     }

@@ -30,7 +30,7 @@ pub(super) struct World {
 }
 
 impl Facts for World {
-    fn evidence(&self, address: &Address, _since: Duration) -> Evidence {
+    fn evidence(&self, address: &Address, _held: &Held) -> Evidence {
         let known = self.evidence.get(&address.port).copied();
         known.or(self.others).unwrap_or(Evidence::Nothing)
     }
@@ -158,13 +158,13 @@ fn what_vanishes_while_it_answers_is_held_until_the_end() {
     scene.step();
     assert_eq!(scene.held(), all(4, 100));
     assert_eq!(scene.guard.trips(), 1);
-    let words = scene.guard.words(scene.now).unwrap();
+    let words = scene.guard.words().unwrap();
     assert!(words.starts_with("97 held: too many vanished"), "{words}");
     scene.wait(599);
     assert_eq!(scene.passed(), all(1, 100));
     scene.wait(1);
     assert_eq!(scene.passed(), all(1, 3));
-    assert_eq!(scene.guard.words(scene.now), None);
+    assert_eq!(scene.guard.words(), None);
 }
 
 #[test]
@@ -366,8 +366,11 @@ fn an_emptied_path_is_held_without_end_and_ends_when_the_set_is_whole() {
     scene.world.others = Some(Evidence::Failing);
     scene.wait(3600 * 3);
     assert_eq!(scene.passed(), all(1, 10), "checks take them out, not we");
-    let words = scene.guard.words(scene.now).unwrap();
-    assert!(words.contains("until something is registered"), "{words}");
+    let words = scene.guard.words().unwrap();
+    assert!(
+        words.contains("until something is registered again"),
+        "{words}"
+    );
     scene.world.others = Some(Evidence::Passing);
     scene.add([1]);
     scene.step();
@@ -521,7 +524,7 @@ fn shadow_counts_and_changes_nothing_and_off_does_not_even_count() {
     scene.step();
     assert_eq!(scene.passed(), all(1, 3));
     assert_eq!((scene.guard.trips(), scene.guard.holding()), (1, 97));
-    let words = scene.guard.words(scene.now).unwrap();
+    let words = scene.guard.words().unwrap();
     assert!(words.starts_with("97 would be held"), "{words}");
     scene.delete(1..=3, false);
     scene.step();

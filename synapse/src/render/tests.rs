@@ -43,6 +43,7 @@ pub(crate) fn config() -> Config {
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
+        max_stale: None,
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -73,6 +74,7 @@ pub(crate) fn service(name: &str) -> Service {
             backend_order: BackendOrder::Asc,
             cookie_hash: false,
         }),
+        guard: crate::guard::Settings::default(),
     }
 }
 
