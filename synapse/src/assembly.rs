@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::cfg::{FragmentMap, Model, Ours};
-use crate::config::Service;
+use crate::config::{Admit, Service};
 use crate::effective::{Backend, Options, Scope};
 use crate::generation::Generation;
 use crate::plan::Desired;
@@ -144,6 +144,13 @@ impl Piece {
             .collect()
     }
 
+    /// Whether checked servers that are added wait for their first passed check.
+    #[must_use]
+    pub fn admits_checked(&self) -> bool {
+        let haproxy = self.service.haproxy.as_ref();
+        haproxy.is_some_and(|h| h.admit == Admit::Checked)
+    }
+
     /// Whether both are the same but for their servers, also in the shared frontend.
     #[must_use]
     pub fn same_structure(&self, other: &Self) -> bool {
@@ -274,10 +281,18 @@ pub fn assemble(
         desired: Desired {
             generation,
             backends,
+            admits_checked: admits_checked(pieces.iter().copied()),
         },
         map,
         models,
     })
+}
+
+fn admits_checked<'a>(pieces: impl Iterator<Item = &'a Piece>) -> BTreeSet<String> {
+    pieces
+        .filter(|piece| piece.admits_checked())
+        .map(|piece| piece.backend().to_owned())
+        .collect()
 }
 
 /// One template makes the whole file: one fragment, nothing kept between renderings. `None` = there is none.
@@ -313,6 +328,7 @@ fn assemble_whole(
             desired: Desired {
                 generation,
                 backends,
+                admits_checked: admits_checked(pieces.iter().copied()),
             },
             map,
             models,

@@ -222,6 +222,8 @@ pub struct Haproxy {
     pub restart_interval: Duration,
     /// Adds uniform 0..J x interval to a postponed reload.
     pub restart_jitter: f64,
+    /// When a server that is added takes requests; a service may say otherwise.
+    pub admit: Admit,
     /// Ruby's state file: ids are read from it once.
     pub state_file_path: Option<PathBuf>,
     /// Seed of the shuffle; default: hash of the host's name.
@@ -302,6 +304,18 @@ pub struct ServiceHaproxy {
     pub backend_order: BackendOrder,
     /// SHA-1 of the server's name instead of the name as the cookie's value.
     pub cookie_hash: bool,
+    /// When an added server takes requests; own, else the top level's.
+    pub admit: Admit,
+}
+
+/// When a server that is added takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Admit {
+    /// At once, as after a reload.
+    #[default]
+    Ready,
+    /// A checked one after its first passed check; one without `check` at once.
+    Checked,
 }
 
 /// The frontend's port.

@@ -192,7 +192,10 @@ pub struct Backend {
     pub structural: BTreeSet<String>,
     /// The structure holds server lines whose names cannot be read: no server may be taken for a leftover of ours.
     pub unreadable: bool,
-    /// Why nothing can be added here without a reload: the balance algorithm, or what its servers have.
+    /// Its servers have a cookie that counts: before haproxy 3.0 none can be added without a reload.
+    pub cookie: bool,
+    /// Why nothing can be added here without a reload, whatever haproxy's version: the balance algorithm, or what its
+    /// servers have.
     pub reload_only: Option<String>,
 }
 
@@ -281,9 +284,6 @@ impl Layer {
 impl Layer {
     /// Why the servers of a backend that has none at the moment will not be added at runtime, as far as one can tell.
     fn expected(&self) -> Option<String> {
-        if self.cookie {
-            return Some("haproxy takes server keyword `cookie` only from the file".to_owned());
-        }
         Common::of(&[], self).file_only
     }
 }
@@ -331,6 +331,9 @@ impl Backend {
                 "a `default-server` line uses quotes, escapes or variables".to_owned()
             });
         }
+        let has_cookie = |server: &Effective| server.options.has("cookie");
+        backend.cookie = backend.servers.values().any(has_cookie)
+            || (backend.servers.is_empty() && layer.cookie);
         if backend.servers.is_empty() && backend.reload_only.is_none() {
             backend.reload_only = layer.expected();
         }

@@ -182,6 +182,12 @@ fn haproxy(all: &mut Registry, view: &View) {
         "Changes that haproxy still lacks",
         ConstGauge::new(divergence),
     );
+    let lingering = i64::try_from(haproxy.lingering.len()).unwrap_or(i64::MAX);
+    all.register(
+        "lingering_workers",
+        "Replaced workers that go on for their old connections",
+        ConstGauge::new(lingering),
+    );
     all.register(
         "ready",
         "Whether haproxy serves our generation",

@@ -8,7 +8,7 @@
 //! drain to the operator. Our removal is `weight 0` and maint; maint with another weight is the operator's and is never
 //! undone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,8 +16,10 @@ use std::sync::Arc;
 use crate::effective::{Backend, Digest, Effective, Options};
 use crate::generation::Generation;
 
+mod draft;
 mod reason;
 
+use draft::Draft;
 pub use reason::{Difference, ReloadReason};
 
 /// What haproxy should run.
@@ -27,6 +29,8 @@ pub struct Desired {
     pub generation: Generation,
     /// Every backend of the file that holds our servers or may.
     pub backends: BTreeMap<String, Arc<Backend>>,
+    /// Backends in which a checked server that is added takes requests after its first passed check (`admit: checked`).
+    pub admits_checked: BTreeSet<String>,
 }
 
 /// What the current worker runs. Only what was read back or confirmed stands here.
@@ -45,8 +49,20 @@ pub struct Running {
 pub struct Refuses {
     /// In any backend.
     pub all: Option<String>,
+    /// With a `cookie` (before haproxy 3.0).
+    pub cookie: Option<String>,
     /// By backend.
     pub backends: BTreeMap<String, String>,
+}
+
+impl Refuses {
+    /// Why no server can be added to this backend without a reload.
+    #[must_use]
+    pub fn reason<'a>(&'a self, name: &str, backend: &'a Backend) -> Option<&'a String> {
+        let cookie = self.cookie.as_ref().filter(|_| backend.cookie);
+        let known = backend.reload_only.as_ref().or(self.all.as_ref());
+        known.or(cookie).or_else(|| self.backends.get(name))
+    }
 }
 
 /// A server as the worker shows it.
@@ -62,6 +78,16 @@ pub struct RunningServer {
     pub state: State,
     /// Digest of the options it was loaded with, by this worker; `None` = not known.
     pub digest: Option<Digest>,
+    /// It was added to be admitted by its first passed check, which has not come yet.
+    pub awaits_check: bool,
+}
+
+impl RunningServer {
+    /// Takes requests, as far as we and the operator are concerned.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.state == State::Ready && self.weight > 0
+    }
 }
 
 /// Administrative state of a server, by owner. Up and down (the checks') is not part of it.
@@ -95,13 +121,18 @@ pub enum Change {
     Add(Addition),
     /// Weight 0, then maint: no new requests, requests in flight finish.
     Retire,
-    /// A retired server takes requests again; `None` = its initial weight (an agent sets it).
-    Return {
-        /// Weight to set first.
-        weight: Option<u16>,
-        /// Checks to be on, also when its addition ended half-way.
-        checks: Checks,
+    /// A retired server takes requests again.
+    Return(Return),
+    /// Another address, of a host that is a name.
+    Readdress {
+        /// The address.
+        address: SocketAddr,
+        /// It is retired before and returns after, with this: others serve meanwhile, and connections to the former
+        /// address are not used again.
+        around: Option<Return>,
     },
+    /// An operator's maint, lost by a reload of somebody else, again.
+    Maint,
     /// Another weight, or of a retired server that an operator had put in maint: back to being the operator's.
     Weight {
         /// 0..256.
@@ -109,6 +140,15 @@ pub enum Change {
     },
     /// A retired server that nobody wants goes for good; haproxy refuses while it has connections.
     Delete,
+}
+
+/// How a server takes requests again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Return {
+    /// Weight to set first; `None` = its initial one (an agent sets it).
+    pub weight: Option<u16>,
+    /// Checks to be on, also when its addition ended half-way.
+    pub checks: Checks,
 }
 
 /// A server to be added. It inherits nothing: everything that it is to have stands here.
@@ -124,8 +164,19 @@ pub struct Addition {
     pub options: Arc<Options>,
     /// Of the options.
     pub digest: Digest,
-    /// Takes requests at once; false = disabled by an operator, it stays in maint.
-    pub ready: bool,
+    /// When it takes requests.
+    pub admit: Admit,
+}
+
+/// When an added server takes requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admit {
+    /// At once.
+    Ready,
+    /// After its first passed check; until then it reads as retired.
+    Checked,
+    /// Never by us: an operator has disabled it, it stays in maint.
+    Disabled,
 }
 
 /// Checks that haproxy has to be told to begin.
@@ -179,21 +230,29 @@ impl fmt::Display for Op {
                 address,
                 id,
                 weight,
-                ready,
+                admit,
                 ..
             }) => {
-                let maint = if *ready { "" } else { " in maint" };
+                let admit = match admit {
+                    Admit::Ready => "",
+                    Admit::Checked => " to be checked",
+                    Admit::Disabled => " in maint",
+                };
                 write!(
                     f,
-                    "add {backend}/{server} {address} id {id} weight {weight}{maint}"
+                    "add {backend}/{server} {address} id {id} weight {weight}{admit}"
                 )
             }
             Change::Retire => write!(f, "retire {backend}/{server}"),
-            Change::Return {
+            Change::Readdress { address, .. } => {
+                write!(f, "readdress {backend}/{server} {address}")
+            }
+            Change::Maint => write!(f, "maint {backend}/{server}"),
+            Change::Return(Return {
                 weight: Some(weight),
                 ..
-            } => write!(f, "return {backend}/{server} weight {weight}"),
-            Change::Return { weight: None, .. } => write!(f, "return {backend}/{server}"),
+            }) => write!(f, "return {backend}/{server} weight {weight}"),
+            Change::Return(Return { weight: None, .. }) => write!(f, "return {backend}/{server}"),
             Change::Weight { weight } => write!(f, "weight {backend}/{server} {weight}"),
             Change::Delete => write!(f, "delete {backend}/{server}"),
         }
@@ -227,17 +286,7 @@ fn plan_backends<'a>(
     desired: &Desired,
     backends: impl Iterator<Item = (&'a String, &'a Arc<Backend>)>,
 ) -> Plan {
-    let mut draft = Draft {
-        refuses: &running.refuses,
-        adds: Vec::new(),
-        returns: Vec::new(),
-        weights: Vec::new(),
-        retires: Vec::new(),
-        late: Vec::new(),
-        missing: 0,
-        reason: None,
-        unadded: None,
-    };
+    let mut draft = Draft::new(running, desired);
     if running.generation.as_ref() != Some(&desired.generation) {
         draft.reload(ReloadReason::Structure {
             running: running.generation.clone(),
@@ -302,10 +351,7 @@ pub fn garbage<'a>(
         let unwanted = |(server, found): &(&String, &RunningServer)| {
             found.state == State::Retired && !desired_has(backend, server)
         };
-        let keeps = backend.unreadable
-            || backend.reload_only.is_some()
-            || running.refuses.all.is_some()
-            || running.refuses.backends.contains_key(name);
+        let keeps = backend.unreadable || running.refuses.reason(name, backend).is_some();
         let servers = running.backends.get(name).into_iter().flatten();
         servers
             .filter(|server| !keeps && unwanted(server))
@@ -321,208 +367,6 @@ pub fn garbage<'a>(
 
 fn desired_has(backend: &Backend, server: &str) -> bool {
     backend.servers.contains_key(server) || backend.structural.contains(server)
-}
-
-/// A plan being made. Ops go out in the order of the fields.
-struct Draft<'a> {
-    refuses: &'a Refuses,
-    adds: Vec<Op>,
-    returns: Vec<Op>,
-    weights: Vec<Op>,
-    retires: Vec<Op>,
-    /// Removals that would empty their backend before its new servers are there.
-    late: Vec<Op>,
-    /// Servers that the worker does not have.
-    missing: usize,
-    reason: Option<ReloadReason>,
-    /// The first server that cannot be added over the stats socket, and why: backend, name, reason.
-    unadded: Option<(String, String, String)>,
-}
-
-impl Draft<'_> {
-    fn reload(&mut self, reason: ReloadReason) {
-        self.reason.get_or_insert(reason);
-    }
-
-    fn compare(
-        &mut self,
-        name: &str,
-        running: &BTreeMap<String, RunningServer>,
-        desired: &Backend,
-    ) {
-        let op = |server: &str, change| Op {
-            backend: name.to_owned(),
-            server: server.to_owned(),
-            change,
-        };
-        let mut gains = 0_usize;
-        // Servers that keep taking requests whatever becomes of the others.
-        let mut stays = desired
-            .structural
-            .iter()
-            .any(|s| running.get(s).is_some_and(|s| s.state == State::Ready));
-        for (server, wanted) in &desired.servers {
-            let Some(found) = running.get(server) else {
-                gains += 1;
-                self.missing += 1;
-                match self.addition(name, running, desired, wanted) {
-                    Ok(addition) => self.adds.push(op(server, Change::Add(addition))),
-                    Err(why) => {
-                        self.unadded
-                            .get_or_insert_with(|| (name.to_owned(), server.clone(), why));
-                    }
-                }
-                continue;
-            };
-            if let Some(what) = difference(found, wanted) {
-                self.reload(ReloadReason::ServerChanged {
-                    backend: name.to_owned(),
-                    server: server.clone(),
-                    what,
-                });
-                if found.state == State::Retired {
-                    // Its return comes with the reload.
-                    gains += 1;
-                    continue;
-                }
-            }
-            stays |=
-                found.state == State::Ready || (found.state == State::Retired && !wanted.disabled);
-            self.keep(op, server, found, wanted);
-        }
-        let gone = |(server, found): &(&String, &RunningServer)| {
-            !desired_has(desired, server)
-                // An operator's maint takes no requests and is never touched.
-                && matches!(found.state, State::Ready | State::OperatorDrain)
-        };
-        let mut gone = running.iter().filter(gone).map(|(server, _)| server);
-        if !desired.unreadable {
-            let retires = gone.map(|server| op(server, Change::Retire));
-            if gains > 0 && !stays {
-                self.late.extend(retires);
-            } else {
-                self.retires.extend(retires);
-            }
-        } else if let Some(server) = gone.next() {
-            self.reload(ReloadReason::RemovalUnsure {
-                backend: name.to_owned(),
-                server: server.clone(),
-            });
-        }
-    }
-
-    /// What `add server` needs, or why it would not do.
-    fn addition(
-        &self,
-        backend: &str,
-        running: &BTreeMap<String, RunningServer>,
-        desired: &Backend,
-        wanted: &Effective,
-    ) -> Result<Addition, String> {
-        let learned = self.refuses.backends.get(backend);
-        let refused = desired.reload_only.as_ref().or(self.refuses.all.as_ref());
-        if let Some(why) = refused.or(learned) {
-            return Err(why.clone());
-        }
-        let id = wanted
-            .id
-            .ok_or("its line has no `id`, which hash balancing needs")?;
-        if let Some((other, _)) = running.iter().find(|(_, found)| found.id == id) {
-            return Err(format!("its id {id} is still that of server `{other}`"));
-        }
-        Ok(Addition {
-            address: wanted.address,
-            id,
-            weight: wanted.weight,
-            options: Arc::clone(&wanted.options),
-            digest: wanted.digest.clone(),
-            ready: !wanted.disabled,
-        })
-    }
-
-    /// A server that both have.
-    fn keep(
-        &mut self,
-        op: impl Fn(&str, Change) -> Op,
-        server: &str,
-        found: &RunningServer,
-        wanted: &Effective,
-    ) {
-        let weight = (!wanted.weight_is_agents()).then_some(wanted.weight);
-        match found.state {
-            State::Retired if !wanted.disabled => {
-                let checks = Checks::of(&wanted.options);
-                self.returns
-                    .push(op(server, Change::Return { weight, checks }));
-            }
-            // Weight above 0 makes it the operator's again, who had disabled it.
-            State::Retired => self.weights.extend((wanted.weight > 0).then(|| {
-                op(
-                    server,
-                    Change::Weight {
-                        weight: wanted.weight,
-                    },
-                )
-            })),
-            // Weight 0 in maint would read as our removal.
-            State::OperatorMaint if wanted.weight == 0 => {}
-            State::OperatorMaint | State::OperatorDrain | State::Ready => {
-                let other = weight.filter(|w| *w != found.weight);
-                self.weights
-                    .extend(other.map(|weight| op(server, Change::Weight { weight })));
-            }
-        }
-    }
-
-    fn finish(mut self) -> Plan {
-        if let Some((backend, server, why)) = self.unadded.take() {
-            let count = self.missing;
-            self.reload(ReloadReason::ServersAdded {
-                count,
-                backend,
-                server,
-                why,
-            });
-        }
-        let at_once = [self.returns, self.weights, self.retires].concat();
-        match self.reason {
-            Some(reason) => {
-                let same_structure = !matches!(reason, ReloadReason::Structure { .. });
-                let meanwhile = if same_structure {
-                    [self.adds, self.late].concat()
-                } else {
-                    Vec::new()
-                };
-                Plan::Reload {
-                    reason,
-                    first: at_once,
-                    meanwhile,
-                }
-            }
-            None => {
-                let ops = [self.adds, at_once, self.late].concat();
-                if ops.is_empty() {
-                    Plan::Unchanged
-                } else {
-                    Plan::Runtime(ops)
-                }
-            }
-        }
-    }
-}
-
-fn difference(found: &RunningServer, wanted: &Effective) -> Option<Difference> {
-    if found.address != Some(wanted.address) {
-        return Some(Difference::Address);
-    }
-    if wanted.id.is_some_and(|id| id != found.id) {
-        return Some(Difference::Id);
-    }
-    match &found.digest {
-        None => Some(Difference::OptionsUnknown),
-        Some(digest) if *digest != wanted.digest => Some(Difference::Options),
-        Some(_) => None,
-    }
 }
 
 impl Running {
@@ -543,10 +387,18 @@ impl Running {
                 servers.remove(&op.server);
             }
             (Change::Retire, Some(server)) => (server.weight, server.state) = (0, State::Retired),
-            (Change::Return { weight, .. }, Some(server)) => {
+            (Change::Return(Return { weight, .. }), Some(server)) => {
                 server.weight = weight.unwrap_or(server.weight);
                 server.state = State::Ready;
+                server.awaits_check = false;
             }
+            (Change::Readdress { address, around }, Some(server)) => {
+                server.address = Some(*address);
+                if let Some(Return { weight, .. }) = around {
+                    server.weight = weight.unwrap_or(server.weight);
+                }
+            }
+            (Change::Maint, Some(server)) => server.state = State::OperatorMaint,
             (Change::Weight { weight }, Some(server)) => {
                 server.weight = *weight;
                 if server.state == State::Retired && *weight > 0 {
@@ -571,6 +423,7 @@ impl Running {
                 State::Ready
             },
             digest: Some(wanted.digest.clone()),
+            awaits_check: false,
         };
         let backends = desired.backends.iter().map(|(name, backend)| {
             (
@@ -593,16 +446,18 @@ impl Running {
 impl Addition {
     /// The server once it is there.
     fn running(&self) -> RunningServer {
+        let (weight, state) = match (self.admit, self.weight) {
+            (Admit::Ready, weight) => (weight, State::Ready),
+            (Admit::Checked, _) | (Admit::Disabled, 0) => (0, State::Retired),
+            (Admit::Disabled, weight) => (weight, State::OperatorMaint),
+        };
         RunningServer {
             address: Some(self.address),
             id: self.id,
-            weight: self.weight,
-            state: match (self.ready, self.weight) {
-                (true, _) => State::Ready,
-                (false, 0) => State::Retired,
-                (false, _) => State::OperatorMaint,
-            },
+            weight,
+            state,
             digest: Some(self.digest.clone()),
+            awaits_check: self.admit == Admit::Checked,
         }
     }
 }

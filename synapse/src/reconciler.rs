@@ -4,12 +4,12 @@
 //! the stats socket can change as soon as the [`window`] lets it, and leaves everything that needs haproxy's judgement to
 //! one job at a time: check, quarantine, write, reload, proof ([`job`]). It acts on the latest whole state, never on an
 //! event; after such a job, another pid or a doubtful answer it reads the worker again and plans anew. A change costs its
-//! service: what is kept of the others ([`Whole`], [`Observed`], the published views) is not looked at. Decisions are in
+//! service: what is kept of the others (the file, the table, the published views) is not looked at. Decisions are in
 //! the pure modules ([`crate::services`], [`crate::assembly`], [`crate::plan`], [`limiter`], [`window`]); this one moves
 //! data between them.
 //!
 //! While a reload has to wait, or is on its way, the worker keeps the structure it has: the servers go into that one
-//! ([`aim`]), in the file and over the stats socket, so that nobody waits for a structure.
+//! (`aim`), in the file and over the stats socket, so that nobody waits for a structure.
 
 mod aim;
 mod boot;
@@ -18,6 +18,7 @@ mod file;
 mod guarding;
 pub mod job;
 pub mod limiter;
+mod lingering;
 mod observed;
 mod runtime;
 mod view;
@@ -53,6 +54,7 @@ use file::File;
 use guarding::Guarding;
 use job::{Done, Kept};
 use limiter::Limiter;
+use lingering::Lingering;
 use observed::{Digests, Observed};
 use runtime::{Fallbacks, Proven};
 use window::Window;
@@ -62,10 +64,12 @@ const POLL: Duration = Duration::from_millis(500);
 /// A quarantined service is tried again this often, although nothing of it changed: what haproxy missed (a certificate,
 /// a free port) may be there by now.
 const RETRY_QUARANTINED: Duration = Duration::from_secs(60);
-/// How long a reload waits for sources that the configuration has just named.
+/// How long a reload, and at the start the first servers, wait for sources that the configuration has just named.
 const SETTLE: Duration = Duration::from_millis(500);
 /// Pause after an answer that leaves the worker's state in doubt.
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
+/// How often a server that awaits its first passed check is looked at.
+const LOOK_AT_CHECKS: Duration = Duration::from_millis(100);
 /// Least time between two states handed to the snapshot's writer.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -153,6 +157,11 @@ pub struct Reconciler {
     fallbacks: Fallbacks,
     /// Backends whose own lines keep new servers from being added without a reload, and why.
     reload_only: BTreeMap<String, String>,
+    /// Servers of this worker that were added to be admitted by their first passed check.
+    awaited: BTreeSet<(String, String)>,
+    looked_at: Option<Instant>,
+    /// Workers that were replaced and have not ended.
+    lingering: Lingering,
     /// Servers taken out that nobody wants: of which worker, and when the next attempt to delete them is due.
     retired: BTreeMap<(String, String), (u32, Instant)>,
     /// The worker has to be read before the next plan.
@@ -210,6 +219,7 @@ impl Reconciler {
         self.pass().await;
         let config = Arc::clone(&self.config);
         self.sources.follow(&config);
+        self.settle = Some(Instant::now() + SETTLE);
         let mut changes = self.sources.changes();
         let mut resolved = self.sources.resolved();
         let mut poll = interval(POLL);
@@ -281,6 +291,7 @@ impl Reconciler {
             self.observe().await;
         }
         loop {
+            self.look_at_checks().await;
             let assessed = self.assess();
             self.remove_at_once(&assessed).await;
             self.render();
@@ -298,6 +309,9 @@ impl Reconciler {
             self.accept();
             self.start_job(&next);
             self.delete_retired().await;
+            if !self.awaited.is_empty() {
+                self.again_at(Instant::now() + LOOK_AT_CHECKS);
+            }
             return self.publish(Some(&next));
         }
     }
@@ -354,7 +368,11 @@ impl Reconciler {
             return;
         }
         let now = Instant::now();
-        let due = self.window.due(now);
+        let mut due = self.window.due(now);
+        if let Some(until) = self.settling_until().filter(|_| !self.serves_anybody()) {
+            // The first words of the registry go together, or haproxy would begin all their checks at once.
+            due = due.max(until);
+        }
         // Without a file there is nothing that could be kept as it is for so long.
         if due > now && self.wanted.is_some() {
             return self.again_at(due);
@@ -366,6 +384,13 @@ impl Reconciler {
                 self.replaced.insert(index);
             }
         }
+    }
+
+    fn serves_anybody(&self) -> bool {
+        let backends = self.running().into_iter().flat_map(|r| r.backends.values());
+        backends
+            .flat_map(BTreeMap::values)
+            .any(|server| server.is_serving())
     }
 
     /// Another pass is due then, at the latest.

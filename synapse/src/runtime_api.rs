@@ -4,6 +4,7 @@
 //! change a table nobody uses any more. Names are validated before anything is sent, so no text can end a command.
 //! A time-out is reported as such and proves nothing about haproxy's table; the caller backs off and reads again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -95,6 +96,9 @@ impl ApiError {
 /// The stats sockets of one haproxy: one, or one for each process with `nbproc`.
 #[derive(Debug, Clone)]
 pub struct RuntimeApi {
+    /// As configured.
+    configured: Vec<PathBuf>,
+    /// One for each process.
     sockets: Vec<PathBuf>,
     limit: Duration,
 }
@@ -104,6 +108,7 @@ impl RuntimeApi {
     #[must_use]
     pub fn new(sockets: Vec<PathBuf>) -> Self {
         Self {
+            configured: sockets.clone(),
             sockets,
             limit: Duration::from_secs(2),
         }
@@ -120,6 +125,30 @@ impl RuntimeApi {
     #[must_use]
     pub fn is_configured(&self) -> bool {
         !self.sockets.is_empty()
+    }
+
+    /// Several sockets may be of one process, and a change must reach each process once: keeps the first that answers of
+    /// each pid. As configured when none answers. Costs nothing with one socket.
+    pub async fn tell_apart(&mut self) {
+        if self.configured.len() < 2 {
+            return;
+        }
+        let mut processes = BTreeMap::new();
+        for socket in &self.configured {
+            let alone = Self {
+                sockets: vec![socket.clone()],
+                ..self.clone()
+            };
+            if let Ok(info) = alone.info().await {
+                processes.entry(info.pid).or_insert_with(|| socket.clone());
+            }
+        }
+        let one_each = self.configured.iter();
+        let one_each = one_each.filter(|socket| processes.values().any(|of| of == *socket));
+        self.sockets = one_each.cloned().collect();
+        if self.sockets.is_empty() {
+            self.sockets.clone_from(&self.configured);
+        }
     }
 
     /// Sends commands in this order, to every socket. One reply for each command: with several sockets a refusal by any.
@@ -262,6 +291,7 @@ impl RuntimeApi {
     /// What is shown is shown by one process: the first.
     fn first(&self) -> Self {
         Self {
+            configured: Vec::new(),
             sockets: self.sockets.iter().take(1).cloned().collect(),
             limit: self.limit,
         }

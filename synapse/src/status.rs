@@ -152,7 +152,8 @@ pub struct ServerView {
     pub znode: Option<String>,
     /// The registry (or the seed) wants it.
     pub wanted: bool,
-    /// haproxy's word: `up`, `down`, `maint`, `drain`, `retired` (taken out by us), or null when haproxy has none.
+    /// haproxy's word: `up`, `down`, `maint`, `drain`, `retired` (taken out by us), `checking` (to be
+    /// admitted by its first passed check), or null when haproxy has none.
     pub haproxy: Option<&'static str>,
     /// Kept although the registry does not name it.
     pub held: bool,
@@ -182,12 +183,25 @@ pub struct HaproxyView {
     pub reload_failures: u64,
     /// Workers that appeared without us.
     pub foreign_reloads: u64,
+    /// Replaced workers that go on for their old connections.
+    pub lingering: Arc<Vec<LingeringView>>,
     /// Changes made over the stats socket.
     pub runtime_ops: u64,
     /// The last one.
     pub last_reload: Option<ReloadView>,
     /// Backends in which a new server needs a reload, and why.
     pub fallbacks: BTreeMap<String, String>,
+}
+
+/// A worker that was replaced and has not ended.
+#[derive(Debug, Clone, Serialize)]
+pub struct LingeringView {
+    /// Its pid.
+    pub pid: u32,
+    /// When it was replaced, seconds since 1970.
+    pub since: f64,
+    /// `backend/NAME` of servers that its connections may still reach and the current worker would not.
+    pub servers: Vec<String>,
 }
 
 /// One reload.

@@ -45,6 +45,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
             restart_interval: Duration::from_secs(2),
             restart_jitter: 0.0,
             state_file_path: None,
+            admit: synapse::config::Admit::Ready,
             server_order_seed: Some("42".to_owned()),
             max_server_id: 65535,
             bind_address: "localhost".to_owned(),
@@ -81,6 +82,7 @@ fn service(
         backend_name: name.to_owned(),
         backend_order: BackendOrder::Shuffle,
         cookie_hash: false,
+        admit: synapse::config::Admit::Ready,
     };
     let mut service = Service {
         name: name.to_owned(),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Assembly, Backends, EffectiveCache, Fragment, Piece, assemble};
+use super::{Assembly, Backends, EffectiveCache, Fragment, Piece, admits_checked, assemble};
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
 use crate::generation::Generation;
@@ -66,6 +66,7 @@ impl Whole {
             desired: Desired {
                 generation: Generation::of([], &BTreeMap::new()),
                 backends: Backends::new(),
+                admits_checked: BTreeSet::new(),
             },
             revision: next_revision(),
         };
@@ -151,6 +152,12 @@ impl Whole {
                     .backends
                     .extend(backends.iter().map(|(n, b)| (n.clone(), Arc::clone(b))));
                 slot.backends = backends;
+                let backend = piece.backend();
+                if piece.admits_checked() {
+                    self.desired.admits_checked.insert(backend.to_owned());
+                } else {
+                    self.desired.admits_checked.remove(backend);
+                }
             }
             _ => {
                 if let Err(error) = self.make(Some(index)) {
@@ -225,6 +232,7 @@ impl Whole {
         self.desired = Desired {
             generation,
             backends,
+            admits_checked: admits_checked(self.pieces()),
         };
         self.form = Form::Pieces(Box::new(Pieces {
             scope,

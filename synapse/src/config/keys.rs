@@ -12,6 +12,7 @@ const METHODS: &[&str] = &[
     "zookeeper_dns_poll",
     "multi",
 ];
+const ADMIT: &[&str] = &["ready", "checked"];
 const ORDERS: &[&str] = &["asc", "desc", "no_shuffle", "shuffle"];
 const U31: i64 = i32::MAX as i64;
 
@@ -240,6 +241,12 @@ pub(super) const KEYS: &[Key] = &[
         Kind::Number,
         "0",
         "J adds 0..J × interval to a postponed reload",
+    ),
+    honoured(
+        "haproxy.admit",
+        Kind::OneOf(ADMIT),
+        "`ready`",
+        "when a server that is added takes requests: at once, or with `checked` after its first passed check (one without `check` at once, with a warning)",
     ),
     honoured(
         "haproxy.state_file_path",
@@ -644,6 +651,12 @@ pub(super) const KEYS: &[Key] = &[
         "unset",
         "true turns the top level's switch on (for all services) when that is unset, with a warning",
     ),
+    honoured(
+        "services.*.haproxy.admit",
+        Kind::OneOf(ADMIT),
+        "the top level's",
+        "as `haproxy.admit`, for this service",
+    ),
     later(
         "statsd",
         Kind::Map,
@@ -662,7 +675,6 @@ pub(super) const KEYS: &[Key] = &[
         "sessions are anonymous, as in Ruby",
     ),
     later("zookeeper.tls", Kind::Any, "connections are plain TCP"),
-    later("haproxy.admit", Kind::Any, "servers are added ready"),
     later(
         "haproxy.state_file_ttl",
         Kind::Any,

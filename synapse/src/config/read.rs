@@ -9,10 +9,11 @@ use smartstack_common::config::{
 };
 
 use super::keys::KEYS;
-use super::service::service;
+use super::service::{ADMIT, Inherited, service};
 use super::text::{config_line, path, section_lines, word};
 use super::{
-    Admin, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates,
+    Admin, Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText,
+    Templates,
 };
 use crate::lines;
 
@@ -45,13 +46,13 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     } else {
         None
     };
-    let bind_address = haproxy
-        .as_ref()
-        .map_or("localhost", |haproxy| &haproxy.bind_address);
-    let shared = haproxy
-        .as_ref()
-        .is_none_or(|haproxy| haproxy.shared_frontend.is_some());
-    let guard = guard(&top.key("guard"), crate::guard::Settings::default());
+    let own = haproxy.as_ref();
+    let inherited = Inherited {
+        bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
+        shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
+        guard: guard(&top.key("guard"), crate::guard::Settings::default()),
+        admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
+    };
     let mut services = Vec::new();
     let mut names = Names::default();
     let mut weights = None;
@@ -61,7 +62,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
             continue;
         }
         let read = cursor
-            .object(|map| service(map, &name, bind_address, shared, guard))
+            .object(|map| service(map, &name, &inherited))
             .flatten();
         let Some(read) = read else { continue };
         if let Some(key) = read.use_nerve_weights {
@@ -278,6 +279,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .number(0.0..=f64::MAX)
             .unwrap_or(0.0),
         state_file_path: path(&map.key("state_file_path"), environment),
+        admit: map.key("admit").one_of(&ADMIT).unwrap_or_default(),
         server_order_seed: map.key("server_order_seed").text(),
         max_server_id: map
             .key("max_server_id")

@@ -6,13 +6,23 @@ use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
 
 use super::text::{is_name, line, service_lines, word};
 use super::{
-    BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Multi, Resolver,
-    Service, ServiceHaproxy, Watcher,
+    Admit, BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Multi,
+    Resolver, Service, ServiceHaproxy, Watcher,
 };
 use crate::guard;
 use crate::lines;
 
 const PORT: std::ops::RangeInclusive<i128> = 1..=65535;
+pub(super) const ADMIT: [(&str, Admit); 2] = [("ready", Admit::Ready), ("checked", Admit::Checked)];
+
+/// What a service takes over from the top level.
+pub(super) struct Inherited<'a> {
+    pub(super) bind_address: &'a str,
+    /// There is a shared frontend.
+    pub(super) shared: bool,
+    pub(super) admit: Admit,
+    pub(super) guard: guard::Settings,
+}
 
 /// A service as read.
 pub(super) struct Read<'a> {
@@ -25,9 +35,7 @@ pub(super) struct Read<'a> {
 pub(super) fn service<'a>(
     map: &Map<'a>,
     name: &str,
-    bind_address: &str,
-    shared: bool,
-    guard: guard::Settings,
+    inherited: &Inherited<'_>,
 ) -> Option<Read<'a>> {
     if !is_name(name) {
         map.cursor.error(
@@ -49,7 +57,7 @@ pub(super) fn service<'a>(
         discovery
     };
     let section = map.key("haproxy");
-    let haproxy = section.object(|map| read_haproxy(map, name, bind_address, shared))?;
+    let haproxy = section.object(|map| read_haproxy(map, name, inherited))?;
     let disabled = haproxy.as_ref().is_some_and(|read| read.disabled);
     let servers: Vec<DefaultServer> = map
         .key("default_servers")
@@ -71,7 +79,7 @@ pub(super) fn service<'a>(
         backend_port_override: own_override.or(haproxy.port_override),
         leader_election: flag("leader_election", false),
         haproxy: (!disabled).then_some(haproxy.section),
-        guard: super::read::guard(&map.key("guard"), guard),
+        guard: super::read::guard(&map.key("guard"), inherited.guard),
     };
     if matches!(service.discovery, Discovery::Base)
         && service.default_servers.is_empty()
@@ -324,15 +332,14 @@ struct ReadHaproxy<'a> {
 fn read_haproxy<'a>(
     map: &Map<'a>,
     name: &str,
-    default_address: &str,
-    shared: bool,
+    inherited: &Inherited<'_>,
 ) -> Option<ReadHaproxy<'a>> {
     let disabled = map.key("disabled").boolean().unwrap_or(false);
     let own_address = map.key("bind_address");
     let bind_address = if own_address.has_value() {
         word(&own_address)
     } else {
-        Some(default_address.to_owned())
+        Some(inherited.bind_address.to_owned())
     };
     let port = frontend_port(&map.key("port"), bind_address.as_deref());
     let bind_options = line(&map.key("bind_options"));
@@ -346,7 +353,7 @@ fn read_haproxy<'a>(
     }
     let (frontend, backend) = sections(map);
     let lines = map.key("shared_frontend");
-    if lines.has_value() && !shared {
+    if lines.has_value() && !inherited.shared {
         lines.warn_hint(
             "left out: there is no shared frontend",
             "the top level's `haproxy.shared_frontend` makes one",
@@ -373,6 +380,18 @@ fn read_haproxy<'a>(
     let cookie_hash = map
         .key("cookie_value_method")
         .one_of(&[("name", false), ("hash", true)]);
+    let own_admit = map.key("admit");
+    let admit = own_admit.one_of(&ADMIT).unwrap_or(inherited.admit);
+    if admit == Admit::Checked
+        && !server_options
+            .split_ascii_whitespace()
+            .any(|word| word == "check")
+    {
+        own_admit.warn_hint(
+            "`admit: checked` needs checks, and `server_options` has no `check`: servers are admitted at once, unless `default-server` or their own options have it",
+            "add `check` to `server_options`",
+        );
+    }
     let weights = map.key("use_nerve_weights");
     Some(ReadHaproxy {
         disabled,
@@ -385,10 +404,15 @@ fn read_haproxy<'a>(
             server_options,
             frontend,
             backend,
-            shared_frontend: if shared { shared_frontend } else { Vec::new() },
+            shared_frontend: if inherited.shared {
+                shared_frontend
+            } else {
+                Vec::new()
+            },
             backend_name: backend_name?,
             backend_order: backend_order.unwrap_or_default(),
             cookie_hash: cookie_hash.unwrap_or(false),
+            admit,
         },
     })
 }

@@ -156,9 +156,9 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("slowstart", "0"),
 ];
 
-/// Keywords that `add server` of 2.6 refuses (measured). Others that it may refuse show by its answer.
+/// Keywords that `add server` of 2.6 refuses (measured); `cookie`, taken since 3.0, is looked at apart. Others that it may
+/// refuse show by its answer.
 const FILE_ONLY: &[&str] = &[
-    "cookie",
     "init-addr",
     "log-proto",
     "max-reuse",

@@ -16,7 +16,7 @@ pub enum ReloadReason {
         /// Of the file.
         desired: Generation,
     },
-    /// A server's address, id or options differ, or its options are not known.
+    /// A server's id or options differ, or its options are not known.
     ServerChanged {
         /// Its backend.
         backend: String,
@@ -36,6 +36,11 @@ pub enum ReloadReason {
         /// Why the stats socket is not enough for that one.
         why: String,
     },
+    /// So many servers at a time that haproxy's checks of them have to be spread.
+    ManyAdded {
+        /// How many, in all backends.
+        count: usize,
+    },
     /// A server to remove may be one of the user's own lines, whose names cannot be read.
     RemovalUnsure {
         /// Its backend.
@@ -48,8 +53,6 @@ pub enum ReloadReason {
 /// What differs in a server that keeps its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Difference {
-    /// Address or port.
-    Address,
     /// haproxy's id.
     Id,
     /// Options.
@@ -92,6 +95,12 @@ impl fmt::Display for ReloadReason {
                 f,
                 "{count} servers added, such as `{backend}/{server}`: {why}"
             ),
+            Self::ManyAdded { count } => {
+                write!(
+                    f,
+                    "{count} servers added at once, more than there are: haproxy spreads the checks of a file"
+                )
+            }
             Self::RemovalUnsure { backend, server } => {
                 write!(
                     f,
@@ -105,7 +114,6 @@ impl fmt::Display for ReloadReason {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Address => "another address",
             Self::Id => "another id",
             Self::Options => "other options",
             Self::OptionsUnknown => "unknown options",

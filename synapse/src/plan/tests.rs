@@ -12,6 +12,7 @@ fn desired(text: &str) -> Desired {
     Desired {
         generation,
         backends: Scope::default().read(&model),
+        admits_checked: BTreeSet::new(),
     }
 }
 
@@ -145,18 +146,8 @@ fn where_servers_can_be_added() {
         ),
         ("", "balance static-rr", "", "static-rr"),
         ("", "balance rdp-cookie(x)", "", "rdp-cookie"),
-        (
-            "",
-            "cookie S insert",
-            "cookie x",
-            "`cookie` only from the file",
-        ),
-        (
-            "cookie S insert",
-            "",
-            "cookie x",
-            "`cookie` only from the file",
-        ),
+        ("", "cookie S insert", "cookie x", ""),
+        ("cookie S insert", "", "cookie x", ""),
         ("default-server resolvers r", "", "", "`resolvers`"),
         ("", "", "init-addr none", "`init-addr`"),
         ("", "", "tcp-ut 5s", "`tcp-ut`"),
@@ -241,10 +232,8 @@ fn what_nobody_wants_is_deleted() {
     set(&mut running, "s1", 0, State::Retired);
     assert_eq!(trash(&running, &desired("backend other\n")), []);
     // Where it could not be added again.
-    for section in ["balance source", "cookie S insert"] {
-        let wanted = desired(&format!("backend b\n {section}\n"));
-        assert_eq!(trash(&running, &wanted), [], "{section}");
-    }
+    let wanted = desired("backend b\n balance source\n");
+    assert_eq!(trash(&running, &wanted), []);
     assert_eq!(trash(&running, &desired("backend b\n")).len(), 1);
     running.refuses.backends.insert("b".into(), "no".into());
     assert_eq!(trash(&running, &desired("backend b\n")), []);
@@ -297,8 +286,6 @@ fn weights_are_ours_unless_an_agent_sets_them() {
 fn changed_servers_reload_and_say_why() {
     let running = Running::loaded(&file(&[S1]));
     for (line, what) in [
-        ("s1 127.0.0.2:1 id 1", Difference::Address),
-        ("s1 127.0.0.1:9 id 1", Difference::Address),
         ("s1 127.0.0.1:1 id 5", Difference::Id),
         ("s1 127.0.0.1:1 id 1 check", Difference::Options),
     ] {
@@ -335,6 +322,95 @@ fn changed_servers_reload_and_say_why() {
 }
 
 #[test]
+fn another_address_of_a_name_is_set_around_its_connections() {
+    let (here, there) = ("s1 127.0.0.1:1 id 1", "s1 127.0.0.9:7 id 1");
+    let mut running = Running::loaded(&file(&[here, S2]));
+    let moved = file(&[there, S2]);
+    let around = |running: &Running, wanted: &Desired| match plan(running, wanted) {
+        Plan::Runtime(ops) => match ops[0].change {
+            Change::Readdress { address, around } => {
+                assert_eq!(address, "127.0.0.9:7".parse().unwrap());
+                (ops.len(), around.map(|r| r.weight))
+            }
+            _ => panic!("{ops:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(around(&running, &moved), (1, Some(Some(1))));
+    // Alone it goes on taking requests; in an operator's hands it stays there.
+    let alone = Running::loaded(&file(&[here]));
+    assert_eq!(around(&alone, &file(&[there])), (1, None));
+    for state in [State::OperatorMaint, State::OperatorDrain] {
+        set(&mut running, "s1", 1, state);
+        assert_eq!(around(&running, &moved), (1, None));
+    }
+    set(&mut running, "s1", 0, State::Retired);
+    assert_eq!(around(&running, &moved), (2, None), "and returns");
+}
+
+#[test]
+fn a_checked_server_is_admitted_by_its_first_passed_check_where_that_is_asked_for() {
+    let mut wanted = file(&[S1, "s2 127.0.0.1:2 id 2 check"]);
+    wanted.admits_checked.insert("b".to_owned());
+    let mut running = Running::loaded(&file(&[]));
+    let Plan::Runtime(adds) = plan(&running, &wanted) else {
+        panic!()
+    };
+    let expected = [
+        "add b/s1 127.0.0.1:1 id 1 weight 1",
+        "add b/s2 127.0.0.1:2 id 2 weight 1 to be checked",
+    ];
+    assert_eq!(ops(&Plan::Runtime(adds.clone())), expected);
+    adds.iter().for_each(|op| running.apply(op));
+    assert_eq!(running.backends["b"]["s2"].state, State::Retired);
+    assert_eq!(plan(&running, &wanted), Plan::Unchanged);
+    // Nor does it stand in for one that leaves.
+    running
+        .backends
+        .get_mut("b")
+        .unwrap()
+        .get_mut("s2")
+        .unwrap()
+        .awaits_check = false;
+    assert_eq!(ops(&plan(&running, &wanted)), ["return b/s2 weight 1"]);
+}
+
+#[test]
+fn a_cookie_that_counts_needs_a_reload_before_3_0() {
+    let with = |servers: &str| desired(&format!("backend b\n cookie S insert\n{servers}"));
+    let (one, two) = (
+        " server s1 127.0.0.1:1 id 1 cookie a\n",
+        " server s2 127.0.0.1:2 id 2 cookie b\n",
+    );
+    let (before, after) = (with(one), with(&format!("{one}{two}")));
+    let mut running = Running::loaded(&before);
+    assert_eq!(
+        ops(&plan(&running, &after)),
+        ["add b/s2 127.0.0.1:2 id 2 weight 1"]
+    );
+    running.refuses.cookie = Some("haproxy 2.6.12 takes it only from the file".to_owned());
+    let refused = plan(&running, &after);
+    assert!(reason(&refused).unwrap().to_string().contains("2.6.12"));
+    // Also into an empty backend, where nobody shows what the servers will have.
+    assert!(
+        reason(&plan(
+            &Running {
+                refuses: running.refuses.clone(),
+                ..Running::loaded(&with(""))
+            },
+            &before
+        ))
+        .is_some()
+    );
+    let mut retired = Running {
+        refuses: running.refuses.clone(),
+        ..Running::loaded(&after)
+    };
+    set(&mut retired, "s2", 0, State::Retired);
+    assert_eq!(trash(&retired, &before), [], "its return needs none");
+}
+
+#[test]
 fn the_users_own_server_lines_are_left_alone() {
     let text = "backend b\n server mine 127.0.0.1:9\n server s1 127.0.0.1:1 id 1\n server-template t 2 127.0.0.1:8\n";
     let names = BTreeMap::from([("b".to_owned(), BTreeSet::from(["s1".to_owned()]))]);
@@ -343,6 +419,7 @@ fn the_users_own_server_lines_are_left_alone() {
     let wanted = Desired {
         generation,
         backends: Scope::default().read(&model),
+        admits_checked: BTreeSet::new(),
     };
     let mut running = Running::loaded(&wanted);
     let like = running.backends["b"]["s1"].clone();

@@ -37,6 +37,7 @@ impl Reconciler {
         let usable = |whole: &Whole| Arc::ptr_eq(whole.frame(), &frame);
         let replaced = std::mem::take(&mut self.replaced);
         if self.wanted.as_ref().is_none_or(|whole| !usable(whole)) {
+            self.reload_only.clear();
             self.touched = Touched::All;
             self.held = None;
             return self.rebuild();

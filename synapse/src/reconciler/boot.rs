@@ -15,6 +15,7 @@ use super::file::File;
 use super::guarding::Guarding;
 use super::job::Driver;
 use super::limiter::Limiter;
+use super::lingering::Lingering;
 use super::observed::{Digests, file_rows};
 use super::runtime::{Fallbacks, Proven};
 use super::window::Window;
@@ -81,6 +82,9 @@ impl Reconciler {
             proven: Proven::default(),
             fallbacks: Fallbacks::default(),
             reload_only: BTreeMap::new(),
+            awaited: BTreeSet::new(),
+            looked_at: None,
+            lingering: Lingering::default(),
             retired: BTreeMap::new(),
             stale: true,
             socket_problem: None,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -18,6 +18,9 @@ use crate::plan::Plan;
 use crate::render::Renderer;
 use crate::services::State;
 use crate::status::{ReloadView, seconds};
+
+/// Least time between reloads while many replaced workers go on.
+const SPREAD: Duration = Duration::from_secs(10);
 
 impl Reconciler {
     /// Starts what is needed beside the stats socket, when it may start now: writing the file where only servers differ,
@@ -109,13 +112,16 @@ impl Reconciler {
         if let Some(until) = self.settling_until() {
             return Some(until);
         }
+        let many = self.lingering.are_many() && self.observed.is_some();
+        self.limiter
+            .spread(if many { SPREAD } else { Duration::ZERO });
         let due = self.limiter.due(now, &mut self.rng);
         (due > now).then_some(due)
     }
 
     /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
     /// another one for their servers. `None` = all have spoken, or it takes too long.
-    fn settling_until(&self) -> Option<Instant> {
+    pub(super) fn settling_until(&self) -> Option<Instant> {
         let waits = |state: &State| {
             let keys = watched(&state.service).into_iter().map(|w| w.key);
             keys.into_iter()

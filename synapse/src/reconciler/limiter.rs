@@ -13,6 +13,8 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 pub struct Limiter {
     interval: Duration,
+    /// At least this between starts, too.
+    floor: Duration,
     jitter: f64,
     last_start: Option<Instant>,
     failures: u32,
@@ -25,6 +27,7 @@ impl Limiter {
     pub fn new(interval: Duration, jitter: f64) -> Self {
         Self {
             interval,
+            floor: Duration::ZERO,
             jitter,
             last_start: None,
             failures: 0,
@@ -38,13 +41,18 @@ impl Limiter {
         self.jitter = jitter;
     }
 
+    /// Least time between starts while many replaced workers go on: each reload leaves one more.
+    pub fn spread(&mut self, at_least: Duration) {
+        self.floor = at_least;
+    }
+
     /// When a reload wanted at `now` may start; `now` itself when nothing holds it. The jitter of a postponed reload
     /// is drawn once, so that asking again gives the same answer.
     pub fn due(&mut self, now: Instant, rng: &mut fastrand::Rng) -> Instant {
         let Some(last) = self.last_start else {
             return now;
         };
-        let earliest = last + self.interval.max(self.backoff());
+        let earliest = last + self.interval.max(self.backoff()).max(self.floor);
         if earliest <= now && self.postponed_by.is_none() {
             return now;
         }

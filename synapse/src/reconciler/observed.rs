@@ -21,7 +21,8 @@ pub(super) struct Observed {
 
 impl Observed {
     /// Reads both; the worker that answers may change in between, so the pid is asked for again.
-    pub(super) async fn read(api: &RuntimeApi, digests: &Digests) -> Result<Self, ApiError> {
+    pub(super) async fn read(api: &mut RuntimeApi, digests: &Digests) -> Result<Self, ApiError> {
+        api.tell_apart().await;
         let mut info = api.info().await?;
         loop {
             let servers = api.servers(None).await?;
@@ -56,6 +57,7 @@ impl Observed {
                 backends,
                 refuses: Refuses {
                     all: info.refuses_adds(),
+                    cookie: info.refuses_cookies(),
                     ..Refuses::default()
                 },
             },
@@ -168,9 +170,28 @@ impl Observed {
         self.running.backends.iter().flat_map(of).collect()
     }
 
+    /// These servers are to be admitted by their checks: those that have not passed one yet await it. Returns the others.
+    pub(super) fn await_checks(
+        &mut self,
+        added: &BTreeSet<(String, String)>,
+    ) -> Vec<(String, String)> {
+        let mut over = Vec::new();
+        for (backend, name) in added {
+            let row = self.rows.get(backend).and_then(|rows| rows.get(name));
+            let waits = row.is_some_and(|row| !row.passed && row.state() == State::Retired);
+            let server = self.running.backends.get_mut(backend);
+            match server.and_then(|servers| servers.get_mut(name)) {
+                Some(server) if waits => server.awaits_check = true,
+                _ => over.push((backend.clone(), name.clone())),
+            }
+        }
+        over
+    }
+
     /// The word for a server in `/status`.
     pub(super) fn word(&self, backend: &str, name: &str) -> Option<&'static str> {
         Some(match self.server(backend, name)?.state {
+            State::Retired if self.server(backend, name)?.awaits_check => "checking",
             State::Retired => "retired",
             State::OperatorMaint => "maint",
             State::OperatorDrain => "drain",

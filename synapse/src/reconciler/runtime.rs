@@ -13,12 +13,12 @@ use tracing::{debug, info, warn};
 
 use super::aim::Touched;
 use super::observed::Observed;
-use super::{InFlight, Reconciler};
+use super::{InFlight, LOOK_AT_CHECKS, Reconciler};
 use crate::assembly::Whole;
 use crate::effective::Digest;
 use crate::generation::Generation;
-use crate::plan::{Addition, Change, Op, Plan, Running, State, before_adds, garbage};
-use crate::runtime_api::Refusal;
+use crate::plan::{Addition, Admit, Change, Op, Plan, Running, State, before_adds, garbage};
+use crate::runtime_api::{Refusal, ServerRow};
 
 /// From the removal of a server to the first attempt to delete it: haproxy before 2.9 may free what a request still uses.
 const GRACE: Duration = Duration::from_secs(2);
@@ -257,6 +257,37 @@ impl Reconciler {
         }
     }
 
+    /// Reads the backends in which an added server awaits its first passed check.
+    pub(super) async fn look_at_checks(&mut self) {
+        let now = Instant::now();
+        if self.awaited.is_empty()
+            || self.stale
+            || self.looked_at.is_some_and(|at| now < at + LOOK_AT_CHECKS)
+        {
+            return;
+        }
+        self.looked_at = Some(now);
+        let backends: BTreeSet<String> = self.awaited.iter().map(|(b, _)| b.clone()).collect();
+        let backends: Vec<String> = backends.into_iter().collect();
+        match self.api.servers_of(&backends).await {
+            Ok(rows) => self.take(&backends, rows),
+            Err(error) => self.socket_failed(&Chain(&error).to_string()),
+        }
+    }
+
+    /// Rows of these backends, just read from the same worker.
+    fn take(&mut self, backends: &[String], rows: Vec<ServerRow>) {
+        let Some(observed) = &mut self.observed else {
+            return;
+        };
+        observed.take(backends, rows, &self.digests);
+        for key in observed.await_checks(&self.awaited) {
+            self.awaited.remove(&key);
+        }
+        self.touched.add(backends.iter().cloned());
+        self.see(backends);
+    }
+
     /// Additions are believed once the table shows them as they should be.
     async fn verify(&mut self, ops: &[Op]) {
         let added = |op: &&Op| matches!(op.change, Change::Add(_));
@@ -273,10 +304,14 @@ impl Reconciler {
                 return self.doubt();
             }
         };
-        let Some(observed) = &mut self.observed else {
+        let admitted = |op: &&Op| matches!(&op.change, Change::Add(a) if a.admit == Admit::Checked);
+        let awaited = ops.iter().filter(admitted);
+        self.awaited
+            .extend(awaited.map(|op| (op.backend.clone(), op.server.clone())));
+        self.take(&touched, rows);
+        let Some(observed) = &self.observed else {
             return;
         };
-        observed.take(&touched, rows, &self.digests);
         let is_there = |op: &&Op| {
             let Change::Add(wanted) = &op.change else {
                 return true;
@@ -286,7 +321,7 @@ impl Reconciler {
                 .is_some_and(|found| {
                     found.address == Some(wanted.address)
                         && found.id == wanted.id
-                        && (!wanted.ready || found.state == State::Ready)
+                        && (wanted.admit != Admit::Ready || found.state == State::Ready)
                 })
         };
         if let Some(op) = ops.iter().find(|op| !is_there(op)) {
@@ -296,15 +331,21 @@ impl Reconciler {
     }
 
     fn note_reload_only(&mut self) {
-        let Some(whole) = &self.wanted else {
-            return;
+        let (Some(whole), Some(running)) = (&self.wanted, self.running()) else {
+            return self.reload_only.clear();
         };
-        let desired = whole.desired();
-        self.reload_only
-            .retain(|name, _| desired.backends.contains_key(name));
-        for name in self.planned(whole) {
-            let backend = desired.backends.get(&name);
-            match backend.and_then(|backend| backend.reload_only.clone()) {
+        let backends = &whole.desired().backends;
+        let found: Vec<(String, Option<String>)> = self
+            .planned(whole)
+            .into_iter()
+            .map(|name| {
+                let backend = backends.get(&name);
+                let why = backend.and_then(|b| running.refuses.reason(&name, b).cloned());
+                (name, why)
+            })
+            .collect();
+        for (name, why) in found {
+            match why {
                 Some(why) => _ = self.reload_only.insert(name, why),
                 None => _ = self.reload_only.remove(&name),
             }

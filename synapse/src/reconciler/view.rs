@@ -80,12 +80,10 @@ impl Reconciler {
             reloads: *reloads,
             reload_failures: *reload_failures,
             foreign_reloads: self.tally.foreign_reloads,
+            lingering: self.lingering.view(),
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
-            fallbacks: {
-                let learned = self.fallbacks.reasons();
-                learned.chain(self.reload_only.clone()).collect()
-            },
+            fallbacks: self.reload_only.clone(),
         };
         let problems = [
             &self.socket_problem,

@@ -11,12 +11,14 @@ use super::observed::{Digests, Observed};
 use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
+use crate::plan::{Change, Op, State};
 
 impl Reconciler {
     /// Looks at the worker's pid and generation. Returns whether a pass is needed.
     pub(super) async fn poll(&mut self) -> bool {
         let now = Instant::now();
         self.file.sync(now);
+        self.lingering.look(self.observed.as_ref());
         let due = |q: &super::Quarantine| now.duration_since(q.since) >= RETRY_QUARANTINED;
         let again = self.quarantined.iter().filter(|(_, q)| due(q));
         let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
@@ -73,11 +75,11 @@ impl Reconciler {
             return;
         }
         let known = self.digests.pid();
-        let read = match Observed::read(&self.api, &self.digests).await {
+        let read = match Observed::read(&mut self.api, &self.digests).await {
             Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
                 self.adopt_worker(observed.pid());
-                Observed::read(&self.api, &self.digests).await
+                Observed::read(&mut self.api, &self.digests).await
             }
             Err(error) => Err(error),
         };
@@ -89,7 +91,19 @@ impl Reconciler {
                 if self.socket_problem.take().is_some() {
                     info!("the stats socket answers again");
                 }
-                self.note_operator(&observed, known);
+                self.note_operator(&mut observed, known).await;
+                if self
+                    .observed
+                    .as_ref()
+                    .is_some_and(|o| o.pid() != observed.pid())
+                {
+                    // It begins with what the file says.
+                    self.awaited.clear();
+                }
+                for key in observed.await_checks(&self.awaited) {
+                    self.awaited.remove(&key);
+                }
+                self.lingering.see(self.observed.as_ref(), &observed);
                 self.touched = Touched::All;
                 self.unseen.extend(0..self.services.len());
                 let former = self.observed.as_ref();
@@ -140,11 +154,33 @@ impl Reconciler {
 
     /// Servers that an operator disabled are rendered so, and servers made ready again are not.
     /// `known` is the worker that we knew before.
-    fn note_operator(&mut self, observed: &Observed, known: Option<u32>) {
+    async fn note_operator(&mut self, observed: &mut Observed, known: Option<u32>) {
         let mut maint = observed.operator_maint();
         if known != Some(observed.pid()) {
             // A worker that we did not load was not told of what an operator did to the one before.
+            let lost = self.operator_maint.difference(&maint);
+            let lost: Vec<Op> = lost
+                .filter(|(backend, name)| {
+                    let found = observed.server(backend, name);
+                    found.is_some_and(|server| server.state == State::Ready)
+                })
+                .map(|(backend, name)| Op {
+                    backend: backend.clone(),
+                    server: name.clone(),
+                    change: Change::Maint,
+                })
+                .collect();
             maint.extend(self.operator_maint.iter().cloned());
+            if !lost.is_empty() {
+                info!(
+                    count = lost.len(),
+                    "servers that an operator had disabled are again"
+                );
+                match self.api.apply(&lost).await {
+                    Ok(_) => lost.iter().for_each(|op| observed.apply(op)),
+                    Err(error) => self.socket_failed(&Chain(&error).to_string()),
+                }
+            }
         }
         if maint == self.operator_maint {
             return;

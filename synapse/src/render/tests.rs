@@ -28,6 +28,7 @@ pub(crate) fn config() -> Config {
             restart_interval: Duration::from_secs(2),
             restart_jitter: 0.0,
             state_file_path: None,
+            admit: crate::config::Admit::Ready,
             server_order_seed: None,
             max_server_id: 65535,
             bind_address: "localhost".to_owned(),
@@ -73,6 +74,7 @@ pub(crate) fn service(name: &str) -> Service {
             backend_name: name.to_owned(),
             backend_order: BackendOrder::Asc,
             cookie_hash: false,
+            admit: crate::config::Admit::Ready,
         }),
         guard: crate::guard::Settings::default(),
     }

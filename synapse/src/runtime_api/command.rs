@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ApiError;
 use crate::effective::{Options, is_sendable};
-use crate::plan::{Addition, Change, Checks, Op};
+use crate::plan::{Addition, Admit, Change, Checks, Op, Return};
 
 /// Longest name sent; haproxy takes more, but some lengths hang it.
 const NAME: usize = 128;
@@ -56,6 +56,15 @@ pub enum Command {
         weight: u16,
         /// Everything else.
         options: Arc<Options>,
+    },
+    /// `set server B/S addr IP port PORT`.
+    Address {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+        /// What haproxy connects to.
+        address: SocketAddr,
     },
     /// `enable health|agent B/S`.
     Enable {
@@ -120,6 +129,11 @@ impl Command {
                     check,
                 })
         };
+        let retire = || [weight(Some(0)), state(AdminState::Maint)].into_iter();
+        let returns = |after: Return| {
+            let ready = [weight(after.weight), state(AdminState::Ready)];
+            enable(after.checks).chain(ready)
+        };
         match &op.change {
             Change::Add(addition) => {
                 let initial = initial_weight(addition);
@@ -132,21 +146,31 @@ impl Command {
                     options: Arc::clone(&addition.options),
                 }];
                 commands.extend(enable(Checks::of(&addition.options)));
-                if initial != addition.weight {
-                    commands.push(weight(Some(addition.weight)));
-                }
-                if addition.ready {
+                if addition.admit == Admit::Ready {
+                    if initial != addition.weight {
+                        commands.push(weight(Some(addition.weight)));
+                    }
                     commands.push(state(AdminState::Ready));
                 }
                 commands
             }
-            Change::Retire => vec![weight(Some(0)), state(AdminState::Maint)],
-            Change::Return {
-                weight: wanted,
-                checks,
-            } => enable(*checks)
-                .chain([weight(*wanted), state(AdminState::Ready)])
-                .collect(),
+            Change::Readdress { address, around } => {
+                let address = Self::Address {
+                    backend: op.backend.clone(),
+                    server: op.server.clone(),
+                    address: *address,
+                };
+                match around {
+                    None => vec![address],
+                    Some(after) => retire()
+                        .chain(std::iter::once(address))
+                        .chain(returns(*after))
+                        .collect(),
+                }
+            }
+            Change::Maint => vec![state(AdminState::Maint)],
+            Change::Retire => retire().collect(),
+            Change::Return(after) => returns(*after).collect(),
             Change::Weight { weight: wanted } => vec![weight(Some(*wanted))],
             Change::Delete => vec![Self::Delete {
                 backend: op.backend.clone(),
@@ -233,6 +257,17 @@ impl Command {
                 }
                 text
             }
+            Self::Address {
+                backend,
+                server,
+                address,
+            } => format!(
+                "set server {}/{} addr {} port {}",
+                name(backend)?,
+                name(server)?,
+                address.ip(),
+                address.port()
+            ),
             Self::Enable {
                 backend,
                 server,
@@ -254,7 +289,8 @@ impl Command {
 /// A server is added with weight 0: should we end before it is ready, it reads as retired by us and returns, not as put in
 /// maint by an operator. An agent's weight is a share of the initial one, so that has to be right from the start.
 fn initial_weight(addition: &Addition) -> u16 {
-    if addition.ready && !addition.options.has("agent-check") {
+    let by_agent = addition.options.has("agent-check");
+    if addition.admit == Admit::Checked || (addition.admit == Admit::Ready && !by_agent) {
         0
     } else {
         addition.weight

@@ -180,13 +180,24 @@ impl Info {
     /// Why no server can be added to it at runtime: before 2.6 that is an experiment to be switched on.
     #[must_use]
     pub fn refuses_adds(&self) -> Option<String> {
+        (!self.is_since(2, 6))
+            .then(|| format!("haproxy {} takes no servers at runtime", self.version))
+    }
+
+    /// Why no server with a cookie can be: allowed since 3.0 (its changelog).
+    #[must_use]
+    pub fn refuses_cookies(&self) -> Option<String> {
+        let words = "takes server keyword `cookie` only from the file";
+        (!self.is_since(3, 0)).then(|| format!("haproxy {} {words}", self.version))
+    }
+
+    fn is_since(&self, major: u32, minor: u32) -> bool {
         let mut numbers = self
             .version
             .split(|c: char| !c.is_ascii_digit())
             .map(|n| n.parse::<u32>().ok());
         let version = (numbers.next().flatten(), numbers.next().flatten());
-        let takes = matches!(version, (Some(major), Some(minor)) if (major, minor) >= (2, 6));
-        (!takes).then(|| format!("haproxy {} takes no servers at runtime", self.version))
+        matches!(version, (Some(a), Some(b)) if (a, b) >= (major, minor))
     }
 
     /// Of the file the worker has loaded.
@@ -219,8 +230,11 @@ pub struct ServerRow {
     pub check: u32,
     /// Of the last health check: 0 none yet, 2 failed, 3 passed, 4 passed with a condition.
     pub check_result: u8,
+    /// Its last check passed (`srv_check_result`, `CHK_RES_PASSED` and above in haproxy's `check-t.h`).
+    pub passed: bool,
 }
 
+const CHECK_PASSED: u8 = 3;
 const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
 const FORCED_DRAIN: u32 = 8;
@@ -271,6 +285,7 @@ impl ServerRow {
             check_result: value("srv_check_result")
                 .and_then(|v| v.parse().ok())
                 .unwrap_or(0),
+            passed: value("srv_check_result")?.parse::<u8>().ok()? >= CHECK_PASSED,
         })
     }
 
@@ -321,6 +336,7 @@ impl ServerRow {
             weight: self.weight,
             state: self.state(),
             digest,
+            awaits_check: false,
         }
     }
 }

@@ -85,6 +85,7 @@ impl Site {
             Desired {
                 generation,
                 backends: Scope::default().read(&model),
+                admits_checked: Default::default(),
             }
         };
         let plain = desired(&self.text(backend, sections, ""));
@@ -121,6 +122,7 @@ impl Site {
             restart_interval: Duration::ZERO,
             restart_jitter: 0.0,
             state_file_path: None,
+            admit: config::Admit::Ready,
             server_order_seed: None,
             max_server_id: 65535,
             bind_address: "localhost".to_owned(),

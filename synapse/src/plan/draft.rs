@@ -1,0 +1,279 @@
+//! Making a plan: one backend after the other.
+//!
+//! Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{
+    Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Refuses, ReloadReason, Return,
+    Running, RunningServer, State, desired_has,
+};
+use crate::effective::{Backend, Effective};
+
+/// More additions at a time than this, and than there are servers, go by the file. haproxy spreads the first checks of a
+/// file's servers and begins those of added ones at once: 10,000 in one second ran into its `maxconn` and put a fifth of
+/// them down (measured on 2.6).
+const MANY: usize = 256;
+
+/// Servers that may take requests.
+fn serving(running: &Running) -> usize {
+    let servers = running.backends.values().flat_map(BTreeMap::values);
+    servers.filter(|s| s.state == State::Ready).count()
+}
+
+/// A plan being made. Ops go out in the order of the fields.
+pub(super) struct Draft<'a> {
+    refuses: &'a Refuses,
+    admits_checked: &'a BTreeSet<String>,
+    adds: Vec<Op>,
+    /// Other addresses, each with what goes around it.
+    readdressed: Vec<Op>,
+    returns: Vec<Op>,
+    weights: Vec<Op>,
+    retires: Vec<Op>,
+    /// Removals that would empty their backend before its new servers are there.
+    late: Vec<Op>,
+    /// Servers that the worker does not have.
+    missing: usize,
+    reason: Option<ReloadReason>,
+    running: &'a Running,
+    /// The first server that cannot be added over the stats socket, and why: backend, name, reason.
+    unadded: Option<(String, String, String)>,
+}
+
+impl<'a> Draft<'a> {
+    pub(super) fn new(running: &'a Running, desired: &'a Desired) -> Self {
+        Self {
+            refuses: &running.refuses,
+            admits_checked: &desired.admits_checked,
+            adds: Vec::new(),
+            readdressed: Vec::new(),
+            returns: Vec::new(),
+            weights: Vec::new(),
+            retires: Vec::new(),
+            late: Vec::new(),
+            missing: 0,
+            reason: None,
+            running,
+            unadded: None,
+        }
+    }
+
+    pub(super) fn reload(&mut self, reason: ReloadReason) {
+        self.reason.get_or_insert(reason);
+    }
+
+    pub(super) fn compare(
+        &mut self,
+        name: &str,
+        running: &BTreeMap<String, RunningServer>,
+        desired: &Backend,
+    ) {
+        let op = |server: &str, change| Op {
+            backend: name.to_owned(),
+            server: server.to_owned(),
+            change,
+        };
+        let mut gains = 0_usize;
+        let mut elsewhere = Vec::new();
+        // Servers that keep taking requests whatever becomes of the others.
+        let mut stays = desired
+            .structural
+            .iter()
+            .any(|s| running.get(s).is_some_and(|s| s.state == State::Ready));
+        for (server, wanted) in &desired.servers {
+            let Some(found) = running.get(server) else {
+                gains += 1;
+                self.missing += 1;
+                match self.addition(name, running, desired, wanted) {
+                    Ok(addition) => self.adds.push(op(server, Change::Add(addition))),
+                    Err(why) => {
+                        self.unadded
+                            .get_or_insert_with(|| (name.to_owned(), server.clone(), why));
+                    }
+                }
+                continue;
+            };
+            if found.address != Some(wanted.address) {
+                elsewhere.push((server, found, wanted));
+            }
+            if let Some(what) = difference(found, wanted) {
+                self.reload(ReloadReason::ServerChanged {
+                    backend: name.to_owned(),
+                    server: server.clone(),
+                    what,
+                });
+                if found.state == State::Retired {
+                    // Its return comes with the reload.
+                    gains += 1;
+                    continue;
+                }
+            }
+            let returns = found.state == State::Retired && !wanted.disabled && !found.awaits_check;
+            stays |= found.state == State::Ready || returns;
+            self.keep(op, server, found, wanted);
+        }
+        let stays_there = |name: &String| {
+            let found = running.get(name).map(|found| found.state);
+            found == Some(State::Ready) && elsewhere.iter().all(|(other, ..)| *other != name)
+        };
+        let others = desired.servers.keys().any(stays_there);
+        for (server, found, wanted) in &elsewhere {
+            let around = (others && found.state == State::Ready).then(|| Return::of(wanted));
+            let address = wanted.address;
+            self.readdressed
+                .push(op(server, Change::Readdress { address, around }));
+        }
+        let gone = |(server, found): &(&String, &RunningServer)| {
+            !desired_has(desired, server)
+                // An operator's maint takes no requests and is never touched.
+                && matches!(found.state, State::Ready | State::OperatorDrain)
+        };
+        let mut gone = running.iter().filter(gone).map(|(server, _)| server);
+        if !desired.unreadable {
+            let retires = gone.map(|server| op(server, Change::Retire));
+            if gains > 0 && !stays {
+                self.late.extend(retires);
+            } else {
+                self.retires.extend(retires);
+            }
+        } else if let Some(server) = gone.next() {
+            self.reload(ReloadReason::RemovalUnsure {
+                backend: name.to_owned(),
+                server: server.clone(),
+            });
+        }
+    }
+
+    /// What `add server` needs, or why it would not do.
+    fn addition(
+        &self,
+        backend: &str,
+        running: &BTreeMap<String, RunningServer>,
+        desired: &Backend,
+        wanted: &Effective,
+    ) -> Result<Addition, String> {
+        if let Some(why) = self.refuses.reason(backend, desired) {
+            return Err(why.clone());
+        }
+        let id = wanted
+            .id
+            .ok_or("its line has no `id`, which hash balancing needs")?;
+        if let Some((other, _)) = running.iter().find(|(_, found)| found.id == id) {
+            return Err(format!("its id {id} is still that of server `{other}`"));
+        }
+        Ok(Addition {
+            address: wanted.address,
+            id,
+            weight: wanted.weight,
+            options: Arc::clone(&wanted.options),
+            digest: wanted.digest.clone(),
+            admit: if wanted.disabled {
+                Admit::Disabled
+            } else if self.admits_checked.contains(backend) && wanted.options.has("check") {
+                Admit::Checked
+            } else {
+                Admit::Ready
+            },
+        })
+    }
+
+    /// A server that both have.
+    fn keep(
+        &mut self,
+        op: impl Fn(&str, Change) -> Op,
+        server: &str,
+        found: &RunningServer,
+        wanted: &Effective,
+    ) {
+        let weight = Return::of(wanted).weight;
+        match found.state {
+            State::Retired if found.awaits_check => {}
+            State::Retired if !wanted.disabled => {
+                let change = Change::Return(Return::of(wanted));
+                self.returns.push(op(server, change));
+            }
+            // Weight above 0 makes it the operator's again, who had disabled it.
+            State::Retired => self.weights.extend((wanted.weight > 0).then(|| {
+                op(
+                    server,
+                    Change::Weight {
+                        weight: wanted.weight,
+                    },
+                )
+            })),
+            // Weight 0 in maint would read as our removal.
+            State::OperatorMaint if wanted.weight == 0 => {}
+            State::OperatorMaint | State::OperatorDrain | State::Ready => {
+                let other = weight.filter(|w| *w != found.weight);
+                self.weights
+                    .extend(other.map(|weight| op(server, Change::Weight { weight })));
+            }
+        }
+    }
+
+    pub(super) fn finish(mut self) -> Plan {
+        if let Some((backend, server, why)) = self.unadded.take() {
+            let count = self.missing;
+            self.reload(ReloadReason::ServersAdded {
+                count,
+                backend,
+                server,
+                why,
+            });
+        }
+        if self.adds.len() > MANY && self.adds.len() > serving(self.running) {
+            self.reload(ReloadReason::ManyAdded {
+                count: self.adds.len(),
+            });
+        }
+        let at_once = [self.readdressed, self.returns, self.weights, self.retires].concat();
+        match self.reason {
+            Some(reason) => {
+                let waits = matches!(
+                    reason,
+                    ReloadReason::Structure { .. } | ReloadReason::ManyAdded { .. }
+                );
+                let meanwhile = if !waits {
+                    [self.adds, self.late].concat()
+                } else {
+                    Vec::new()
+                };
+                Plan::Reload {
+                    reason,
+                    first: at_once,
+                    meanwhile,
+                }
+            }
+            None => {
+                let ops = [self.adds, at_once, self.late].concat();
+                if ops.is_empty() {
+                    Plan::Unchanged
+                } else {
+                    Plan::Runtime(ops)
+                }
+            }
+        }
+    }
+}
+
+impl Return {
+    fn of(wanted: &Effective) -> Self {
+        Self {
+            weight: (!wanted.weight_is_agents()).then_some(wanted.weight),
+            checks: Checks::of(&wanted.options),
+        }
+    }
+}
+
+fn difference(found: &RunningServer, wanted: &Effective) -> Option<Difference> {
+    if wanted.id.is_some_and(|id| id != found.id) {
+        return Some(Difference::Id);
+    }
+    match &found.digest {
+        None => Some(Difference::OptionsUnknown),
+        Some(digest) if *digest != wanted.digest => Some(Difference::Options),
+        Some(_) => None,
+    }
+}
