@@ -220,6 +220,7 @@ async fn an_emptied_registry_is_held_and_the_hold_ends_when_it_is_whole_again() 
     let load = stage.load();
     let told = async |stage: &Stage| stage.rig.synapse.metric("synapse_runtime_ops_total").await;
     let before = told(&stage).await;
+    vanish(&stage.client, &stage.ports).await;
     ZooKeeper::wipe(&stage.client, PATH).await;
     let service = stage.holds(10).await;
     assert_eq!(service["guard"]["until"], Value::Null);

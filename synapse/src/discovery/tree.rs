@@ -21,7 +21,12 @@ use std::sync::Arc;
 use crate::source::{Child, Children};
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
+
+/// A deletion waits for this many reads at most.
+const MAX_WAITED_READS: u8 = 8;
 
 /// Data above this many bytes is not held (a payload of nerve is some hundred).
 pub const MAX_DATA: usize = 64 * 1024;
@@ -131,8 +136,8 @@ pub struct Tree {
     /// Children whose change of data is to be read or being read: a deletion that follows makes the pair of an
     /// announcement, although the first half has been absorbed.
     changed: BTreeSet<String>,
-    /// Children deleted without an announcement that stay until this many reads are done: one of those may bring what
-    /// replaces them.
+    /// Children deleted without an announcement that stay until nothing is left to be read, which may be what replaces
+    /// them; and how many reads they have waited for.
     leaving: BTreeMap<String, u8>,
     /// What has left the set since [`Tree::take_removed`].
     removed: Vec<Removed>,
@@ -288,7 +293,7 @@ impl Tree {
                 self.leaving.remove(&name);
                 changed |= self.forget(&name, announced.contains(&name));
             } else {
-                self.leaving.entry(name.clone()).or_insert(reads);
+                self.leaving.entry(name.clone()).or_insert(0);
             }
             self.deleted.insert(name);
         }
@@ -325,12 +330,18 @@ impl Tree {
         self.finish_leaving() | changed
     }
 
-    /// A read is done: what has waited for it leaves.
+    /// Something is known to have come into being, or to have changed, that is not read yet.
+    fn has_unread(&self) -> bool {
+        !self.dirty.is_empty() || self.noted.values().any(|event| *event != Event::Deleted)
+    }
+
+    /// A read is done: what has waited for it leaves, unless there is more to read.
     fn finish_leaving(&mut self) -> bool {
         let mut changed = false;
+        let unread = self.has_unread();
         for (name, reads) in std::mem::take(&mut self.leaving) {
-            if reads > 1 && !self.dirty.is_empty() {
-                self.leaving.insert(name, reads - 1);
+            if unread && reads + 1 < MAX_WAITED_READS {
+                self.leaving.insert(name, reads + 1);
             } else {
                 changed |= self.forget(&name, false);
             }
@@ -368,12 +379,20 @@ impl Tree {
             .cloned()
             .collect();
         let mut differed: Vec<String> = Vec::new();
+        // What came into being during the read may replace what is not listed any more.
+        let unread = self.has_unread();
+        let mut waiting = Vec::new();
         for name in known.into_iter().filter(|name| !read.contains_key(name)) {
             let known = self.is_noted(&name);
             let announced = self.announced.contains(&name);
             self.leaving.remove(&name);
-            if self.forget(&name, announced) && !known {
-                differed.push(name);
+            if !known {
+                differed.push(name.clone());
+            }
+            if unread && !announced && self.children.contains_key(&name) {
+                waiting.push(name);
+            } else {
+                self.forget(&name, announced);
             }
         }
         for (name, read) in read {
@@ -383,6 +402,8 @@ impl Tree {
         }
         self.changed.retain(|name| self.dirty.contains(name));
         self.finish_leaving();
+        self.leaving
+            .extend(waiting.into_iter().map(|name| (name, 0)));
         Ok(differed)
     }
 
@@ -442,6 +463,7 @@ impl Tree {
                 mzxid,
             } => self.skip(name, czxid, mzxid, reason),
             Read::Data(child) => {
+                self.leaving.remove(name);
                 if let Some(parent) = &mut self.parent {
                     // Its creation changed the parent: no list from before it may be used.
                     parent.pzxid = parent.pzxid.max(child.czxid);
