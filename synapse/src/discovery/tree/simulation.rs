@@ -77,7 +77,7 @@ impl Registry {
         };
         match rng.u8(..10) {
             // Its session is swapped.
-            0..5 if instance % 2 == 0 => {
+            0..5 if instance.is_multiple_of(2) => {
                 self.create(instance, &mut events);
                 self.delete(&name, &mut events);
             }
