@@ -56,6 +56,8 @@ pub struct Config {
     pub admin: Option<Admin>,
     /// Default `$STATE_DIRECTORY/snapshot.json` or `/var/lib/synapse/snapshot.json`.
     pub snapshot_path: PathBuf,
+    /// A source that has not agreed with its ensemble for longer gives way to what can stand in for it; `None` = never.
+    pub max_stale: Option<Duration>,
     /// Full comparison of memory, file and live haproxy; default 30 s.
     pub audit_interval: Duration,
     /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
@@ -92,10 +94,12 @@ pub struct Service {
     pub leader_election: bool,
     /// Rendering; `None` when `haproxy.disabled` is true.
     pub haproxy: Option<ServiceHaproxy>,
+    /// Its own guard, else the top level's.
+    pub guard: crate::guard::Settings,
 }
 
 /// Where servers come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Discovery {
     /// `base`: the default servers only.
     Base,
@@ -108,6 +112,41 @@ pub enum Discovery {
         /// How payloads are read.
         decode: Decode,
     },
+    /// `multi`: several of them.
+    Multi(Multi),
+}
+
+/// Several sources of one service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Multi {
+    /// How they make one set.
+    pub resolver: Resolver,
+    /// They, in the order of the file; for `sequential` in that of `sequential_order`.
+    pub watchers: Vec<Watcher>,
+}
+
+/// How several sources make one set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolver {
+    /// What any of them has.
+    Union,
+    /// The first that is connected and has servers.
+    Sequential,
+}
+
+/// One of several sources.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Watcher {
+    /// Its key in `watchers`.
+    pub name: String,
+    /// The ensemble.
+    pub ensemble: Ensemble,
+    /// Watched path.
+    pub path: ZkPath,
+    /// How payloads are read.
+    pub decode: Decode,
+    /// All must hold of a server of this source.
+    pub label_filters: Vec<LabelFilter>,
 }
 
 /// How payloads are read.

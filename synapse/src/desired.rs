@@ -14,11 +14,13 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::config::{Decode, Discovery, Service};
+use crate::config::Service;
 use crate::decode;
+use crate::intake;
 use crate::server::{Rejected, Server};
 use crate::source::{Children, SourceView};
 use crate::validate::{Candidate, Gate};
@@ -31,6 +33,8 @@ pub struct Input<'a> {
     pub service: &'a Service,
     /// Its source; the default value for a service without one.
     pub view: &'a SourceView,
+    /// Znodes of the view that the registry does not have any more: the guard holds them.
+    pub held: &'a BTreeSet<String>,
     /// What the last run for this service returned as [`ServiceDesired::previous`].
     pub previous: &'a Previous,
     /// Addresses of hosts that are names; `None` = never resolved.
@@ -99,6 +103,8 @@ pub struct ServiceDesired {
     pub withdrawn: Vec<String>,
     /// Servers that a label filter took away, or that are not the leader: NAME and why.
     pub filtered: Vec<(String, String)>,
+    /// NAMEs of servers that are only held.
+    pub held: BTreeSet<String>,
     /// Where the servers come from.
     pub origin: Origin,
     /// To be kept by the caller and given back next time.
@@ -148,7 +154,8 @@ pub fn funnel(input: Input<'_>) -> ServiceDesired {
                 (assemble(&input, remembered, &mut unsaid), Origin::Held)
             }
             Previous::Servers(servers) => {
-                return finish(servers.to_vec(), remarks, Origin::Held, previous);
+                let held = servers.iter().map(|s| s.name.clone()).collect();
+                return finish(servers.to_vec(), remarks, (Origin::Held, held), previous);
             }
         }
     } else {
@@ -161,10 +168,20 @@ pub fn funnel(input: Input<'_>) -> ServiceDesired {
     } else {
         filtered
     };
+    let held = |e: &&Entrant| e.held || origin == Origin::Held;
+    let held: BTreeSet<String> = elected
+        .iter()
+        .filter(held)
+        .map(|e| e.server.name.clone())
+        .collect();
+    let origin = match origin {
+        Origin::Live if !held.is_empty() && held.len() == elected.len() => Origin::Held,
+        origin => origin,
+    };
     finish(
         elected.into_iter().map(|entrant| entrant.server).collect(),
         remarks,
-        origin,
+        (origin, held),
         previous,
     )
 }
@@ -172,7 +189,7 @@ pub fn funnel(input: Input<'_>) -> ServiceDesired {
 fn finish(
     servers: Vec<Server>,
     mut remarks: Remarks,
-    origin: Origin,
+    (origin, held): (Origin, BTreeSet<String>),
     previous: Previous,
 ) -> ServiceDesired {
     remarks.rejected.sort();
@@ -189,6 +206,7 @@ fn finish(
         notes,
         withdrawn,
         filtered,
+        held,
         origin,
         previous,
     }
@@ -196,10 +214,7 @@ fn finish(
 
 /// The usable entries among the children, with the port override.
 fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Vec<Entrant> {
-    let decode = match &input.service.discovery {
-        Discovery::Zookeeper { decode, .. } => decode,
-        Discovery::Base => &Decode::Nerve,
-    };
+    let decode = intake::decode(&input.service.discovery);
     let gate = Gate {
         resolved: input.resolved,
         allowed_options: input.allowed_options,
@@ -236,6 +251,7 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
                     labels: instance.labels,
                     czxid: child.czxid,
                     default: None,
+                    held: input.held.contains(znode),
                 });
             }
         }
@@ -283,6 +299,7 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
                     labels: default.labels.clone(),
                     czxid: 0,
                     default: Some(index),
+                    held: false,
                 });
             }
         }

@@ -97,6 +97,11 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
     let (wanted, serving, rejected) = (Gauges::default(), Gauges::default(), Gauges::default());
     let (held, quarantined, age) = (Gauges::default(), Gauges::default(), Fractions::default());
     let now = SystemTime::now();
+    let (held_servers, shadowed) = (Gauges::default(), Gauges::default());
+    let (trips, shadow_trips) = (
+        Family::<Labels, Counter>::default(),
+        Family::<Labels, Counter>::default(),
+    );
     for (name, service) in services {
         let labels = vec![("service", name.clone())];
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -115,6 +120,15 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
             .set(count(service.rejected.len()));
         held.get_or_create(&labels)
             .set(i64::from(service.hold.is_some()));
+        let holding = service.servers.iter().filter(|s| s.held).count();
+        held_servers.get_or_create(&labels).set(count(holding));
+        shadowed
+            .get_or_create(&labels)
+            .set(count(service.guard.would_hold));
+        trips.get_or_create(&labels).inc_by(service.guard.trips);
+        shadow_trips
+            .get_or_create(&labels)
+            .inc_by(service.guard.shadow_trips);
         quarantined
             .get_or_create(&labels)
             .set(i64::from(service.quarantined.is_some()));
@@ -133,6 +147,22 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
         "znodes_rejected",
         "Registry entries that are not used",
         rejected,
+    );
+    all.register(
+        "guard_held_servers",
+        "Servers served although the registry does not name them",
+        held_servers,
+    );
+    all.register(
+        "guard_shadow_held_servers",
+        "Servers a guard in shadow would hold",
+        shadowed,
+    );
+    all.register("guard_trips", "Times a guard began to hold", trips);
+    all.register(
+        "guard_shadow_trips",
+        "Times a guard in shadow would have begun to hold",
+        shadow_trips,
     );
     all.register("hold", "Whether an empty registry is held back", held);
     all.register(

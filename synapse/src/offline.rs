@@ -4,16 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::Config;
-use crate::desired::Previous;
+use crate::guard::Clock;
 use crate::haproxy::{Checker, Verdict};
+use crate::intake::{Intake, Unknown};
 use crate::render::{RenderError, Renderer};
-use crate::services::{State, World, source_key};
+use crate::services::{State, World};
 use crate::snapshot::{self, Snapshot};
 use crate::source::SourceKey;
 
@@ -44,8 +46,8 @@ pub fn render(config: &Config) -> Result<Assembly, RenderError> {
 
 fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError>> {
     let snapshot = snapshot::peek(&config.snapshot_path, &machine_id()).unwrap_or_default();
+    let clock = Clock::new();
     let world = World {
-        view: &|key: &SourceKey| snapshot.view(key),
         resolved: &|host: &str| resolve(&snapshot, host),
         operator_maint: &BTreeSet::new(),
         refused_options: &BTreeMap::new(),
@@ -58,17 +60,19 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
         .filter(|service| service.haproxy.is_some());
     rendered
         .map(|service| {
-            let held =
-                source_key(service).and_then(|key| snapshot.hold(&service.name, &key).cloned());
             let mut state = State::new(
                 Arc::new(service.clone()),
-                held.map_or(Previous::None, Previous::Children),
+                crate::reconciler::held(&snapshot, service),
+                Intake::new(service, &snapshot, &clock),
             );
+            let view = |key: &SourceKey| snapshot.view(key);
+            let now = (clock.now(), SystemTime::now());
+            let taken = state.intake.take(&view, config.max_stale, &Unknown, now);
             let ids = state
                 .backend()
                 .and_then(|backend| snapshot.ids.get(backend));
             let mut known = ids.cloned().unwrap_or_default();
-            state.assess(config, &world, &mut known);
+            state.assess(config, &world, taken, &mut known);
             Piece::render(renderer, &state.service, &state.servers)
         })
         .collect()

@@ -15,6 +15,7 @@ mod aim;
 mod boot;
 mod dispatch;
 mod file;
+mod guarding;
 pub mod job;
 pub mod limiter;
 mod lingering;
@@ -26,7 +27,7 @@ mod view;
 pub mod window;
 mod worker;
 
-pub(crate) use boot::host_name;
+pub(crate) use boot::{held, host_name};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -41,16 +42,18 @@ use crate::assembly::Whole;
 use crate::config::Config;
 use crate::generation::Generation;
 use crate::good::Good;
+use crate::intake::Taken;
 use crate::plan::State as ServerState;
 use crate::render::Renderer;
 use crate::runtime_api::RuntimeApi;
-use crate::services::{State, World, source_key};
+use crate::services::{State, World};
 use crate::snapshot::{Ids, Snapshot};
 use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{Board, ReloadView, View};
 use aim::Touched;
 use file::File;
+use guarding::Guarding;
 use job::{Done, Kept};
 use limiter::Limiter;
 use lingering::Lingering;
@@ -121,6 +124,7 @@ pub struct Reconciler {
     renderer: Arc<Renderer>,
     sources: Sources,
     services: Vec<State>,
+    guarding: Guarding,
     /// Which services a source or a backend concerns.
     by_source: BTreeMap<SourceKey, Vec<usize>>,
     by_backend: BTreeMap<String, usize>,
@@ -240,7 +244,7 @@ impl Reconciler {
                     self.reconfigure(config);
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
-                _ = poll.tick() => if !self.poll().await { continue },
+                _ = poll.tick() => if !(self.poll().await | self.step_guards().await) { continue },
                 _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
                 () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {
                     self.save();
@@ -322,9 +326,12 @@ impl Reconciler {
         }
         self.followed = false;
         self.unsaved = true;
+        let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
+        for &index in &dirty {
+            taken.insert(index, self.take_in(index));
+        }
         let resolved = self.sources.resolved().borrow().clone();
         let world = World {
-            view: &|key: &SourceKey| self.sources.view(key),
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
             operator_maint: &self.operator_maint,
             refused_options: &self.refused_options,
@@ -344,7 +351,8 @@ impl Reconciler {
             let backend = state.backend().unwrap_or(&state.service.name).to_owned();
             let known = self.ids.entry(backend).or_default();
             let names = std::mem::take(&mut state.names);
-            state.assess(&self.config, &world, known);
+            let taken = taken.remove(&index).unwrap_or_default();
+            state.assess(&self.config, &world, taken, known);
             other_names |= names != state.names;
             self.unrendered.insert(index);
             self.unseen.insert(index);

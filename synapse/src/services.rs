@@ -8,10 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::assembly::Piece;
-use crate::config::{Config, Discovery, Service};
+use crate::config::{Config, Service};
 use crate::decode;
 use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
 use crate::ids;
+use crate::intake::{self, Intake, Taken, watched};
 use crate::order;
 use crate::render::Renderer;
 use crate::resolve;
@@ -19,18 +20,6 @@ use crate::seed;
 use crate::server::{Identified, Rejected, Server};
 use crate::source::{SourceKey, SourceView};
 use smartstack_common::report::Chain;
-
-/// The source of a service, if it has one.
-#[must_use]
-pub fn source_key(service: &Service) -> Option<SourceKey> {
-    match &service.discovery {
-        Discovery::Base => None,
-        Discovery::Zookeeper { ensemble, path, .. } => Some(SourceKey {
-            ensemble: ensemble.clone(),
-            path: path.clone(),
-        }),
-    }
-}
 
 /// One service and everything derived for it.
 #[derive(Debug)]
@@ -53,12 +42,12 @@ pub struct State {
     previous: Previous,
     /// What it has until its source is confirmed.
     seed: Option<seed::Seed>,
+    /// Its sources, each behind a guard.
+    pub intake: Intake,
 }
 
 /// Everything outside a service that its servers depend on.
 pub struct World<'a> {
-    /// Latest views.
-    pub view: &'a dyn Fn(&SourceKey) -> SourceView,
     /// Addresses of hosts that are names.
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
     /// Servers an operator has put in maint: `(backend, NAME)`.
@@ -74,8 +63,9 @@ pub struct World<'a> {
 impl State {
     /// A service that has nothing yet.
     #[must_use]
-    pub fn new(service: Arc<Service>, previous: Previous) -> Self {
+    pub fn new(service: Arc<Service>, previous: Previous, intake: Intake) -> Self {
         Self {
+            intake,
             service,
             desired: None,
             servers: Vec::new(),
@@ -91,7 +81,11 @@ impl State {
     /// Takes another configuration. What is known of the servers stays where the source is the same; with another source
     /// they stay until that one has been read.
     pub fn reconfigure(&mut self, service: Arc<Service>) {
-        if source_key(&service) != source_key(&self.service) {
+        let keys = |service: &Service| watched(service).into_iter().map(|w| w.key);
+        let former: BTreeSet<SourceKey> = keys(&self.service).collect();
+        if former.is_empty() != (keys(&service).count() == 0)
+            || !former.is_empty() && !keys(&service).any(|key| former.contains(&key))
+        {
             self.previous = Previous::None;
             self.seed = Some(seed::Seed {
                 origin: seed::Origin::Live,
@@ -103,6 +97,7 @@ impl State {
                 servers: self.servers.iter().map(|s| s.server.clone()).collect(),
             });
         }
+        self.intake.configure(&service);
         self.service = service;
         self.piece = None;
     }
@@ -142,13 +137,14 @@ impl State {
     pub fn remembered(
         &self,
         config: &Config,
-        view: &SourceView,
+        taken: &Taken,
         resolved: &dyn Fn(&str) -> Option<IpAddr>,
     ) -> Vec<Server> {
         let allowed_options = &config.haproxy.allowed_server_options;
         funnel(Input {
             service: &self.service,
-            view,
+            view: &taken.view,
+            held: &taken.held,
             previous: &self.previous,
             resolved,
             allowed_options,
@@ -163,31 +159,33 @@ impl State {
             .default_servers
             .iter()
             .map(|server| server.host.clone());
-        let registered = match &self.service.discovery {
-            Discovery::Base => None,
-            Discovery::Zookeeper { decode, .. } => Some(
-                view.children
-                    .iter()
-                    .filter_map(|(znode, child)| decode::child(znode, &child.data, decode).ok())
-                    .map(|instance| instance.host),
-            ),
-        };
+        let decode = intake::decode(&self.service.discovery);
+        let registered = view
+            .children
+            .iter()
+            .filter_map(|(znode, child)| decode::child(znode, &child.data, decode).ok())
+            .map(|instance| instance.host);
         defaults
-            .chain(registered.into_iter().flatten())
+            .chain(registered)
             .filter(|host| resolve::is_name(host))
             .collect()
     }
 
-    /// Runs the funnel and allocates ids: [`State::servers`] is what is wanted now; it is not rendered yet. `known` holds
+    /// Runs the funnel on what its [`Intake`] has taken and allocates ids: [`State::servers`] is what is wanted now; it is not rendered yet. `known` holds
     /// the ids this backend's servers have had and is brought up to date.
     pub fn assess(
         &mut self,
         config: &Config,
         world: &World<'_>,
+        taken: Taken,
         known: &mut Arc<BTreeMap<String, u32>>,
     ) {
-        let view = source_key(&self.service).map(|key| (world.view)(&key));
-        let confirmed = view.as_ref().is_none_or(|v| v.confirmed);
+        let Taken {
+            view,
+            held,
+            believed_empty,
+        } = taken;
+        let confirmed = view.confirmed || !self.intake.has_sources();
         if confirmed
             && let Some(seed) = self.seed.take()
             && self.previous == Previous::None
@@ -196,11 +194,15 @@ impl State {
             // Should the registry's first word be "nothing", what haproxy has been serving is the previous set.
             self.previous = Previous::Servers(seed.servers.into());
         }
-        let view = view.unwrap_or_default();
+        if believed_empty {
+            // The guard has held the last set for as long as it may be held.
+            self.previous = Previous::None;
+        }
         self.names = self.names_in(&view);
         let desired = funnel(Input {
             service: &self.service,
             view: &view,
+            held: &held,
             previous: &self.previous,
             resolved: world.resolved,
             allowed_options: &config.haproxy.allowed_server_options,

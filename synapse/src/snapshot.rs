@@ -13,6 +13,7 @@
 //!   "ids":{"backend":{"NAME":1}},
 //!   "operator":{"backend/NAME":"maint"},
 //!   "holds":{"service":{"source":"<hosts>|<path>","children":{"znode":"payload"}}},
+//!   "guards":{"service":{"<hosts>|<path>":{"boot":"…","whole":100,"held":[…],"losses":[…]}}},
 //!   "sources":{"<hosts>|<path>":{"agreed_at":1700000000.125,"children":{"znode":"payload","other":{"base64":"/w=="}}}}}}
 //! ```
 //! `agreed_at` is in seconds since 1970, null = never confirmed; a payload that is not UTF-8 is `{"base64": …}`.
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::effective::Digest;
+use crate::guard::Saved;
 use crate::source::{Children, SourceKey, SourceView};
 
 mod file;
@@ -32,6 +34,7 @@ mod writer;
 
 pub use file::{Loaded, Unusable, peek, read};
 pub use lock::{Lock, LockError};
+pub use payload::Payload;
 pub use writer::{Counters, write_behind};
 
 /// The version this program writes and reads.
@@ -58,6 +61,8 @@ pub struct Snapshot {
     pub operator: Arc<BTreeMap<String, String>>,
     /// By service: the last non-empty set while an empty one is being held back.
     pub holds: BTreeMap<String, Hold>,
+    /// Holds of the guards, by service and source.
+    pub guards: BTreeMap<String, BTreeMap<String, Saved>>,
     /// The haproxy worker this synapse last agreed with.
     pub worker: Option<Arc<Worker>>,
 }
@@ -103,10 +108,10 @@ impl Snapshot {
 
     /// The set held for a service while its source was empty, if it still has that source.
     #[must_use]
-    pub fn hold(&self, service: &str, key: &SourceKey) -> Option<&Arc<Children>> {
+    pub fn hold(&self, service: &str, source: &str) -> Option<&Arc<Children>> {
         self.holds
             .get(service)
-            .filter(|hold| hold.source == key.to_string())
+            .filter(|hold| hold.source == source)
             .map(|hold| &hold.children)
     }
 

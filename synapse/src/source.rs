@@ -1,11 +1,12 @@
 //! A source: one registry path of one ensemble, as read. Raw data only; meaning is given by the funnel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use smartstack_common::units::{Ensemble, ZkPath};
+use tokio::time::Instant;
 
 /// Which path of which ensemble. Printed as `<sorted hosts>|<path>`, the key in the snapshot and in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,6 +54,69 @@ pub struct SourceView {
     pub parent_data: usize,
     /// Why the registry cannot be read at the moment, in words.
     pub problem: Option<String>,
+    /// What has left the set lately.
+    pub removals: Arc<Removals>,
+}
+
+/// Removals are remembered this long, so that a receiver that slept still learns which of them were announced.
+const REMEMBERED: Duration = Duration::from_secs(60);
+/// And at most so many of them.
+const MOST_REMEMBERED: usize = 20_000;
+
+/// The latest removals of a source, oldest first. A receiver that has missed views finds here what happened in between;
+/// one that has slept for longer than the memory takes what it misses as unannounced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Removals {
+    last: u64,
+    kept: VecDeque<Removal>,
+}
+
+/// A child that has left the set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// Counts up from 1, over the life of the follower.
+    pub number: u64,
+    /// Its name.
+    pub znode: Arc<str>,
+    /// Its last data.
+    pub data: Arc<[u8]>,
+    /// Its owner withdrew it on purpose.
+    pub announced: bool,
+    at: Instant,
+}
+
+impl Removals {
+    /// Adds one and forgets what is old.
+    pub fn push(&mut self, znode: &str, data: Arc<[u8]>, announced: bool, now: Instant) {
+        while self.kept.len() >= MOST_REMEMBERED
+            || self
+                .kept
+                .front()
+                .is_some_and(|r| now.duration_since(r.at) > REMEMBERED)
+        {
+            self.kept.pop_front();
+        }
+        self.last += 1;
+        self.kept.push_back(Removal {
+            number: self.last,
+            znode: znode.into(),
+            data,
+            announced,
+            at: now,
+        });
+    }
+
+    /// The number of the latest one; 0 = none yet.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Those with a higher number, oldest first.
+    pub fn since(&self, number: u64) -> impl Iterator<Item = &Removal> {
+        let from = self.kept.partition_point(|r| r.number <= number);
+        self.kept.range(from..)
+    }
 }
 
 impl SourceView {
@@ -64,5 +128,31 @@ impl SourceView {
             agreed_at,
             ..Self::default()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn removals_are_numbered_bounded_and_forgotten() {
+        let data: Arc<[u8]> = b"{}"[..].into();
+        let now = Instant::now();
+        let mut removals = Removals::default();
+        for n in 0..3 {
+            removals.push(&format!("n{n}"), data.clone(), n == 1, now);
+        }
+        let since = |r: &Removals, n| r.since(n).map(|r| r.number).collect::<Vec<_>>();
+        assert_eq!(since(&removals, 0), [1, 2, 3]);
+        assert_eq!(since(&removals, 2), [3]);
+        assert!(since(&removals, 3).is_empty() && removals.last() == 3);
+        assert!(removals.since(1).next().is_some_and(|r| r.announced));
+        removals.push("n3", data.clone(), true, now + REMEMBERED * 2);
+        assert_eq!(since(&removals, 0), [4]);
+        for n in 0..MOST_REMEMBERED * 2 {
+            removals.push(&n.to_string(), data.clone(), false, now);
+        }
+        assert_eq!(removals.since(0).count(), MOST_REMEMBERED);
     }
 }

@@ -11,11 +11,11 @@ use smartstack_common::zk::{self, Link, LinkStatus};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Config, Decode, Discovery};
+use crate::config::{Config, Decode};
 use crate::decode;
 use crate::discovery::{self, Counters, PATH_BUDGET, Shard, Validity};
+use crate::intake::watched;
 use crate::resolve::{self, Resolved};
-use crate::services::source_key;
 use crate::snapshot::Snapshot;
 use crate::source::{SourceKey, SourceView};
 use crate::validate::{Candidate, Gate};
@@ -75,7 +75,8 @@ impl Sources {
     /// Takes the sources of a configuration: views of new ones begin with what the snapshot knows, those of removed ones
     /// go. No network until [`Sources::follow`].
     pub fn configure(&mut self, config: &Config, snapshot: &Snapshot) {
-        let wanted: BTreeSet<SourceKey> = config.services.iter().filter_map(source_key).collect();
+        let keys = config.services.iter().flat_map(watched).map(|w| w.key);
+        let wanted: BTreeSet<SourceKey> = keys.collect();
         self.views.retain(|key, view| {
             let keep = wanted.contains(key);
             if !keep {
@@ -291,15 +292,10 @@ pub fn link_status(links: &Links) -> Vec<LinkStatus> {
 /// A payload is usable when any service of the source can decode it and the gate would let it through (whether a name
 /// resolves says nothing about the payload).
 fn validity(config: &Config, key: &SourceKey) -> Validity {
-    let of_source = config
-        .services
-        .iter()
-        .filter(|s| source_key(s).as_ref() == Some(key));
+    let of_source = config.services.iter().flat_map(watched);
     let mut decodes: Vec<Decode> = of_source
-        .filter_map(|service| match &service.discovery {
-            Discovery::Zookeeper { decode, .. } => Some(decode.clone()),
-            Discovery::Base => None,
-        })
+        .filter(|watched| watched.key == *key)
+        .map(|watched| watched.decode)
         .collect();
     decodes.sort_unstable();
     decodes.dedup();

@@ -79,6 +79,60 @@ pub struct ServiceView {
     pub problem: Option<String>,
     /// Bytes of data on the watched path itself (published haproxy options; not honoured).
     pub parent_data: usize,
+    /// What its guards hold, and have held.
+    pub guard: HoldView,
+    /// Its sources, each with its own age.
+    pub sources: Vec<SourceStatus>,
+}
+
+/// The guards of a service.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HoldView {
+    /// Why servers are held although the registry does not name them.
+    pub hold: Option<String>,
+    /// In shadow: why they would be.
+    pub shadow: Option<String>,
+    /// When the first of them was lost, seconds since 1970.
+    pub since: Option<f64>,
+    /// When the last of them leaves at the latest, seconds since 1970; null = not while nothing is registered.
+    pub until: Option<f64>,
+    /// Times servers began to be held since the start.
+    pub trips: u64,
+    /// Times they would have been, in shadow.
+    pub shadow_trips: u64,
+    /// Servers that would be held, in shadow.
+    pub would_hold: usize,
+}
+
+/// One source of a service.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct SourceStatus {
+    /// Its name among several; empty for the only one.
+    pub name: String,
+    /// The ensemble.
+    pub hosts: String,
+    /// The watched path.
+    pub path: String,
+    /// When it last agreed with the ensemble, seconds since 1970; null = never. While it is fresh that is now.
+    pub agreed_at: Option<f64>,
+    /// It agrees now.
+    pub fresh: bool,
+    /// Its znodes.
+    pub registered: usize,
+    /// Why it cannot be read at the moment.
+    pub problem: Option<String>,
+}
+
+impl SourceStatus {
+    /// Why it cannot be read, with its name.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let problem = self.problem.as_ref()?;
+        Some(match self.name.as_str() {
+            "" => problem.clone(),
+            name => format!("{name}: {problem}"),
+        })
+    }
 }
 
 /// One server.

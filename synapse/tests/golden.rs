@@ -61,6 +61,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
+        max_stale: None,
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -97,6 +98,7 @@ fn service(
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        guard: synapse::guard::Settings::default(),
     };
     edit(&mut service, &mut haproxy);
     service.haproxy = Some(haproxy);
@@ -132,6 +134,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
     let desired = funnel(Input {
         service,
         view: &view,
+        held: &BTreeSet::new(),
         previous: &Previous::None,
         resolved: &resolved,
         allowed_options: &config.haproxy.allowed_server_options,

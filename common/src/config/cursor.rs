@@ -143,6 +143,12 @@ impl<'a> Cursor<'a> {
         self.value().is_some()
     }
 
+    /// The text of a scalar as it is, without judging it.
+    #[must_use]
+    pub fn value_text(&self) -> Option<String> {
+        self.value().and_then(scalar_text)
+    }
+
     /// Whether it is a map.
     #[must_use]
     pub fn is_map(&self) -> bool {

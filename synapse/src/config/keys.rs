@@ -10,6 +10,7 @@ const METHODS: &[&str] = &[
     "zookeeper_poll",
     "zookeeper_dns",
     "zookeeper_dns_poll",
+    "multi",
 ];
 const ADMIT: &[&str] = &["ready", "checked"];
 const ORDERS: &[&str] = &["asc", "desc", "no_shuffle", "shuffle"];
@@ -90,6 +91,43 @@ pub(super) const KEYS: &[Key] = &[
         "127.0.0.1:8402",
         "`host:port` or `unix:/path`; when given, failing to listen there is fatal",
     ),
+    honoured(
+        "max_stale",
+        Kind::Any,
+        "`never`",
+        "a source that has not agreed with its ensemble for longer gives way to what can stand in for it: another source of the service, or its `default_servers`; where nothing can, its last set is served on",
+    ),
+    honoured(
+        "guard",
+        Kind::Any,
+        "on",
+        "whether a loss in the registry is believed: `on`, `shadow` (counts and says what it would have held), `off`, or a map with the keys below",
+    ),
+    honoured(
+        "guard.mode",
+        Kind::OneOf(&["on", "shadow", "off"]),
+        "`on`",
+        "the same in a map",
+    ),
+    honoured(
+        "guard.max_loss",
+        Kind::Number,
+        "0.5",
+        "share of a source's largest set within `window` that may vanish unannounced",
+    ),
+    honoured(
+        "guard.min_loss",
+        Kind::Integer(0, U31),
+        "2",
+        "so many may always vanish",
+    ),
+    honoured(
+        "guard.window",
+        Kind::Duration,
+        "30s",
+        "losses within it count together",
+    ),
+    honoured("guard.hold", Kind::Duration, "10m", "the longest hold"),
     honoured(
         "haproxy",
         Kind::Map,
@@ -299,7 +337,7 @@ pub(super) const KEYS: &[Key] = &[
         "services.*.discovery.method",
         Kind::OneOf(METHODS),
         "required",
-        "`zookeeper`, or `base`: the default servers only; the other ZooKeeper kinds are watched as `zookeeper`, with a warning",
+        "`zookeeper`; `base`: the default servers only; `multi`: several sources, keys below; the other ZooKeeper kinds are watched as `zookeeper`, with a warning",
     ),
     honoured(
         "services.*.discovery.hosts",
@@ -378,6 +416,78 @@ pub(super) const KEYS: &[Key] = &[
         Kind::OneOf(&["equals", "not-equals"]),
         "required",
         "as above",
+    ),
+    honoured(
+        "services.*.discovery.watchers",
+        Kind::Map,
+        "required for multi",
+        "the sources by name, each with the keys of `discovery` for `zookeeper`; their label filters apply to their own servers",
+    ),
+    honoured(
+        "services.*.discovery.watchers.*",
+        Kind::Map,
+        "",
+        "one source",
+    ),
+    honoured(
+        "services.*.discovery.resolver",
+        Kind::Map,
+        "required for multi",
+        "how the sources make one set; keys below",
+    ),
+    honoured(
+        "services.*.discovery.resolver.method",
+        Kind::OneOf(&["union", "sequential"]),
+        "required",
+        "`union`: what any source has; `sequential`: what the first one has that is connected and has servers",
+    ),
+    honoured(
+        "services.*.discovery.resolver.sequential_order",
+        Kind::Texts,
+        "required for sequential",
+        "the names of all watchers, first choice first",
+    ),
+    honoured(
+        "services.*.discovery_multi",
+        Kind::Map,
+        "none",
+        "the same as `watchers` and `resolver` beside `discovery`, which becomes the watcher `primary`",
+    ),
+    honoured(
+        "services.*.discovery_multi.watchers",
+        Kind::Map,
+        "required",
+        "the other sources",
+    ),
+    honoured(
+        "services.*.discovery_multi.watchers.*",
+        Kind::Map,
+        "",
+        "one source",
+    ),
+    honoured(
+        "services.*.discovery_multi.resolver",
+        Kind::Map,
+        "required",
+        "as above",
+    ),
+    honoured(
+        "services.*.discovery_multi.resolver.method",
+        Kind::OneOf(&["union", "sequential"]),
+        "required",
+        "as above",
+    ),
+    honoured(
+        "services.*.discovery_multi.resolver.sequential_order",
+        Kind::Texts,
+        "required for sequential",
+        "as above",
+    ),
+    honoured(
+        "services.*.guard",
+        Kind::Any,
+        "the top level's",
+        "as at the top level; what is not given is as there",
     ),
     honoured(
         "services.*.default_servers",
@@ -558,16 +668,6 @@ pub(super) const KEYS: &[Key] = &[
         "no JSON files are written; `/status` lists every server",
     ),
     later("nginx", Kind::Map, "only haproxy is configured"),
-    later(
-        "max_stale",
-        Kind::Any,
-        "the last known servers are served without end",
-    ),
-    later(
-        "guard",
-        Kind::Map,
-        "every removal the registry confirms is applied",
-    ),
     later("admin.socket", Kind::Text, "there is no control socket"),
     later(
         "zookeeper.auth",
@@ -579,11 +679,6 @@ pub(super) const KEYS: &[Key] = &[
         "haproxy.state_file_ttl",
         Kind::Any,
         "servers that are gone are not kept in the file",
-    ),
-    later(
-        "services.*.guard",
-        Kind::Any,
-        "every removal the registry confirms is applied",
     ),
     later(
         "services.*.file_output",

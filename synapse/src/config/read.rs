@@ -50,6 +50,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let inherited = Inherited {
         bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
         shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
+        guard: guard(&top.key("guard"), crate::guard::Settings::default()),
         admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
     };
     let mut services = Vec::new();
@@ -81,6 +82,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         let min = time("min", Duration::from_millis(20));
         (min, time("max", Duration::from_millis(250)).max(min))
     })?;
+    let max_stale = max_stale(&top.key("max_stale"));
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -102,8 +104,65 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         snapshot_path: snapshot_path
             .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
+        max_stale,
         coalesce,
     })
+}
+
+/// A duration, or `never`.
+fn max_stale(cursor: &Cursor<'_>) -> Option<Duration> {
+    match cursor.value_text().as_deref() {
+        None | Some("never") => None,
+        Some(_) => cursor.duration_at_least(Duration::from_secs(1)),
+    }
+}
+
+/// The guard: a map, or its mode alone. What is not given is as in `base`.
+pub(super) fn guard(cursor: &Cursor<'_>, base: crate::guard::Settings) -> crate::guard::Settings {
+    use crate::guard::Settings;
+    if !cursor.has_value() {
+        return base;
+    }
+    if !cursor.is_map() {
+        let mode = guard_mode(cursor).unwrap_or(base.mode);
+        return Settings { mode, ..base };
+    }
+    let read = cursor.object(|map| Settings {
+        mode: match map.key("mode") {
+            mode if mode.has_value() => guard_mode(&mode).unwrap_or(base.mode),
+            _ => base.mode,
+        },
+        max_loss: map
+            .key("max_loss")
+            .number(0.0..=1.0)
+            .unwrap_or(base.max_loss),
+        min_loss: map
+            .key("min_loss")
+            .integer(0..=i128::from(i32::MAX))
+            .unwrap_or(base.min_loss),
+        window: map
+            .key("window")
+            .duration_at_least(MILLISECOND)
+            .unwrap_or(base.window),
+        hold: map
+            .key("hold")
+            .duration_at_least(Duration::from_secs(1))
+            .unwrap_or(base.hold),
+    });
+    read.unwrap_or(base)
+}
+
+fn guard_mode(cursor: &Cursor<'_>) -> Option<crate::guard::Mode> {
+    use crate::guard::Mode;
+    match cursor.is_boolean() {
+        Some(true) => Some(Mode::On),
+        Some(false) => Some(Mode::Off),
+        None => cursor.one_of(&[
+            ("on", Mode::On),
+            ("shadow", Mode::Shadow),
+            ("off", Mode::Off),
+        ]),
+    }
 }
 
 /// What must be unique among the services.

@@ -6,20 +6,22 @@ use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
 
 use super::text::{is_name, line, service_lines, word};
 use super::{
-    Admit, BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Service,
-    ServiceHaproxy,
+    Admit, BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Multi,
+    Resolver, Service, ServiceHaproxy, Watcher,
 };
+use crate::guard;
 use crate::lines;
 
 const PORT: std::ops::RangeInclusive<i128> = 1..=65535;
 pub(super) const ADMIT: [(&str, Admit); 2] = [("ready", Admit::Ready), ("checked", Admit::Checked)];
 
-/// What a service takes over from the top level's `haproxy` section.
+/// What a service takes over from the top level.
 pub(super) struct Inherited<'a> {
     pub(super) bind_address: &'a str,
     /// There is a shared frontend.
     pub(super) shared: bool,
     pub(super) admit: Admit,
+    pub(super) guard: guard::Settings,
 }
 
 /// A service as read.
@@ -47,12 +49,13 @@ pub(super) fn service<'a>(
         None
     };
     let multi = map.key("discovery_multi");
-    if multi.has_value() {
-        multi.error_hint(
-            "several sources for one service are not built",
-            "supported: one `discovery`",
-        );
-    }
+    let discovery = if multi.has_value() {
+        multi
+            .object(|map| read_multi(map, discovery))
+            .map(|multi| (multi, Vec::new()))
+    } else {
+        discovery
+    };
     let section = map.key("haproxy");
     let haproxy = section.object(|map| read_haproxy(map, name, inherited))?;
     let disabled = haproxy.as_ref().is_some_and(|read| read.disabled);
@@ -76,6 +79,7 @@ pub(super) fn service<'a>(
         backend_port_override: own_override.or(haproxy.port_override),
         leader_election: flag("leader_election", false),
         haproxy: (!disabled).then_some(haproxy.section),
+        guard: super::read::guard(&map.key("guard"), inherited.guard),
     };
     if matches!(service.discovery, Discovery::Base)
         && service.default_servers.is_empty()
@@ -104,15 +108,16 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
         "zookeeper_dns" | "zookeeper_dns_poll" => {
             key.warn("read as `zookeeper`: hosts that are names are resolved in any case");
         }
+        "multi" => return read_multi(map, None),
         _ => {
             map.ignore_rest();
-            let known = ["multi", "dns", "docker", "ec2tag", "marathon"].contains(&method.as_str());
+            let known = ["dns", "docker", "ec2tag", "marathon"].contains(&method.as_str());
             let message = if known {
                 "this discovery method is not built"
             } else {
                 "unknown discovery method"
             };
-            key.error_hint(message, "supported: `zookeeper`, `base`");
+            key.error_hint(message, "supported: `zookeeper`, `base`, `multi`");
             return None;
         }
     }
@@ -140,6 +145,116 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
         path: path?,
         decode: decode?,
     })
+}
+
+/// Several sources. `primary` is the service's own `discovery` where `discovery_multi` wraps it.
+fn read_multi(
+    map: &Map<'_>,
+    primary: Option<(Option<Discovery>, Vec<LabelFilter>)>,
+) -> Option<Discovery> {
+    let cursor = map.key("watchers");
+    let mut watchers = Vec::new();
+    let mut whole = true;
+    let wraps = primary.is_some();
+    let mut take = |cursor: &Cursor<'_>, name: String, read| match read {
+        (
+            Some(Discovery::Zookeeper {
+                ensemble,
+                path,
+                decode,
+            }),
+            label_filters,
+        ) => {
+            watchers.push(Watcher {
+                name,
+                ensemble,
+                path,
+                decode,
+                label_filters,
+            });
+        }
+        (found, _) => {
+            if found.is_some() {
+                cursor.error_hint("cannot be one of several sources", "supported: `zookeeper`");
+            }
+            whole = false;
+        }
+    };
+    if let Some(primary) = primary {
+        take(&cursor, "primary".to_owned(), primary);
+    }
+    for (name, entry) in cursor.entries() {
+        if wraps && name == "primary" {
+            entry.warn("not used: `discovery` is the watcher `primary`");
+            continue;
+        }
+        match entry.object(|map| (read_discovery(map), label_filters(map))) {
+            Some(read) if entry.has_value() => take(&entry, name, read),
+            _ => entry.error("must be a map with a `method`, as `discovery`"),
+        }
+    }
+    if !cursor.has_value() || (watchers.is_empty() && whole) {
+        cursor.error("required: at least one source");
+        whole = false;
+    }
+    let mut seen = BTreeMap::new();
+    for watcher in &watchers {
+        let place = (
+            watcher.ensemble.to_string(),
+            watcher.path.as_str().to_owned(),
+        );
+        if let Some(other) = seen.insert(place, watcher.name.clone()) {
+            cursor.error(format!(
+                "`{}` and `{other}` are the same source",
+                watcher.name
+            ));
+            whole = false;
+        }
+    }
+    let resolver = map.key("resolver").required();
+    let resolver = resolver
+        .object(|map| read_resolver(map, &mut watchers))
+        .flatten();
+    Some(Discovery::Multi(Multi {
+        resolver: resolver?,
+        watchers,
+    }))
+    .filter(|_| whole)
+}
+
+fn read_resolver(map: &Map<'_>, watchers: &mut [Watcher]) -> Option<Resolver> {
+    let order = map.key("sequential_order");
+    let method = map.key("method").required();
+    let resolvers = [
+        ("union", Resolver::Union),
+        ("sequential", Resolver::Sequential),
+    ];
+    let resolver = method.one_of(&resolvers)?;
+    if resolver == Resolver::Union {
+        if order.has_value() {
+            order.warn("has no effect without `method: sequential`");
+        }
+        return Some(resolver);
+    }
+    let names: Vec<String> = order
+        .clone()
+        .required()
+        .list()
+        .iter()
+        .filter_map(Cursor::text)
+        .collect();
+    let mut sorted = names.clone();
+    sorted.sort();
+    let mut known: Vec<&str> = watchers.iter().map(|w| w.name.as_str()).collect();
+    known.sort_unstable();
+    if sorted != known {
+        if order.has_value() {
+            order.error(format!("must name each watcher once: {}", known.join(", ")));
+        }
+        return None;
+    }
+    watchers.sort_by_key(|w| names.iter().position(|name| *name == w.name));
+    Some(resolver)
 }
 
 fn label_filters(map: &Map<'_>) -> Vec<LabelFilter> {

@@ -20,6 +20,8 @@ pub(super) struct Entrant {
     pub(super) czxid: i64,
     /// Position in `default_servers`.
     pub(super) default: Option<usize>,
+    /// The registry does not have it any more.
+    pub(super) held: bool,
 }
 
 impl Entrant {
@@ -172,8 +174,11 @@ pub(super) fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entran
         );
         return Vec::new();
     }
+    // What the registry does not have any more is not elected; where it has nobody, the one who was stays.
+    let registered = entrants.iter().any(|e| !e.held);
     let Some(leader) = entrants
         .iter()
+        .filter(|e| !(registered && e.held))
         .min_by_key(|e| discovery_order(&e.server))
         .cloned()
     else {

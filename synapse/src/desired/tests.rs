@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{DefaultServer, LabelFilter};
+use crate::config::{Decode, DefaultServer, Discovery, LabelFilter};
 use crate::source::Child;
 use crate::validate::is_name_char;
 use proptest::prelude::*;
@@ -22,6 +22,7 @@ fn service() -> Service {
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        guard: crate::guard::Settings::default(),
     }
 }
 
@@ -82,6 +83,7 @@ fn run_after(service: &Service, view: &SourceView, previous: &Previous) -> Servi
     funnel(Input {
         service,
         view,
+        held: &BTreeSet::new(),
         previous,
         resolved: &resolved,
         allowed_options: &[],
@@ -427,6 +429,34 @@ fn label_filters_come_last() {
         Vec::<&str>::new(),
         "defaults are filtered too"
     );
+}
+
+#[test]
+fn what_is_only_held_is_marked_and_never_elected_while_anybody_is_registered() {
+    let view = instances(&[("a", 1), ("b", 2), ("c", 3)]);
+    let run = |leader_election, held: &[&str]| {
+        let held = held.iter().map(|znode| (*znode).to_owned()).collect();
+        funnel(Input {
+            service: &Service {
+                leader_election,
+                ..service()
+            },
+            view: &view,
+            held: &held,
+            previous: &Previous::None,
+            resolved: &resolved,
+            allowed_options: &[],
+        })
+    };
+    let (a, b, c) = ("a_0000000001", "b_0000000002", "c_0000000003");
+    let some = run(false, &[a, c]);
+    assert_eq!((some.servers.len(), some.held.len()), (3, 2));
+    assert_eq!(some.origin, Origin::Live);
+    assert_eq!(run(false, &[a, b, c]).origin, Origin::Held);
+    assert_eq!(names(&run(true, &[])), ["a_10.0.0.1:80"]);
+    assert_eq!(names(&run(true, &[a])), ["b_10.0.0.2:80"]);
+    let all = run(true, &[a, b, c]);
+    assert_eq!(names(&all), ["a_10.0.0.1:80"], "the one who was");
 }
 
 #[test]

@@ -11,6 +11,9 @@
 //! the order of the transactions behind them. So a change noted since a read began may belong to a state before or after
 //! the reply, and its name is read once more; a deletion noted since then wins over the reply, because what came into
 //! being again after it makes an event of its own.
+//!
+//! A session swap makes the new node first and deletes the old one after it. Both must be published together, so an
+//! unannounced deletion waits for the reads outstanding when it is absorbed; one that is announced never waits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +21,12 @@ use std::sync::Arc;
 use crate::source::{Child, Children};
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
+
+/// A deletion waits for this many reads at most.
+const MAX_WAITED_READS: u8 = 8;
 
 /// Data above this many bytes is not held (a payload of nerve is some hundred).
 pub const MAX_DATA: usize = 64 * 1024;
@@ -125,6 +133,25 @@ pub struct Tree {
     reading: Reading,
     /// Children deleted since the outstanding read began.
     deleted: BTreeSet<String>,
+    /// Children whose change of data is to be read or being read: a deletion that follows makes the pair of an
+    /// announcement, although the first half has been absorbed.
+    changed: BTreeSet<String>,
+    /// Children deleted without an announcement that stay until nothing is left to be read, which may be what replaces
+    /// them; and how many reads they have waited for.
+    leaving: BTreeMap<String, u8>,
+    /// What has left the set since [`Tree::take_removed`].
+    removed: Vec<Removed>,
+}
+
+/// A child that has left the set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// Its name.
+    pub name: String,
+    /// Its last data.
+    pub child: Child,
+    /// Its deletion came with a change of its data: its owner withdrew it on purpose.
+    pub announced: bool,
 }
 
 /// The outstanding read.
@@ -152,6 +179,9 @@ impl Tree {
             dirty: BTreeSet::new(),
             reading: Reading::Nothing,
             deleted: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            removed: Vec::new(),
         }
     }
 
@@ -176,7 +206,13 @@ impl Tree {
         self.noted.is_empty()
             && !self.uprooted
             && self.dirty.is_empty()
+            && self.leaving.is_empty()
             && self.reading == Reading::Nothing
+    }
+
+    /// What has left the set since the last call, in order.
+    pub fn take_removed(&mut self) -> Vec<Removed> {
+        std::mem::take(&mut self.removed)
     }
 
     /// Whether names wait for [`Tree::begin_read`].
@@ -191,6 +227,8 @@ impl Tree {
         self.announced.clear();
         self.uprooted = false;
         self.dirty.clear();
+        self.changed.clear();
+        self.leaving.clear();
         self.reading = Reading::Nothing;
     }
 
@@ -204,15 +242,16 @@ impl Tree {
             return;
         }
         let before = self.noted.insert(name.to_owned(), event);
-        if event == Event::Deleted && before == Some(Event::Changed) {
+        let half_noted = before.is_none() && self.changed.contains(name);
+        if event == Event::Deleted && (before == Some(Event::Changed) || half_noted) {
             self.announced.insert(name.to_owned());
         } else {
             self.announced.remove(name);
         }
     }
 
-    /// Acts on the noted events, the last one of each name counting: deletions at once, the others make dirty. Returns
-    /// whether the set changed.
+    /// Acts on the noted events, the last one of each name counting: announced deletions at once, others as soon as no
+    /// read is outstanding, the rest makes dirty. Returns whether the set changed.
     ///
     /// A fixed name deleted without an announcement may be the first half of a swap, whose second half was seen to arrive
     /// milliseconds later. It is read like a change: the server has done both halves before it tells of the first.
@@ -233,14 +272,34 @@ impl Tree {
                 gone.insert(name);
             } else {
                 gone.remove(&name);
+                self.leaving.remove(&name);
+                if event == Event::Changed {
+                    self.changed.insert(name.clone());
+                } else {
+                    self.changed.remove(&name);
+                }
                 self.dirty.insert(name);
             }
         }
+        for name in &gone {
+            self.dirty.remove(name);
+            self.changed.remove(name);
+        }
+        // The read that is under way, and the one of what is dirty.
+        let reads = u8::from(self.reading != Reading::Nothing) + u8::from(!self.dirty.is_empty());
         let mut changed = false;
         for name in gone {
-            self.dirty.remove(&name);
-            changed |= self.forget(&name);
+            if reads == 0 || announced.contains(&name) || !self.children.contains_key(&name) {
+                self.leaving.remove(&name);
+                changed |= self.forget(&name, announced.contains(&name));
+            } else {
+                self.leaving.entry(name.clone()).or_insert(0);
+            }
             self.deleted.insert(name);
+        }
+        if reads == 0 {
+            // What they waited for has been deleted before it was read.
+            changed |= self.finish_leaving();
         }
         changed
     }
@@ -261,8 +320,30 @@ impl Tree {
         };
         let mut changed = false;
         for (name, read) in read {
+            if !self.dirty.contains(&name) {
+                self.changed.remove(&name);
+            }
             if asked.contains(&name) && !self.was_deleted(&name) {
                 changed |= self.set(&name, read);
+            }
+        }
+        self.finish_leaving() | changed
+    }
+
+    /// Something is known to have come into being, or to have changed, that is not read yet.
+    fn has_unread(&self) -> bool {
+        !self.dirty.is_empty() || self.noted.values().any(|event| *event != Event::Deleted)
+    }
+
+    /// A read is done: what has waited for it leaves, unless there is more to read.
+    fn finish_leaving(&mut self) -> bool {
+        let mut changed = false;
+        let unread = self.has_unread();
+        for (name, reads) in std::mem::take(&mut self.leaving) {
+            if unread && reads + 1 < MAX_WAITED_READS {
+                self.leaving.insert(name, reads + 1);
+            } else {
+                changed |= self.forget(&name, false);
             }
         }
         changed
@@ -298,9 +379,20 @@ impl Tree {
             .cloned()
             .collect();
         let mut differed: Vec<String> = Vec::new();
+        // What came into being during the read may replace what is not listed any more.
+        let unread = self.has_unread();
+        let mut waiting = Vec::new();
         for name in known.into_iter().filter(|name| !read.contains_key(name)) {
-            if self.forget(&name) && !self.is_noted(&name) {
-                differed.push(name);
+            let known = self.is_noted(&name);
+            let announced = self.announced.contains(&name);
+            self.leaving.remove(&name);
+            if !known {
+                differed.push(name.clone());
+            }
+            if unread && !announced && self.children.contains_key(&name) {
+                waiting.push(name);
+            } else {
+                self.forget(&name, announced);
             }
         }
         for (name, read) in read {
@@ -308,6 +400,10 @@ impl Tree {
                 differed.push(name);
             }
         }
+        self.changed.retain(|name| self.dirty.contains(name));
+        self.finish_leaving();
+        self.leaving
+            .extend(waiting.into_iter().map(|name| (name, 0)));
         Ok(differed)
     }
 
@@ -336,19 +432,30 @@ impl Tree {
     }
 
     fn is_noted(&self, name: &str) -> bool {
-        self.uprooted || self.noted.contains_key(name) || self.dirty.contains(name)
+        self.uprooted
+            || self.noted.contains_key(name)
+            || self.dirty.contains(name)
+            || self.leaving.contains_key(name)
     }
 
-    fn forget(&mut self, name: &str) -> bool {
+    fn forget(&mut self, name: &str, announced: bool) -> bool {
         let skipped = self.skipped.remove(name).is_some();
-        let held = self.children.contains_key(name)
-            && Arc::make_mut(&mut self.children).remove(name).is_some();
-        held || skipped
+        if !self.children.contains_key(name) {
+            return skipped;
+        }
+        if let Some(child) = Arc::make_mut(&mut self.children).remove(name) {
+            self.removed.push(Removed {
+                name: name.to_owned(),
+                child,
+                announced,
+            });
+        }
+        true
     }
 
     fn set(&mut self, name: &str, read: Read) -> bool {
         match read {
-            Read::Gone => self.forget(name),
+            Read::Gone => self.forget(name, false),
             Read::StillRefused => false,
             Read::Refused {
                 reason,
@@ -356,6 +463,7 @@ impl Tree {
                 mzxid,
             } => self.skip(name, czxid, mzxid, reason),
             Read::Data(child) => {
+                self.leaving.remove(name);
                 if let Some(parent) = &mut self.parent {
                     // Its creation changed the parent: no list from before it may be used.
                     parent.pzxid = parent.pzxid.max(child.czxid);
@@ -403,7 +511,7 @@ fn same_node(old: &Child, czxid: i64) -> bool {
 }
 
 /// Whether the name ends as ZooKeeper ends sequential ones: `_` and exactly ten digits.
-fn is_sequential(name: &str) -> bool {
+pub(crate) fn is_sequential(name: &str) -> bool {
     name.rsplit_once('_')
         .is_some_and(|(_, digits)| digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -24,7 +24,7 @@ use super::chunks::ChunkSize;
 use super::reads::{Full, Reader};
 use super::tree::{Event, Read, Stale, Tree, Validity};
 use super::{Counters, Settings};
-use crate::source::{SourceKey, SourceView};
+use crate::source::{Removals, SourceKey, SourceView};
 
 /// Events queued for a source are drained this long before they are acted on.
 const DRAIN: Duration = Duration::from_millis(2);
@@ -275,6 +275,19 @@ impl Follower {
         Ok(())
     }
 
+    /// What has left the set since the last publication, appended to what was published of it.
+    fn removals(&mut self) -> Arc<Removals> {
+        let mut removals = self.view.borrow().removals.clone();
+        let removed = self.tree.take_removed();
+        if !removed.is_empty() {
+            let (all, now) = (Arc::make_mut(&mut removals), Instant::now());
+            for one in removed {
+                all.push(&one.name, one.child.data, one.announced, now);
+            }
+        }
+        removals
+    }
+
     /// Publishes a complete read.
     fn confirm(&mut self, count: usize) {
         let first = !self.view.borrow().confirmed;
@@ -285,6 +298,7 @@ impl Follower {
             self.tree.is_settled() && !self.interrupted,
             self.parent_data,
         );
+        let removals = self.removals();
         let (children, skipped) = (self.tree.children().clone(), Arc::new(self.tree.skipped()));
         self.view.send_replace(SourceView {
             children,
@@ -294,12 +308,14 @@ impl Follower {
             skipped,
             parent_data,
             problem: None,
+            removals,
         });
     }
 
     /// Publishes the set if it changed, or that nothing is outstanding any more.
     fn publish(&mut self, changed: bool) {
         let settled = self.tree.is_settled();
+        let removals = if changed { Some(self.removals()) } else { None };
         self.view.send_if_modified(|view| {
             // Before the first full read of a connection the set is that of the connection before.
             let fresh = settled && !self.interrupted && view.confirmed && view.problem.is_none();
@@ -308,6 +324,9 @@ impl Follower {
             }
             view.children = self.tree.children().clone();
             view.skipped = Arc::new(self.tree.skipped());
+            if let Some(removals) = removals {
+                view.removals = removals;
+            }
             if fresh {
                 view.agreed_at = Some(SystemTime::now());
             }

@@ -51,6 +51,8 @@ struct World {
     reloads: u64,
     /// Servers that every state of the registry since the last quiet moment has named: none of them may be taken out.
     kept: BTreeSet<(String, String)>,
+    /// Servers that an operator has put in maint.
+    operator: BTreeSet<(String, String)>,
     broken: Vec<String>,
 }
 
@@ -82,6 +84,7 @@ impl Simulated {
             next_pid: 0x4000_0000,
             reloads: 0,
             kept: BTreeSet::new(),
+            operator: BTreeSet::new(),
             broken: Vec::new(),
         };
         let this = Self(Arc::new(Mutex::new(world)));
@@ -123,12 +126,20 @@ impl Simulated {
     /// An operator's hand.
     pub(crate) fn set_maint(&self, backend: &str, name: &str, maint: bool) {
         let mut world = self.world();
-        let servers = world
-            .worker
-            .as_mut()
-            .and_then(|w| w.backends.get_mut(backend));
-        if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
+        let worker = world.worker.as_mut();
+        let servers = worker.and_then(|worker| worker.backends.get_mut(backend));
+        let server = servers.and_then(|servers| servers.get_mut(name));
+        // One that was taken out is not the operator's to judge.
+        let found = server.filter(|server| server.weight > 0);
+        let is_there = found.is_some();
+        if let Some(server) = found {
             server.maint = maint;
+        }
+        let key = (backend.to_owned(), name.to_owned());
+        if !maint {
+            world.operator.remove(&key);
+        } else if is_there {
+            world.operator.insert(key);
         }
     }
 
@@ -317,7 +328,8 @@ impl World {
             ["set", "server", server, ref change @ ..] => {
                 let (backend, name) = server.split_once('/')?;
                 let out = matches!(change, ["state", "maint"]);
-                if out && self.kept.contains(&(backend.to_owned(), name.to_owned())) {
+                let key = (backend.to_owned(), name.to_owned());
+                if out && self.kept.contains(&key) && !self.operator.contains(&key) {
                     self.broken
                         .push(format!("{text}: the registry has named it all the time"));
                 }

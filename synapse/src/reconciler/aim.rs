@@ -8,8 +8,9 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::{Reconciler, ServerState, source_key};
+use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
+use crate::intake::watched;
 use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
 
 /// Backends whose servers may differ from what is wanted.
@@ -231,8 +232,8 @@ impl Reconciler {
         self.by_source.clear();
         self.by_backend.clear();
         for (index, state) in self.services.iter().enumerate() {
-            if let Some(key) = source_key(&state.service) {
-                self.by_source.entry(key).or_default().push(index);
+            for watched in watched(&state.service) {
+                self.by_source.entry(watched.key).or_default().push(index);
             }
             if let Some(backend) = state.backend() {
                 self.by_backend.insert(backend.to_owned(), index);

@@ -12,6 +12,7 @@ use tracing::{error, info};
 
 use super::aim::Touched;
 use super::file::File;
+use super::guarding::Guarding;
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::lingering::Lingering;
@@ -24,11 +25,12 @@ use crate::config::{Config, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
 use crate::good::Good;
+use crate::intake::{self, Intake};
 use crate::render::{RenderError, Renderer};
 use crate::ruby_state;
 use crate::runtime_api::RuntimeApi;
 use crate::seed;
-use crate::services::{State, source_key};
+use crate::services::State;
 use crate::snapshot::Snapshot;
 use crate::sources::Sources;
 
@@ -47,10 +49,14 @@ impl Reconciler {
         let renderer = Arc::new(Renderer::new(&config)?);
         let mut sources = Sources::new(snapshot, shutdown);
         sources.configure(&config, snapshot);
+        let guarding = Guarding::default();
         let services: Vec<State> = config
             .services
             .iter()
-            .map(|s| State::new(Arc::new(s.clone()), held(snapshot, s)))
+            .map(|s| {
+                let intake = Intake::new(s, snapshot, &guarding.clock);
+                State::new(Arc::new(s.clone()), held(snapshot, s), intake)
+            })
             .collect();
         let mut this = Self {
             dirty: (0..services.len()).collect(),
@@ -111,6 +117,7 @@ impl Reconciler {
             renderer,
             sources,
             services,
+            guarding,
         };
         this.index_services();
         let text = this.file.read();
@@ -142,19 +149,18 @@ impl Reconciler {
                 .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
         let resolved = |host: &str| snapshot.resolved.get(host)?.first().copied();
-        for state in &mut self.services {
+        for index in 0..self.services.len() {
+            let taken = self.take_in(index);
+            let state = &mut self.services[index];
             let Some(backend) = state.backend().map(str::to_owned) else {
                 continue;
             };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
             let file = file.and_then(|model| file_rows(model, &backend));
-            let view = source_key(&state.service)
-                .map(|key| self.sources.view(&key))
-                .unwrap_or_default();
             let inputs = seed::Inputs {
                 live: live.as_deref(),
                 file: file.as_deref(),
-                snapshot: &state.remembered(&self.config, &view, &resolved),
+                snapshot: &state.remembered(&self.config, &taken, &resolved),
                 defaults: &[],
                 configured_options: state
                     .service
@@ -193,7 +199,10 @@ impl Reconciler {
                     state.reconfigure(service);
                     state
                 }
-                None => State::new(service, Previous::None),
+                None => {
+                    let intake = Intake::new(&service, &empty, &self.guarding.clock);
+                    State::new(service, Previous::None, intake)
+                }
             };
             self.services.push(state);
         }
@@ -239,8 +248,9 @@ fn stats_sockets(config: &Config) -> Vec<PathBuf> {
 }
 
 /// What is held for a service since before this process.
-fn held(snapshot: &Snapshot, service: &Service) -> Previous {
-    let hold = source_key(service).and_then(|key| snapshot.hold(&service.name, &key).cloned());
+pub(crate) fn held(snapshot: &Snapshot, service: &Service) -> Previous {
+    let source = intake::source_text(service);
+    let hold = source.and_then(|source| snapshot.hold(&service.name, &source).cloned());
     hold.map_or(Previous::None, Previous::Children)
 }
 

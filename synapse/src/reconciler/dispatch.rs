@@ -13,9 +13,10 @@ use super::runtime::Next;
 use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler};
 use crate::assembly::Whole;
 use crate::config::Reload;
+use crate::intake::watched;
 use crate::plan::Plan;
 use crate::render::Renderer;
-use crate::services::{State, source_key};
+use crate::services::State;
 use crate::status::{ReloadView, seconds};
 
 /// Least time between reloads while many replaced workers go on.
@@ -122,7 +123,9 @@ impl Reconciler {
     /// another one for their servers. `None` = all have spoken, or it takes too long.
     pub(super) fn settling_until(&self) -> Option<Instant> {
         let waits = |state: &State| {
-            source_key(&state.service).is_some_and(|key| !self.sources.view(&key).confirmed)
+            let keys = watched(&state.service).into_iter().map(|w| w.key);
+            keys.into_iter()
+                .any(|key| !self.sources.view(&key).confirmed)
         };
         self.settle
             .filter(|until| Instant::now() < *until && self.services.iter().any(waits))

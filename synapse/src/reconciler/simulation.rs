@@ -1,8 +1,6 @@
 //! The reconciler against a haproxy in memory, under a clock that does not wait: random states of the registry, of the
-//! configuration and of haproxy, with answers lost, looks that are stale, deaths, and reloads by others. By seed:
-//!
-//! `SYNAPSE_SIMULATION_SEEDS=10000 cargo test -p synapse --lib simulation` runs so many,
-//! `SYNAPSE_SIMULATION_SEED=N` only that one, with its steps printed.
+//! configuration and of haproxy, with answers lost, looks that are stale, deaths, and reloads by others. Seeds as in
+//! [`crate::simulation`]; replayed alone, a seed prints its steps.
 //!
 //! What must hold: a server that every state of the registry has named since the last quiet moment is never taken out;
 //! once nothing goes wrong any more, the table and the file are what the registry says; changes of servers alone never
@@ -22,16 +20,14 @@ use super::{Outputs, Reconciler};
 use crate::cfg::{Model, Ours};
 use crate::config::{Config, Discovery, Reload, Service};
 use crate::effective::Scope;
+use crate::guard;
 use crate::haproxy::simulated::{Faults, Simulated};
 use crate::render::tests::{config, service};
-use crate::services::source_key;
 use crate::snapshot::Snapshot;
 use crate::source::{Child, SourceKey, SourceView};
 use crate::status::{Board, View};
 use smartstack_common::units::ZkPath;
 
-/// Default number of seeds: some seconds.
-const SEEDS: u64 = 400;
 const FAULTS: Faults = Faults {
     lost: 30,
     unanswered: 60,
@@ -43,12 +39,15 @@ const FAULTS: Faults = Faults {
 /// Address (its last part) and weight of each server of a service.
 type Registered = BTreeMap<u8, u16>;
 
+/// Tells the reconciler what a source has.
+type Publish = Box<dyn Fn(&SourceKey, SourceView)>;
+
 struct Simulation {
     rng: fastrand::Rng,
     haproxy: Simulated,
     config: Config,
     configs: watch::Sender<Arc<Config>>,
-    publish: Box<dyn Fn(&SourceKey, SourceView)>,
+    publish: Publish,
     view: watch::Receiver<Arc<View>>,
     registry: BTreeMap<String, Registered>,
     /// Of each service, the servers named by every state since the last quiet moment.
@@ -84,8 +83,12 @@ impl Simulation {
         let Some(service) = self.config.services.iter().find(|s| s.name == name) else {
             return;
         };
-        let Some(key) = source_key(service) else {
+        let Discovery::Zookeeper { ensemble, path, .. } = &service.discovery else {
             return;
+        };
+        let key = SourceKey {
+            ensemble: ensemble.clone(),
+            path: path.clone(),
         };
         let third = name.bytes().last().unwrap_or_default();
         let registered = self.registry.get(name).cloned().unwrap_or_default();
@@ -175,7 +178,13 @@ impl Simulation {
 
     /// Whether it may have cost a reload.
     fn haproxy_event(&mut self) {
-        match self.rng.u8(0..5) {
+        match self.rng.u8(0..6) {
+            5 => {
+                let name = name_of("a", self.rng.u8(1..8));
+                let maint = self.rng.bool();
+                self.note(format!("an operator sets maint {maint} on a/{name}"));
+                self.haproxy.set_maint("a", &name, maint);
+            }
             0 => {
                 self.note("haproxy dies".to_owned());
                 self.haproxy.kill();
@@ -243,6 +252,9 @@ impl Simulation {
         self.haproxy.set_faults(Faults::default());
         // The longest back-off is 60 s.
         for _ in 0..700 {
+            for number in 1..8 {
+                self.haproxy.set_maint("a", &name_of("a", number), false);
+            }
             if self.difference().is_none() {
                 break;
             }
@@ -325,6 +337,11 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                     path,
                     decode,
                 },
+                // A loss that nobody announces is another simulation's.
+                guard: guard::Settings {
+                    mode: guard::Mode::Off,
+                    ..guard::Settings::default()
+                },
                 ..service(name)
             }
         })
@@ -393,26 +410,16 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
 
 #[test]
 fn the_table_follows_the_registry_whatever_happens() {
-    let number = |name: &str| {
-        std::env::var(name)
-            .ok()
-            .and_then(|text| text.parse::<u64>().ok())
-    };
-    let only = number("SYNAPSE_SIMULATION_SEED");
-    let seeds = match only {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("SYNAPSE_SIMULATION_SEEDS").unwrap_or(SEEDS),
-    };
-    for seed in seeds {
+    let trace = std::env::var_os("SYNAPSE_SIMULATION_SEED").is_some();
+    crate::simulation::run("reconciler::simulation", |seed| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
             .build()
             .unwrap();
-        let local = LocalSet::new();
-        let result = local.block_on(&runtime, simulate(seed, only.is_some()));
+        let result = LocalSet::new().block_on(&runtime, simulate(seed, trace));
         if let Err(problem) = result {
-            panic!("seed {seed}: {problem}\nagain with SYNAPSE_SIMULATION_SEED={seed}");
+            panic!("seed {seed}: {problem}");
         }
-    }
+    });
 }

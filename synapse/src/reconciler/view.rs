@@ -9,11 +9,12 @@ use super::runtime::Next;
 use super::{Reconciler, SNAPSHOT_PAUSE, Tally};
 use crate::assembly::Whole;
 use crate::desired::{Origin, Previous};
+use crate::intake::source_text;
 use crate::plan::Plan;
 use crate::server::Rejected;
-use crate::services::{State, source_key};
+use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
-use crate::status::{HaproxyView, ServerView, ServiceView, View, seconds};
+use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, seconds};
 
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
@@ -99,7 +100,7 @@ impl Reconciler {
     }
 
     fn service_view(&self, state: &State) -> ServiceView {
-        let source = source_key(&state.service).map(|key| self.sources.view(&key));
+        let sources = Self::source_views(state);
         let desired = state.desired.as_ref();
         let backend = state.backend();
         let mut servers: Vec<ServerView> = state
@@ -114,7 +115,7 @@ impl Reconciler {
                 znode: s.server.znode.clone(),
                 wanted: true,
                 haproxy: backend.and_then(|b| self.observed.as_ref()?.word(b, &s.server.name)),
-                held: desired.is_some_and(|d| d.origin == Origin::Held),
+                held: desired.is_some_and(|d| d.held.contains(&s.server.name)),
             })
             .collect();
         if let (Some(observed), Some(backend)) = (&self.observed, backend) {
@@ -126,10 +127,12 @@ impl Reconciler {
         } else {
             desired.map_or("snapshot", |d| d.origin.as_str())
         };
-        let hold = desired.filter(|d| d.origin == Origin::Held).map(|_| {
+        let guard = self.hold_view(state);
+        let previous = desired.filter(|d| d.origin == Origin::Held).map(|_| {
             "nothing is registered; the last set stays because `use_previous_backends` is true"
                 .to_owned()
         });
+        let hold = guard.hold.clone().or(previous);
         let mut rejected: Vec<Rejected> = desired.map(|d| d.rejected.clone()).unwrap_or_default();
         rejected.extend(state.refused.iter().cloned());
         let mut notes: Vec<Rejected> = state.id_notes.clone();
@@ -147,11 +150,12 @@ impl Reconciler {
             .as_ref()
             .and_then(|piece| piece.as_ref().err())
             .cloned();
-        let fresh = source.as_ref().is_none_or(|s| s.fresh);
+        let problems: Vec<String> = sources.iter().filter_map(SourceStatus::problem).collect();
+        let views = || state.intake.sources().map(|(_, view)| view);
         ServiceView {
             origin,
-            agreed_at: source.as_ref().and_then(|s| s.agreed_at).map(seconds),
-            fresh,
+            agreed_at: views().map(|v| v.agreed_at).min().flatten().map(seconds),
+            fresh: views().all(|v| v.fresh),
             backend: backend.map(str::to_owned),
             servers,
             rejected,
@@ -166,8 +170,10 @@ impl Reconciler {
                     .get(&state.service.name)
                     .map(|q| q.reason.clone())
             }),
-            problem: source.as_ref().and_then(|s| s.problem.clone()),
-            parent_data: source.as_ref().map_or(0, |s| s.parent_data),
+            problem: (!problems.is_empty()).then(|| problems.join("; ")),
+            parent_data: views().map(|v| v.parent_data).max().unwrap_or_default(),
+            guard,
+            sources,
         }
     }
 
@@ -185,7 +191,7 @@ impl Reconciler {
             let Previous::Children(children) = state.held()? else {
                 return None;
             };
-            let source = source_key(&state.service)?.to_string();
+            let source = source_text(&state.service)?;
             Some((
                 state.service.name.clone(),
                 Hold {
@@ -193,6 +199,10 @@ impl Reconciler {
                     children: Arc::clone(children),
                 },
             ))
+        };
+        let guards = |state: &State| {
+            let saved = state.intake.save(&self.guarding.clock);
+            (!saved.is_empty()).then(|| (state.service.name.clone(), saved))
         };
         let operator = self
             .operator_maint
@@ -207,6 +217,7 @@ impl Reconciler {
             ids: self.ids.clone(),
             operator: Arc::new(operator.collect()),
             holds: self.services.iter().filter_map(hold).collect(),
+            guards: self.services.iter().filter_map(guards).collect(),
             worker: self.digests.worker().map(Arc::new),
         }
     }

@@ -44,6 +44,7 @@ pub(crate) fn config() -> Config {
         admin: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
+        max_stale: None,
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -75,6 +76,7 @@ pub(crate) fn service(name: &str) -> Service {
             cookie_hash: false,
             admit: crate::config::Admit::Ready,
         }),
+        guard: crate::guard::Settings::default(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 
 use crate::effective::Digest;
 use crate::generation::{self, Generation};
+use crate::guard::Evidence;
 use crate::plan::{RunningServer, State};
 
 /// The answer to one command.
@@ -225,6 +226,10 @@ pub struct ServerRow {
     pub weight: u16,
     /// Weight from the file (`srv_iweight`).
     pub initial_weight: u16,
+    /// Of its health check: 2 configured, 4 enabled, 8 paused (maint).
+    pub check: u32,
+    /// Of the last health check: 0 none yet, 2 failed, 3 passed, 4 passed with a condition.
+    pub check_result: u8,
     /// Its last check passed (`srv_check_result`, `CHK_RES_PASSED` and above in haproxy's `check-t.h`).
     pub passed: bool,
 }
@@ -233,6 +238,8 @@ const CHECK_PASSED: u8 = 3;
 const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
 const FORCED_DRAIN: u32 = 8;
+const CHECK_ENABLED: u32 = 4;
+const CHECK_PAUSED: u32 = 8;
 
 impl ServerRow {
     /// Reads the whole table; columns go by the names in its header.
@@ -272,6 +279,12 @@ impl ServerRow {
             admin: value("srv_admin_state")?.parse().ok()?,
             weight: value("srv_uweight")?.parse().ok()?,
             initial_weight: value("srv_iweight")?.parse().ok()?,
+            check: value("srv_check_state")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0),
+            check_result: value("srv_check_result")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0),
             passed: value("srv_check_result")?.parse::<u8>().ok()? >= CHECK_PASSED,
         })
     }
@@ -291,6 +304,20 @@ impl ServerRow {
             State::OperatorDrain
         } else {
             State::Ready
+        }
+    }
+
+    /// What its check says of it. haproxy does not tell when a check ran last: a result stands until the next one.
+    #[must_use]
+    pub fn evidence(&self) -> Evidence {
+        if self.check & CHECK_ENABLED == 0 {
+            Evidence::Nothing
+        } else if self.check & CHECK_PAUSED != 0 || self.check_result == 0 {
+            Evidence::Pending
+        } else if self.op_state == 0 {
+            Evidence::Failing
+        } else {
+            Evidence::Passing
         }
     }
 

@@ -15,6 +15,7 @@ use super::payload::Payload;
 use super::{FORMAT, Hold, Ids, Snapshot, SourceRecord, Worker};
 use crate::effective::Digest as OptionDigest;
 
+use crate::guard::Saved;
 use crate::source::{Child, Children};
 
 /// Files above this many bytes are not read (100,000 servers make about 20 MB).
@@ -147,6 +148,8 @@ struct Body {
     #[serde(default)]
     holds: BTreeMap<String, HoldBody>,
     #[serde(default)]
+    guards: BTreeMap<String, BTreeMap<String, Saved>>,
+    #[serde(default)]
     sources: BTreeMap<String, SourceBody>,
 }
 
@@ -219,6 +222,7 @@ pub(super) fn parse(text: &str) -> Result<Snapshot, String> {
             .into_iter()
             .map(|(key, h)| (key, hold(h)))
             .collect(),
+        guards: body.guards,
         worker: body.worker.map(|w| Arc::new(worker(w))),
     })
 }
@@ -343,7 +347,11 @@ impl Cache {
                 ],
             );
         });
-        body += "},\"sources\":{";
+        body += "}";
+        if !snapshot.guards.is_empty() {
+            body += &format!(",\"guards\":{}", to_json(&snapshot.guards));
+        }
+        body += ",\"sources\":{";
         list(&mut body, &snapshot.sources, |out, (key, source)| {
             let set = self
                 .sets

@@ -8,7 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Data of a child, as the snapshot holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Payload(pub(super) Arc<[u8]>);
+pub struct Payload(
+    /// The bytes.
+    pub Arc<[u8]>,
+);
 
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::file::{Cache, parse};
 use super::*;
+use crate::guard::{Saved, SavedMember, Why};
 use crate::source::Child;
 
 fn set(children: &[(&str, &[u8])]) -> Arc<Children> {
@@ -61,6 +62,10 @@ fn full() -> Snapshot {
         )]),
         operator: Arc::new(BTreeMap::from([("web/a".to_owned(), "maint".to_owned())])),
         holds: BTreeMap::from([("web".to_owned(), hold)]),
+        guards: BTreeMap::from([(
+            "web".to_owned(),
+            BTreeMap::from([(key("/web").to_string(), guarded())]),
+        )]),
         worker: Some(Arc::new(Worker {
             pid: 4242,
             start: Some(99),
@@ -69,6 +74,32 @@ fn full() -> Snapshot {
                 Arc::new(BTreeMap::from([("a".to_owned(), "h".into())])),
             )]),
         })),
+    }
+}
+
+/// A guard that holds an address whose payload is not text.
+fn guarded() -> Saved {
+    let held = SavedMember {
+        host: "10.0.0.9".into(),
+        port: 80,
+        znode: "i-9_0000000009".into(),
+        data: Payload(b"\xff{}"[..].into()),
+        since: 1000,
+        judged_from: 2000,
+        until: Some(602_000),
+        why: Some(Why::Share),
+        shared: false,
+    };
+    Saved {
+        boot: "b".to_owned(),
+        whole: 100,
+        held: vec![held.clone()],
+        losses: vec![SavedMember {
+            until: None,
+            why: None,
+            ..held
+        }],
+        removed: vec![("10.0.0.8".into(), 81)],
     }
 }
 
@@ -93,9 +124,9 @@ fn everything_comes_back() {
     assert_eq!(back, full());
     assert_eq!(back.source(&key("/web")).unwrap().children.len(), 3);
     assert!(back.source(&key("/other")).is_none());
-    assert_eq!(back.hold("web", &key("/web")).unwrap().len(), 1);
+    assert_eq!(back.hold("web", &key("/web").to_string()).unwrap().len(), 1);
     assert!(
-        back.hold("web", &key("/other")).is_none(),
+        back.hold("web", &key("/other").to_string()).is_none(),
         "a hold of another path is not believed"
     );
     assert!(!back.view(&key("/web")).confirmed);

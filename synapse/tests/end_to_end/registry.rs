@@ -13,6 +13,8 @@ async fn an_empty_registry_keeps_the_last_set_or_empties_it_as_configured() {
     let (keep_path, drop_path) = (crate::pair::WEB, "/nerve/services/drop/services");
     pair.config["services"]["drop"] = pair.service(drop_path, drop_port);
     pair.config["services"]["drop"]["use_previous_backends"] = json!(false);
+    // The guard holds even the last one for a while.
+    pair.config["services"]["drop"]["guard"] = json!({"hold": "1s"});
     let (a, b) = (App::start("a").await, App::start("b").await);
     let kept = pair.register_in(keep_path, &a, &json!({})).await;
     let dropped = pair.register_in(drop_path, &b, &json!({})).await;

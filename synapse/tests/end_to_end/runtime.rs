@@ -38,6 +38,8 @@ fn airbnb(pair: &mut Pair) {
 async fn twenty_come_and_go_without_a_reload() {
     let mut pair = Pair::start(Way::Supervise).await;
     airbnb(&mut pair);
+    // The twenty vanish without a word.
+    pair.config["guard"] = serde_json::json!("off");
     let first = App::start("first").await;
     pair.register(&first).await;
     let synapse = pair.serving().await;

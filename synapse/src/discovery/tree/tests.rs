@@ -130,6 +130,138 @@ fn an_unannounced_deletion_of_a_fixed_name_is_read_before_it_counts() {
     assert_eq!(names(&tree), ["b"]);
 }
 
+fn removed(tree: &mut Tree) -> Vec<(String, bool)> {
+    let removed = tree.take_removed().into_iter();
+    removed.map(|r| (r.name, r.announced)).collect()
+}
+
+#[test]
+fn a_removal_says_whether_it_was_announced() {
+    let (a, b) = ("/services/a/a", "/services/a/b");
+    let said = |name: &str, announced| vec![(name.to_owned(), announced)];
+
+    let mut tree = tree();
+    events(&mut tree, &[(Event::Changed, a), (Event::Deleted, a)]);
+    assert_eq!(removed(&mut tree), said("a", true));
+    assert!(removed(&mut tree).is_empty(), "told once");
+    events(&mut tree, &[(Event::Deleted, b)]);
+    tree.begin_read();
+    tree.apply(named(&[("b", Read::Gone)]));
+    assert_eq!(removed(&mut tree), said("b", false));
+
+    // The pair torn apart by the end of a batch: its first half is dirty, or being read.
+    for reading in [false, true] {
+        let mut tree = self::tree();
+        events(&mut tree, &[(Event::Changed, a)]);
+        if reading {
+            tree.begin_read();
+        }
+        events(&mut tree, &[(Event::Deleted, a)]);
+        assert_eq!(removed(&mut tree), said("a", true), "reading: {reading}");
+    }
+    // A change that was read long before the deletion announces nothing.
+    let mut tree = self::tree();
+    events(&mut tree, &[(Event::Changed, a)]);
+    tree.begin_read();
+    tree.apply(named(&[("a", child("2", 2, 5))]));
+    events(&mut tree, &[(Event::Deleted, a)]);
+    tree.begin_read();
+    tree.apply(named(&[("a", Read::Gone)]));
+    assert_eq!(removed(&mut tree), said("a", false));
+
+    // A full read that is answered between noting and absorbing.
+    let mut tree = self::tree();
+    tree.begin_full();
+    tree.note(Event::Changed, a);
+    tree.note(Event::Deleted, a);
+    tree.replace(at(9), named(&[("b", child("1", 3, 3))]))
+        .unwrap();
+    tree.absorb();
+    assert_eq!(removed(&mut tree), said("a", true));
+}
+
+/// A tree with the sequential children `s_0000000001` and `s_0000000002`.
+fn sequential() -> Tree {
+    let mut tree = Tree::new(PATH, Arc::new(|_, _| true), Arc::default());
+    tree.begin_full();
+    let read = named(&[
+        ("s_0000000001", child("1", 2, 2)),
+        ("s_0000000002", child("2", 3, 3)),
+    ]);
+    tree.replace(at(3), read).unwrap();
+    tree
+}
+
+#[test]
+fn a_session_swap_is_never_published_without_both_halves() {
+    let (old, new) = (
+        "/services/a/s_0000000001",
+        ("/services/a/s_0000000003", "s_0000000003"),
+    );
+    let both = ["s_0000000001", "s_0000000002"];
+    // In one batch.
+    let mut tree = sequential();
+    assert!(!events(
+        &mut tree,
+        &[(Event::Created, new.0), (Event::Deleted, old)]
+    ));
+    assert!(names(&tree) == both && !tree.is_settled());
+    assert_eq!(tree.begin_read(), [new.1]);
+    assert!(tree.apply(named(&[(new.1, child("1", 9, 9))])));
+    assert_eq!(names(&tree), ["s_0000000002", new.1]);
+    assert!(tree.is_settled());
+
+    // The deletion after the read began, and after another read began.
+    let mut tree = sequential();
+    events(&mut tree, &[(Event::Created, "/services/a/x_0000000004")]);
+    tree.begin_read();
+    assert!(!events(
+        &mut tree,
+        &[(Event::Created, new.0), (Event::Deleted, old)]
+    ));
+    assert!(tree.apply(named(&[("x_0000000004", child("4", 8, 8))])));
+    assert!(names(&tree).contains(&both[0]), "its own read is to come");
+    assert_eq!(tree.begin_read(), [new.1]);
+    tree.apply(named(&[(new.1, child("1", 9, 9))]));
+    assert_eq!(names(&tree), ["s_0000000002", new.1, "x_0000000004"]);
+
+    // A full read is outstanding: it brings both.
+    let mut tree = sequential();
+    tree.begin_full();
+    assert!(!events(&mut tree, &[(Event::Deleted, old)]));
+    let read = named(&[
+        ("s_0000000002", child("2", 3, 3)),
+        (new.1, child("1", 9, 9)),
+    ]);
+    let differed = tree.replace(at(10), read).unwrap();
+    assert_eq!(differed, [new.1], "the deletion was told, the creation not");
+    assert!(names(&tree) == ["s_0000000002", new.1] && tree.is_settled());
+}
+
+#[test]
+fn deletions_wait_for_nothing_but_a_read_and_announced_ones_not_even_for_that() {
+    let old = "/services/a/s_0000000001";
+    let mut tree = sequential();
+    assert!(events(&mut tree, &[(Event::Deleted, old)]));
+    let mut tree = sequential();
+    let batch = [
+        (Event::Created, "/services/a/s_0000000003"),
+        (Event::Changed, old),
+        (Event::Deleted, old),
+    ];
+    assert!(events(&mut tree, &batch));
+    assert_eq!(names(&tree), ["s_0000000002"]);
+    // A connection that goes takes the waiting with it: the full read settles it.
+    let mut tree = sequential();
+    tree.begin_full();
+    events(&mut tree, &[(Event::Deleted, old)]);
+    tree.restart();
+    assert!(names(&tree).contains(&"s_0000000001"));
+    tree.begin_full();
+    tree.replace(at(9), named(&[])).unwrap();
+    assert!(tree.children().is_empty() && tree.is_settled());
+}
+
 #[test]
 fn others_paths_are_ignored() {
     let mut tree = tree();
@@ -329,8 +461,12 @@ struct Server {
 impl Server {
     /// Changes the tree and returns the events of it.
     fn change(&mut self, step: &Step) -> Vec<(Event, String)> {
-        let path = |n: &u8| format!("{PATH}/n{n}");
-        let name = |n: &u8| format!("n{n}");
+        // Even ones are sequential, odd ones fixed names.
+        let name = |n: &u8| match n % 2 {
+            0 => format!("n_{n:010}"),
+            _ => format!("n{n}"),
+        };
+        let path = |n: &u8| format!("{PATH}/{}", name(n));
         self.zxid += 1;
         let mut events = Vec::new();
         match step {

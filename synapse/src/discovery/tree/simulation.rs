@@ -1,0 +1,302 @@
+//! A registry, a wire and a follower at random: lost replies, doubled events, cuts and expiry at any step. Whatever comes,
+//! the copy must be the registry's at rest, and an instance that is registered all the time must never be missing from
+//! what is published, however often its session is swapped. Seeds: [`crate::simulation`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use fastrand::Rng;
+
+use super::*;
+
+const PATH: &str = "/services/a";
+
+#[derive(Clone)]
+enum Message {
+    Event(Event, String),
+    List(Option<(Parent, Vec<String>)>),
+    Reads(Vec<(String, Read)>),
+}
+
+enum Request {
+    List,
+    Read(Vec<String>),
+}
+
+/// The server: which node each instance has, and the path.
+#[derive(Default)]
+struct Registry {
+    zxid: i64,
+    parent: Option<Parent>,
+    children: Children,
+    node: BTreeMap<u8, String>,
+}
+
+impl Registry {
+    fn create(&mut self, instance: u8, events: &mut Vec<(Event, String)>) {
+        if self.parent.is_none() {
+            let (czxid, pzxid) = (self.zxid, self.zxid);
+            self.parent = Some(Parent { czxid, pzxid });
+            events.push((Event::Created, PATH.to_owned()));
+        }
+        // Odd instances have fixed names.
+        let name = match instance % 2 {
+            0 => format!("i{instance}_{:010}", self.zxid),
+            _ => format!("i{instance}"),
+        };
+        let child = Child {
+            data: instance.to_string().into_bytes().into(),
+            czxid: self.zxid,
+            mzxid: self.zxid,
+        };
+        events.push((Event::Created, format!("{PATH}/{name}")));
+        self.children.insert(name.clone(), child);
+        self.node.insert(instance, name);
+        self.touch();
+    }
+
+    fn delete(&mut self, name: &str, events: &mut Vec<(Event, String)>) {
+        self.children.remove(name);
+        events.push((Event::Deleted, format!("{PATH}/{name}")));
+        self.touch();
+    }
+
+    fn touch(&mut self) {
+        if let Some(parent) = &mut self.parent {
+            parent.pzxid = self.zxid;
+        }
+    }
+
+    /// One transaction. Returns its events.
+    fn change(&mut self, rng: &mut Rng, removed: &mut BTreeSet<u8>) -> Vec<(Event, String)> {
+        self.zxid += 1;
+        let mut events = Vec::new();
+        let instance = rng.u8(..6);
+        let Some(name) = self.node.get(&instance).cloned() else {
+            self.create(instance, &mut events);
+            return events;
+        };
+        match rng.u8(..10) {
+            // Its session is swapped.
+            0..5 if instance.is_multiple_of(2) => {
+                self.create(instance, &mut events);
+                self.delete(&name, &mut events);
+            }
+            0..5 => {
+                self.delete(&name, &mut events);
+                self.create(instance, &mut events);
+            }
+            // A change and then a swap before it is read is what an announcement looks like: these two may show a gap.
+            5 | 6 if instance < 4 => {}
+            5 | 6 => {
+                if let Some(child) = self.children.get_mut(&name) {
+                    child.mzxid = self.zxid;
+                }
+                events.push((Event::Changed, format!("{PATH}/{name}")));
+            }
+            kind => {
+                let whole = kind == 9 && rng.u8(..4) == 0;
+                let gone: Vec<u8> = match whole {
+                    true => self.node.keys().copied().collect(),
+                    false => vec![instance],
+                };
+                for instance in gone {
+                    let Some(name) = self.node.remove(&instance) else {
+                        continue;
+                    };
+                    if kind == 7 {
+                        events.push((Event::Changed, format!("{PATH}/{name}")));
+                    }
+                    self.delete(&name, &mut events);
+                    removed.insert(instance);
+                }
+                if whole {
+                    self.parent = None;
+                    events.push((Event::Deleted, PATH.to_owned()));
+                }
+            }
+        }
+        events
+    }
+
+    fn answer(&self, request: Request) -> Message {
+        match request {
+            Request::List => {
+                let names = || self.children.keys().cloned().collect();
+                Message::List(self.parent.map(|parent| (parent, names())))
+            }
+            Request::Read(names) => {
+                let read = |name: &String| self.children.get(name).cloned();
+                let read = |name: String| {
+                    let read = read(&name).map_or(Read::Gone, Read::Data);
+                    (name, read)
+                };
+                Message::Reads(names.into_iter().map(read).collect())
+            }
+        }
+    }
+}
+
+/// A full read under way: the path, the names to be read, what was read.
+type Full = (Option<Parent>, Vec<String>, Vec<(String, Read)>);
+
+/// The follower without its time and its sockets.
+struct Follower {
+    tree: Tree,
+    full: Option<Full>,
+    busy: bool,
+    complete: bool,
+}
+
+impl Follower {
+    fn begin(&mut self, full: bool) -> Option<Request> {
+        if self.busy {
+            return None;
+        }
+        if full || !self.complete {
+            self.busy = true;
+            self.tree.begin_full();
+            self.full = Some((None, Vec::new(), Vec::new()));
+            return Some(Request::List);
+        }
+        self.busy = self.tree.is_dirty();
+        self.busy.then(|| Request::Read(self.tree.begin_read()))
+    }
+
+    fn receive(&mut self, message: Message) -> Option<Request> {
+        match message {
+            Message::Event(event, path) => {
+                self.tree.note(event, &path);
+                return None;
+            }
+            Message::List(list) => {
+                let full = self.full.as_mut().expect("a list was asked for");
+                if let Some((parent, names)) = list {
+                    (full.0, full.1) = (Some(parent), names);
+                }
+            }
+            Message::Reads(read) => match &mut self.full {
+                Some(full) => full.2.extend(read),
+                None => {
+                    self.tree.apply(read);
+                    self.busy = false;
+                    return None;
+                }
+            },
+        }
+        let full = self.full.as_mut().expect("a full read is under way");
+        if !full.1.is_empty() {
+            let rest = full.1.split_off(full.1.len().min(2));
+            return Some(Request::Read(std::mem::replace(&mut full.1, rest)));
+        }
+        let (parent, _, read) = self.full.take().expect("just seen");
+        let differed = self.tree.replace(parent, read).expect("no server lags");
+        assert!(!self.complete || differed.is_empty(), "{differed:?}");
+        (self.busy, self.complete) = (false, true);
+        None
+    }
+
+    /// The connection, or the session, is over; or a reply was lost. Everything begins again.
+    fn restart(&mut self) {
+        self.tree.restart();
+        (self.full, self.busy, self.complete) = (None, false, false);
+    }
+
+    fn instances(&self) -> BTreeSet<u8> {
+        let data = self.tree.children().values().map(|child| &child.data);
+        let number = |data: &Arc<[u8]>| std::str::from_utf8(data).ok()?.parse().ok();
+        data.filter_map(number).collect()
+    }
+}
+
+#[test]
+fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
+    crate::simulation::run("discovery::tree::simulation", |seed| {
+        let mut rng = Rng::with_seed(seed);
+        let mut registry = Registry::default();
+        let tree = Tree::new(PATH, Arc::new(|_, _| true), Arc::default());
+        let (full, busy, complete) = (None, false, false);
+        let mut follower = Follower {
+            tree,
+            full,
+            busy,
+            complete,
+        };
+        let mut requests: VecDeque<Request> = VecDeque::new();
+        let mut wire: VecDeque<Message> = VecDeque::new();
+        // Instances seen in the copy and registered ever since.
+        let mut stable: BTreeSet<u8> = BTreeSet::new();
+        let doubled = rng.bool();
+        requests.extend(follower.begin(true));
+        for step in 0..400 {
+            let mut removed = BTreeSet::new();
+            // The registry comes to rest, and so does everything else.
+            let action = if step < 150 {
+                rng.u8(..40)
+            } else {
+                8 + rng.u8(..30)
+            };
+            match action {
+                0..8 => {
+                    for (event, path) in registry.change(&mut rng, &mut removed) {
+                        let message = Message::Event(event, path);
+                        wire.extend(doubled.then(|| message.clone()));
+                        wire.push_back(message);
+                    }
+                }
+                8..16 => wire.extend(requests.pop_front().map(|r| registry.answer(r))),
+                16..28 => {
+                    let next = wire.pop_front().and_then(|m| follower.receive(m));
+                    requests.extend(next);
+                }
+                28..37 => {
+                    follower.tree.absorb();
+                    requests.extend(follower.begin(false));
+                }
+                37 => requests.extend(follower.begin(true)),
+                38 => {
+                    // A reply is lost with the connection, or the session is expired; changes go on meanwhile.
+                    wire.clear();
+                    requests.clear();
+                    for _ in 0..rng.u8(..4) {
+                        registry.change(&mut rng, &mut removed);
+                    }
+                    follower.restart();
+                    requests.extend(follower.begin(true));
+                }
+                _ => {
+                    // A reply is lost alone: the follower gives up what it was doing.
+                    if wire.iter().any(|m| !matches!(m, Message::Event(..))) {
+                        wire.clear();
+                        requests.clear();
+                        follower.restart();
+                        requests.extend(follower.begin(true));
+                    }
+                }
+            }
+            stable.retain(|instance| !removed.contains(instance));
+            let seen = follower.instances();
+            assert!(
+                stable.is_subset(&seen),
+                "step {step}: {stable:?} in {seen:?}"
+            );
+            // What is shown of the others may be a node of before they were removed.
+            let now = |(instance, name): &(&u8, &String)| {
+                let (copy, real) = (follower.tree.children(), &registry.children);
+                **instance < 4 && copy.contains_key(*name) && copy.get(*name) == real.get(*name)
+            };
+            let registered = registry.node.iter().filter(now);
+            stable.extend(registered.map(|(instance, _)| *instance));
+        }
+        for _ in 0..100 {
+            wire.extend(requests.pop_front().map(|r| registry.answer(r)));
+            while let Some(message) = wire.pop_front() {
+                requests.extend(follower.receive(message));
+            }
+            follower.tree.absorb();
+            requests.extend(follower.begin(false));
+        }
+        assert!(follower.tree.is_settled() && requests.is_empty() && wire.is_empty());
+        assert_eq!(follower.tree.children().as_ref(), &registry.children);
+        assert!(follower.tree.skipped().is_empty());
+    });
+}

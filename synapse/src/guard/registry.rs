@@ -1,0 +1,203 @@
+//! The raw registry set by address, and how it changed since the last look. Pure.
+//!
+//! Only znodes that changed are decoded again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Address, Member};
+use crate::config::Decode;
+use crate::decode;
+use crate::source::{Child, Children, SourceView};
+
+/// A source's set by address.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    decode: Decode,
+    /// As last looked at.
+    children: Arc<Children>,
+    /// The address of each znode that registers one and is available.
+    known: BTreeMap<Arc<str>, Address>,
+    /// The same by address: twins may share one.
+    members: BTreeMap<Address, BTreeSet<Arc<str>>>,
+    /// Removals up to this number have been looked at.
+    removal: u64,
+}
+
+/// What differs from the last look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Addresses that no znode has any more.
+    pub gone: Vec<Gone>,
+    /// Addresses that no znode had, and the znode that has them now.
+    pub new: Vec<(Address, Arc<str>)>,
+    /// Addresses in the set.
+    pub size: usize,
+}
+
+/// An address that has left the set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// The address.
+    pub address: Address,
+    /// As it was registered.
+    pub member: Member,
+    /// Its owner withdrew it.
+    pub announced: bool,
+}
+
+impl Registry {
+    /// A set that begins with `children`, without these being a change.
+    #[must_use]
+    pub fn new(decode: Decode, children: &Arc<Children>) -> Self {
+        let mut registry = Self {
+            decode,
+            children: Arc::default(),
+            known: BTreeMap::new(),
+            members: BTreeMap::new(),
+            removal: 0,
+        };
+        let begin = SourceView {
+            children: Arc::clone(children),
+            ..SourceView::default()
+        };
+        let _known = registry.look(&begin);
+        registry
+    }
+
+    /// How payloads are read.
+    #[must_use]
+    pub fn decode(&self) -> &Decode {
+        &self.decode
+    }
+
+    /// The addresses in the set.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        self.members.keys()
+    }
+
+    /// Whether a znode has this address.
+    #[must_use]
+    pub fn has(&self, address: &Address) -> bool {
+        self.members.contains_key(address)
+    }
+
+    /// The address a znode of the set registers.
+    #[must_use]
+    pub fn address_of(&self, znode: &str) -> Option<&Address> {
+        self.known.get(znode)
+    }
+
+    /// Whether a look at this view would find nothing new.
+    #[must_use]
+    pub fn is_current(&self, view: &SourceView) -> bool {
+        Arc::ptr_eq(&self.children, &view.children) && self.removal == view.removals.last()
+    }
+
+    /// Takes the view over and says what changed.
+    pub fn look(&mut self, view: &SourceView) -> Change {
+        let last = std::mem::replace(&mut self.children, Arc::clone(&view.children));
+        let now = &view.children;
+        // Addresses touched, with a znode that had each at the last look.
+        let mut touched: BTreeMap<Address, Option<Arc<str>>> = BTreeMap::new();
+        for (name, child) in last.iter() {
+            if now.get(name).is_some_and(|now| same(now, child)) {
+                continue;
+            }
+            if let Some((name, address)) = self.known.remove_entry(name.as_str()) {
+                if let Some(znodes) = self.members.get_mut(&address) {
+                    znodes.remove(&name);
+                    if znodes.is_empty() {
+                        self.members.remove(&address);
+                    }
+                }
+                touched.insert(address, Some(name));
+            }
+        }
+        let mut withdrawn = BTreeSet::new();
+        for (name, child) in now.iter() {
+            if last.get(name).is_some_and(|last| same(last, child)) {
+                continue;
+            }
+            let Some((address, available)) = self.address(name, child) else {
+                continue;
+            };
+            if !available {
+                withdrawn.insert(address);
+                continue;
+            }
+            let name: Arc<str> = name.as_str().into();
+            self.known.insert(Arc::clone(&name), address.clone());
+            let znodes = self.members.entry(address.clone()).or_default();
+            touched
+                .entry(address)
+                .or_insert_with(|| znodes.first().cloned());
+            znodes.insert(name);
+        }
+        let words = self.words(view);
+        let mut change = Change {
+            size: self.members.len(),
+            ..Change::default()
+        };
+        for (address, before) in touched {
+            match (before, self.members.get(&address)) {
+                (None, Some(znodes)) => {
+                    let znode = znodes.first().cloned();
+                    change.new.extend(znode.map(|znode| (address, znode)));
+                }
+                (Some(znode), None) => {
+                    // The same node may register another address: its owner's doing as well.
+                    let moved = || {
+                        now.get(&*znode)
+                            .is_some_and(|c| self.address(&znode, c).is_some())
+                    };
+                    let announced = words.get(&address) == Some(&true)
+                        || withdrawn.contains(&address)
+                        || moved();
+                    if let Some(child) = last.get(&*znode).cloned() {
+                        change.gone.push(Gone {
+                            address,
+                            member: Member { znode, child },
+                            announced,
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        change
+    }
+
+    /// The address a znode names, and whether it is available there.
+    fn address(&self, name: &str, child: &Child) -> Option<(Address, bool)> {
+        let instance = decode::child(name, &child.data, &self.decode).ok()?;
+        let address = Address {
+            host: instance.host.as_str().into(),
+            port: instance.port,
+        };
+        Some((address, instance.available))
+    }
+
+    /// The last word on each address removed since the last look: announced or not.
+    fn words(&mut self, view: &SourceView) -> BTreeMap<Address, bool> {
+        if view.removals.last() < self.removal {
+            self.removal = 0;
+        }
+        let mut words = BTreeMap::new();
+        for removal in view.removals.since(self.removal) {
+            if let Ok(instance) = decode::child(&removal.znode, &removal.data, &self.decode) {
+                let address = Address {
+                    host: instance.host.as_str().into(),
+                    port: instance.port,
+                };
+                words.insert(address, removal.announced || !instance.available);
+            }
+        }
+        self.removal = view.removals.last();
+        words
+    }
+}
+
+fn same(one: &Child, other: &Child) -> bool {
+    Arc::ptr_eq(&one.data, &other.data) || one.data == other.data
+}

@@ -1,0 +1,188 @@
+//! What the guards need of the running haproxy and of the other services, and when they look again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use tracing::{info, warn};
+
+use super::Reconciler;
+use crate::guard::{Address, Clock, Evidence};
+use crate::intake::{Facts, Taken};
+use crate::services::State;
+use crate::status::{HoldView, SourceStatus, seconds};
+
+/// What is known of checks, and what has been told of holds.
+#[derive(Debug, Default)]
+pub(super) struct Guarding {
+    pub(super) clock: Clock,
+    /// By backend: when its table was read, and what its checks said by NAME.
+    checks: BTreeMap<String, (Duration, BTreeMap<String, Evidence>)>,
+    /// Services whose hold was logged.
+    told: BTreeSet<String>,
+}
+
+/// The world of one service's guards.
+struct Around<'a> {
+    /// NAMEs by znode.
+    names: BTreeMap<&'a str, &'a str>,
+    checks: Option<&'a (Duration, BTreeMap<String, Evidence>)>,
+    others: &'a [State],
+}
+
+impl Facts for Around<'_> {
+    fn evidence(&self, znode: &str, since: Duration) -> Evidence {
+        match (self.checks, self.names.get(znode)) {
+            (Some((read, checks)), Some(name)) if *read >= since => {
+                checks.get(*name).copied().unwrap_or(Evidence::Pending)
+            }
+            _ => Evidence::Pending,
+        }
+    }
+
+    fn elsewhere(&self, address: &Address) -> bool {
+        // The service itself has handed its sources over for this step.
+        self.others.iter().any(|state| state.intake.has(address))
+    }
+}
+
+impl Reconciler {
+    /// Takes in what the sources of a service say, through their guards.
+    pub(super) fn take_in(&mut self, index: usize) -> Taken {
+        let Some(state) = self.services.get_mut(index) else {
+            return Taken::default();
+        };
+        let mut intake = std::mem::take(&mut state.intake);
+        let state = &self.services[index];
+        let names = match intake.asks_checks() {
+            false => BTreeMap::new(),
+            true => {
+                let servers = state.servers.iter().map(|s| &s.server);
+                servers
+                    .filter_map(|s| Some((s.znode.as_deref()?, s.name.as_str())))
+                    .collect()
+            }
+        };
+        let around = Around {
+            names,
+            checks: state.backend().and_then(|b| self.guarding.checks.get(b)),
+            others: &self.services,
+        };
+        let now = self.guarding.clock.now();
+        let view = |key: &crate::source::SourceKey| self.sources.view(key);
+        let times = (now, SystemTime::now());
+        let taken = intake.take(&view, self.config.max_stale, &around, times);
+        let (words, shadow) = intake.words();
+        let name = self.services[index].service.name.clone();
+        match (words.or(shadow), self.guarding.told.contains(&name)) {
+            (Some(hold), false) => {
+                warn!(service = name, hold, "the guard does not believe a loss");
+                self.guarding.told.insert(name);
+            }
+            (None, true) => {
+                info!(service = name, "the guard holds nothing any more");
+                self.guarding.told.remove(&name);
+            }
+            _ => {}
+        }
+        self.services[index].intake = intake;
+        taken
+    }
+
+    /// Lets the guards that wait look again. Returns whether a pass is needed.
+    pub(super) async fn step_guards(&mut self) -> bool {
+        let waiting = self.indexes(|state| state.intake.is_waiting());
+        if waiting.is_empty() {
+            self.guarding.checks.clear();
+            return false;
+        }
+        self.read_checks(&waiting).await;
+        let mut needed = false;
+        for index in waiting {
+            let before = self.services[index].intake.mark();
+            let _looked_at_again_by_the_pass = self.take_in(index);
+            if self.services[index].intake.mark() != before {
+                self.dirty.insert(index);
+                needed = true;
+            }
+        }
+        needed
+    }
+
+    /// What haproxy's checks say of the backends with held servers.
+    async fn read_checks(&mut self, waiting: &[usize]) {
+        let asking = waiting.iter().map(|index| &self.services[*index]);
+        let asking = asking.filter(|state| state.intake.asks_checks());
+        let backends: Vec<String> = asking
+            .filter_map(|s| s.backend().map(str::to_owned))
+            .collect();
+        self.guarding
+            .checks
+            .retain(|backend, _| backends.contains(backend));
+        if !self.api.is_configured() || backends.is_empty() {
+            return;
+        }
+        let now = self.guarding.clock.now();
+        // What cannot be read stays as old as it is: `socket_problem` tells of it.
+        if let Ok(rows) = self.api.servers_of(&backends).await {
+            let mut tables: BTreeMap<String, BTreeMap<String, Evidence>> = BTreeMap::new();
+            for row in rows {
+                let evidence = row.evidence();
+                let table = tables.entry(row.backend).or_default();
+                table.insert(row.name, evidence);
+            }
+            let tables = tables.into_iter();
+            self.guarding
+                .checks
+                .extend(tables.map(|(b, table)| (b, (now, table))));
+        }
+    }
+
+    /// Ends every hold of a service: how many servers were held. `None` = there is no such service.
+    pub fn release(&mut self, service: &str) -> Option<usize> {
+        let index = self
+            .services
+            .iter()
+            .position(|s| s.service.name == service)?;
+        let held = self.services[index].intake.release();
+        info!(service, held, "holds released");
+        self.dirty.insert(index);
+        Some(held)
+    }
+
+    /// The guards of a service, for `/status`.
+    pub(super) fn hold_view(&self, state: &State) -> HoldView {
+        let now = self.guarding.clock.now();
+        let wall = SystemTime::now();
+        let at = |time: Duration| {
+            let ahead = time.saturating_sub(now);
+            seconds(wall + ahead) - now.saturating_sub(time).as_secs_f64()
+        };
+        let (hold, shadow) = state.intake.words();
+        let (trips, shadow_trips) = state.intake.trips();
+        let times = state.intake.times();
+        HoldView {
+            hold,
+            shadow,
+            since: times.map(|(since, _)| at(since)),
+            until: times.and_then(|(_, until)| until).map(at),
+            trips,
+            shadow_trips,
+            would_hold: state.intake.shadowed(),
+        }
+    }
+
+    /// The sources of a service, for `/status`.
+    pub(super) fn source_views(state: &State) -> Vec<SourceStatus> {
+        let of =
+            |(watched, view): (&crate::intake::Watched, &crate::source::SourceView)| SourceStatus {
+                name: watched.name.clone(),
+                hosts: watched.key.ensemble.to_string(),
+                path: watched.key.path.as_str().to_owned(),
+                agreed_at: view.agreed_at.map(seconds),
+                fresh: view.fresh,
+                registered: view.children.len(),
+                problem: view.problem.clone(),
+            };
+        state.intake.sources().map(of).collect()
+    }
+}

@@ -1,0 +1,362 @@
+//! The guard on real parts: ZooKeeper, haproxy and its checks, apps, and a client that never retries.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod rig;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use rig::{Rig, SOON, settings};
+use serde_json::{Value, json};
+use smartstack_common::testing::{
+    App, Dir, Load, Mode, SteadyClient, TcpProxy, ZooKeeper, eventually, free_port,
+};
+use zookeeper_client::Client;
+
+const PATH: &str = "/services/web";
+
+fn node(port: u16) -> String {
+    format!("{PATH}/i-{port}_{:010}", port)
+}
+
+fn name(port: u16) -> String {
+    format!("i-{port}_127.0.0.1:{port}")
+}
+
+fn names(ports: &[u16]) -> Vec<String> {
+    ports.iter().copied().map(name).collect()
+}
+
+fn payload(port: u16, available: bool) -> Vec<u8> {
+    let payload = json!({
+        "host": "127.0.0.1", "port": port, "name": format!("i-{port}"), "available": available,
+    });
+    payload.to_string().into_bytes()
+}
+
+async fn register(client: &Client, ports: &[u16]) {
+    for port in ports {
+        ZooKeeper::put(client, &node(*port), &payload(*port, true)).await;
+    }
+}
+
+/// All nodes at once, as when their sessions expire together.
+async fn vanish(client: &Client, ports: &[u16]) {
+    let mut multi = client.new_multi_writer();
+    for port in ports {
+        multi.add_delete(&node(*port), None).unwrap();
+    }
+    multi.commit().await.unwrap();
+}
+
+/// As nerve withdraws.
+async fn withdraw(client: &Client, ports: &[u16]) {
+    for port in ports {
+        let mut multi = client.new_multi_writer();
+        let data = payload(*port, false);
+        multi.add_set_data(&node(*port), &data, None).unwrap();
+        multi.add_delete(&node(*port), None).unwrap();
+        multi.commit().await.unwrap();
+    }
+}
+
+fn service(discovery: &Value, frontend: u16, guard: &Value) -> Value {
+    json!({
+        "discovery": discovery,
+        "guard": guard,
+        "haproxy": {
+            "port": frontend, "bind_address": "127.0.0.1",
+            "server_options": "check inter 100 rise 1 fall 2",
+            "backend": ["option httpchk GET /health"],
+        },
+    })
+}
+
+struct Stage {
+    rig: Rig,
+    client: Client,
+    apps: Vec<App>,
+    ports: Vec<u16>,
+    frontend: u16,
+    _zookeeper: ZooKeeper,
+}
+
+impl Stage {
+    /// Ten apps, registered and served.
+    async fn start(guard: Value) -> Self {
+        let zookeeper = ZooKeeper::start().await;
+        let client = zookeeper.connect().await;
+        let (apps, ports) = ten_apps().await;
+        register(&client, &ports).await;
+        let (dir, frontend) = (Dir::new(), free_port());
+        let mut config = settings(&dir);
+        let discovery = json!({"method": "zookeeper", "hosts": [zookeeper.hosts()], "path": PATH});
+        config["services"]["web"] = service(&discovery, frontend, &guard);
+        let mut rig = Rig::start(dir, &config).await;
+        rig.serves("web", &names(&ports)).await;
+        Self {
+            rig,
+            client,
+            apps,
+            ports,
+            frontend,
+            _zookeeper: zookeeper,
+        }
+    }
+
+    fn load(&self) -> SteadyClient {
+        load(self.frontend)
+    }
+
+    /// Waits until so many servers are held.
+    async fn holds(&self, count: usize) -> Value {
+        held(&self.rig, count).await
+    }
+}
+
+fn load(port: u16) -> SteadyClient {
+    SteadyClient::start(Load::new(SocketAddr::from(([127, 0, 0, 1], port))))
+}
+
+async fn ten_apps() -> (Vec<App>, Vec<u16>) {
+    let mut apps = Vec::new();
+    for n in 0..10 {
+        apps.push(App::start(&format!("app-{n}")).await);
+    }
+    let ports = apps.iter().map(|app| app.address.port()).collect();
+    (apps, ports)
+}
+
+async fn held(rig: &Rig, count: usize) -> Value {
+    eventually(&format!("{count} servers are held"), SOON, async || {
+        let service = rig.service("web").await;
+        let servers = service["servers"].as_array().cloned().unwrap_or_default();
+        let held = servers.iter().filter(|s| s["held"] == true).count();
+        match held == count && service["guard"]["hold"].is_string() == (count > 0) {
+            true => Ok(service),
+            false => Err(format!("{service:#}\n{}", rig.log())),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_vanishes_while_it_answers_is_held_over_a_restart_until_the_end() {
+    let mut stage = Stage::start(json!({"hold": "12s"})).await;
+    let load = stage.load();
+    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    vanish(&stage.client, &lost).await;
+    let service = stage.holds(8).await;
+    assert_eq!(service["origin"], "live");
+    let until = service["guard"]["until"].as_f64().unwrap();
+    let metric = |name: &'static str| {
+        let synapse = &stage.rig.synapse;
+        async move { synapse.metric(name).await }
+    };
+    assert_eq!(
+        metric("synapse_guard_held_servers{service=\"web\"}").await,
+        Some(8.0)
+    );
+    assert_eq!(
+        metric("synapse_guard_trips_total{service=\"web\"}").await,
+        Some(1.0)
+    );
+    let snapshot = stage.rig.dir.join("state/snapshot.json");
+    eventually("the hold is on disk", SOON, async || {
+        let text = std::fs::read_to_string(&snapshot).unwrap_or_default();
+        match text.contains("\"guards\":") {
+            true => Ok(()),
+            false => Err(text),
+        }
+    })
+    .await;
+    stage.rig.restart_synapse().await;
+    let service = stage.holds(8).await;
+    let renewed = service["guard"]["until"].as_f64().unwrap() - until;
+    assert!(
+        renewed.abs() < 1.0,
+        "the restart moved the end by {renewed} s"
+    );
+    stage.rig.serves("web", &names(&stage.ports)).await;
+    stage.rig.serves("web", &names(&stay)).await;
+    stage.holds(0).await;
+    let tally = load.reset();
+    assert!(tally.ok() > 0);
+    assert_eq!(tally.failed(), 0, "{:?}", tally.failures);
+}
+
+#[tokio::test]
+async fn what_vanishes_and_is_dead_leaves_by_its_check() {
+    let mut stage = Stage::start(json!("on")).await;
+    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    stage.apps.truncate(3);
+    vanish(&stage.client, &lost).await;
+    // One of them answers.
+    let mut rest = stay;
+    rest.push(lost[0]);
+    stage.rig.serves("web", &names(&rest)).await;
+    stage.holds(1).await;
+}
+
+#[tokio::test]
+async fn what_is_withdrawn_goes_at_once_and_the_last_stays_until_its_check_fails() {
+    let mut stage = Stage::start(json!("on")).await;
+    withdraw(&stage.client, &stage.ports[1..]).await;
+    stage.rig.serves("web", &names(&stage.ports[..1])).await;
+    let service = stage.rig.service("web").await;
+    assert_eq!(service["guard"]["trips"], 0, "{service:#}");
+    withdraw(&stage.client, &stage.ports[..1]).await;
+    let service = stage.holds(1).await;
+    assert_eq!(service["origin"], "held");
+    stage.apps.clear();
+    stage.rig.serves("web", &[]).await;
+    stage.holds(0).await;
+}
+
+#[tokio::test]
+async fn an_emptied_registry_is_held_and_the_hold_ends_when_it_is_whole_again() {
+    let mut stage = Stage::start(json!("on")).await;
+    let load = stage.load();
+    let reloads = async |stage: &Stage| stage.rig.synapse.metric("synapse_reloads_total").await;
+    let before = reloads(&stage).await;
+    vanish(&stage.client, &stage.ports).await;
+    ZooKeeper::wipe(&stage.client, PATH).await;
+    let service = stage.holds(10).await;
+    assert_eq!(service["guard"]["until"], Value::Null);
+    assert_eq!(service["origin"], "held");
+    register(&stage.client, &stage.ports[..4]).await;
+    stage.holds(6).await;
+    register(&stage.client, &stage.ports[4..]).await;
+    stage.holds(0).await;
+    stage.rig.serves("web", &names(&stage.ports)).await;
+    let tally = load.reset();
+    assert_eq!(tally.failed(), 0, "{:?}", tally.failures);
+    // The first few may have been taken out before it was seen that there are too many; they came back.
+    assert_eq!(reloads(&stage).await, before);
+}
+
+#[tokio::test]
+async fn in_shadow_nothing_is_held_and_all_is_told_and_few_are_believed_at_once() {
+    let mut stage = Stage::start(json!("shadow")).await;
+    vanish(&stage.client, &stage.ports[3..]).await;
+    stage.rig.serves("web", &names(&stage.ports[..3])).await;
+    let service = stage.rig.service("web").await;
+    assert_eq!(service["guard"]["shadow_trips"], 1, "{service:#}");
+    assert_eq!(service["guard"]["would_hold"], 7);
+    assert_eq!(service["hold"], Value::Null);
+    vanish(&stage.client, &stage.ports[1..3]).await;
+    stage.rig.serves("web", &names(&stage.ports[..1])).await;
+}
+
+/// Two ensembles behind proxies, ten apps registered in both.
+struct Two {
+    rig: Rig,
+    zookeepers: [ZooKeeper; 2],
+    clients: [Client; 2],
+    proxies: [TcpProxy; 2],
+    _apps: Vec<App>,
+    ports: Vec<u16>,
+    load: SteadyClient,
+}
+
+impl Two {
+    async fn start() -> Self {
+        let zookeepers = [ZooKeeper::start().await, ZooKeeper::start().await];
+        let clients = [zookeepers[0].connect().await, zookeepers[1].connect().await];
+        let proxies = [
+            TcpProxy::start(&zookeepers[0].hosts()).await,
+            TcpProxy::start(&zookeepers[1].hosts()).await,
+        ];
+        let (apps, ports) = ten_apps().await;
+        for client in &clients {
+            register(client, &ports[..5]).await;
+        }
+        let (dir, frontend) = (Dir::new(), free_port());
+        let mut config = settings(&dir);
+        config["zookeeper"]["session_timeout"] = json!("2s");
+        let watcher =
+            |n: usize| json!({"method": "zookeeper", "hosts": [proxies[n].host()], "path": PATH});
+        let discovery = json!({
+            "method": "multi", "resolver": {"method": "union"},
+            "watchers": {"one": watcher(0), "two": watcher(1)},
+        });
+        config["services"]["web"] = service(&discovery, frontend, &json!("on"));
+        let mut rig = Rig::start(dir, &config).await;
+        rig.serves("web", &names(&ports[..5])).await;
+        rig.status_shows("both agree", |s| s["services"]["web"]["fresh"] == true)
+            .await;
+        let load = load(frontend);
+        Self {
+            rig,
+            zookeepers,
+            clients,
+            proxies,
+            _apps: apps,
+            ports,
+            load,
+        }
+    }
+
+    async fn stale(&self, source: usize) {
+        let what = format!("source {source} is known to be away");
+        self.rig
+            .status_shows(&what, |s| {
+                s["services"]["web"]["sources"][source]["fresh"] == false
+            })
+            .await;
+    }
+
+    fn assert_no_failures(&self) {
+        let tally = self.load.reset();
+        assert!(tally.ok() > 0);
+        assert_eq!(tally.failed(), 0, "{:?}", tally.failures);
+    }
+}
+
+#[tokio::test]
+async fn either_of_two_ensembles_may_be_lost_for_good() {
+    for lost in [0, 1] {
+        let mut two = Two::start().await;
+        two.zookeepers[lost].stop_all();
+        two.stale(lost).await;
+        let other = &two.clients[1 - lost];
+        register(other, &two.ports[5..7]).await;
+        two.rig.serves("web", &names(&two.ports[..7])).await;
+        withdraw(other, &two.ports[..2]).await;
+        two.rig.serves("web", &names(&two.ports[2..7])).await;
+        two.rig.restart_synapse().await;
+        two.rig.serves("web", &names(&two.ports[2..7])).await;
+        two.assert_no_failures();
+    }
+}
+
+#[tokio::test]
+async fn a_full_replacement_through_one_ensemble_is_not_undone_by_the_blackholed_other() {
+    let mut two = Two::start().await;
+    two.proxies[1].set(Mode::Blackhole).await;
+    let (old, new) = (two.ports[..5].to_vec(), two.ports[5..].to_vec());
+    for (old, new) in old.iter().zip(&new) {
+        register(&two.clients[0], &[*new]).await;
+        withdraw(&two.clients[0], &[*old]).await;
+    }
+    two.rig.serves("web", &names(&new)).await;
+    two.stale(1).await;
+    two.rig.serves("web", &names(&new)).await;
+    two.rig.restart_synapse().await;
+    let seen: BTreeSet<String> = two.rig.live("web").await;
+    assert_eq!(seen, names(&new).into_iter().collect(), "after a restart");
+    // The other side comes back with the old ones still registered there: it is believed, and says so.
+    for port in &old {
+        vanish(&two.clients[1], &[*port]).await;
+    }
+    register(&two.clients[1], &new).await;
+    two.proxies[1].set(Mode::Pass).await;
+    two.rig
+        .status_shows("both agree again", |s| {
+            s["services"]["web"]["fresh"] == true
+        })
+        .await;
+    two.rig.serves("web", &names(&new)).await;
+    two.assert_no_failures();
+}
