@@ -14,7 +14,8 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use crate::config::Service;
 use crate::decode;
 use crate::intake;
 use crate::server::{Rejected, Server};
-use crate::source::{Children, SourceView};
+use crate::source::{Child, Children, SourceView};
 use crate::validate::{Candidate, Gate};
 use steps::{Entrant, Remarks, default_label, discovery_order, elect, filter, unique};
 
@@ -41,6 +42,8 @@ pub struct Input<'a> {
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
     /// `haproxy.allowed_server_options`.
     pub allowed_options: &'a [String],
+    /// What earlier runs with the same configuration have found. Changes nothing but the time it takes.
+    pub memo: &'a RefCell<Memo>,
 }
 
 /// The last input that gave servers: what `use_previous_backends` falls back to. The caller keeps it.
@@ -212,50 +215,113 @@ fn finish(
     }
 }
 
-/// The usable entries among the children, with the port override.
-fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Vec<Entrant> {
-    let decode = intake::decode(&input.service.discovery);
+/// What examining a child gave.
+#[derive(Debug, Clone)]
+enum Found {
+    Withdrawn,
+    Rejected(String),
+    Used(Box<Entrant>, Vec<String>),
+}
+
+/// What was found in the children of a large service: those that have not changed are not examined again. Valid for one
+/// configuration. Kept by the caller; what depends on more than the child (a host that is a name) is not in it.
+#[derive(Debug, Default)]
+pub struct Memo(HashMap<String, (Arc<[u8]>, Found)>);
+
+/// Services with fewer children are examined whole: that is quick, and the memory is worth more.
+const WORTH_A_MEMO: usize = 100;
+
+impl Memo {
+    /// Whether this child is known; then its host is an address.
+    #[must_use]
+    pub fn knows(&self, znode: &str, child: &Child) -> bool {
+        self.get(znode, child).is_some()
+    }
+
+    fn get(&self, znode: &str, child: &Child) -> Option<&Found> {
+        let (data, found) = self.0.get(znode)?;
+        Arc::ptr_eq(data, &child.data).then_some(found)
+    }
+
+    fn keep(&mut self, children: &Children, examined: Vec<(String, Arc<[u8]>, Found)>) {
+        if children.len() < WORTH_A_MEMO {
+            return self.0.clear();
+        }
+        for (znode, data, found) in examined {
+            self.0.insert(znode, (data, found));
+        }
+        if self.0.len() > 2 * children.len() {
+            self.0.retain(|znode, _| children.contains_key(znode));
+        }
+    }
+}
+
+/// Examines one child, with the port override.
+fn examine(input: &Input<'_>, znode: &str, child: &Child) -> Found {
     let gate = Gate {
         resolved: input.resolved,
         allowed_options: input.allowed_options,
     };
+    let decode = intake::decode(&input.service.discovery);
+    let instance = match decode::child(znode, &child.data, decode) {
+        Ok(instance) if !instance.available => return Found::Withdrawn,
+        Ok(instance) => instance,
+        Err(reason) => return Found::Rejected(reason),
+    };
+    let port = input.service.backend_port_override.unwrap_or(instance.port);
+    match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
+        Err(reason) => Found::Rejected(reason),
+        Ok((server, notes)) => {
+            let notes = instance.weight_problem.into_iter().chain(notes);
+            let entrant = Entrant {
+                server,
+                published: instance.name,
+                labels: instance.labels,
+                czxid: child.czxid,
+                default: None,
+                held: false,
+            };
+            Found::Used(Box::new(entrant), notes.collect())
+        }
+    }
+}
+
+/// The usable entries among the children.
+fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Vec<Entrant> {
     let mut entrants = Vec::with_capacity(children.len());
+    let mut examined = Vec::new();
+    let mut memo = input.memo.borrow_mut();
     for (znode, child) in children {
-        let instance = match decode::child(znode, &child.data, decode) {
-            Ok(instance) if !instance.available => {
-                remarks.withdrawn.push(znode.clone());
-                continue;
-            }
-            Ok(instance) => instance,
-            Err(reason) => {
-                remarks.rejected.push(Rejected {
-                    znode: znode.clone(),
-                    reason,
-                });
-                continue;
+        let found = match memo.get(znode, child) {
+            Some(found) => found.clone(),
+            None => {
+                let found = examine(input, znode, child);
+                let literal = |e: &Entrant| e.server.host.parse::<IpAddr>().is_ok();
+                if matches!(&found, Found::Used(entrant, _) if literal(entrant)) {
+                    examined.push((znode.clone(), Arc::clone(&child.data), found.clone()));
+                }
+                found
             }
         };
-        let port = input.service.backend_port_override.unwrap_or(instance.port);
-        match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
-            Err(reason) => remarks.rejected.push(Rejected {
+        match found {
+            Found::Withdrawn => remarks.withdrawn.push(znode.clone()),
+            Found::Rejected(reason) => remarks.rejected.push(Rejected {
                 znode: znode.clone(),
                 reason,
             }),
-            Ok((server, notes)) => {
-                for text in instance.weight_problem.into_iter().chain(notes) {
+            Found::Used(entrant, notes) => {
+                for text in notes {
                     remarks.note(znode.clone(), text);
                 }
                 entrants.push(Entrant {
-                    server,
-                    published: instance.name,
-                    labels: instance.labels,
-                    czxid: child.czxid,
-                    default: None,
                     held: input.held.contains(znode),
+                    czxid: child.czxid,
+                    ..*entrant
                 });
             }
         }
     }
+    memo.keep(children, examined);
     entrants.sort_by(|a, b| discovery_order(&a.server).cmp(&discovery_order(&b.server)));
     entrants
 }

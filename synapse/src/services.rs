@@ -3,6 +3,7 @@
 //! Pure apart from what it is handed: views of the sources, resolved names, what haproxy shows. It talks to nobody.
 //! Owned by the reconciler.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use crate::assembly::Piece;
 use crate::config::{Config, Service};
 use crate::decode;
-use crate::desired::{Input, Origin, Previous, ServiceDesired, funnel};
+use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, funnel};
 use crate::ids;
 use crate::intake::{self, Intake, Taken, watched};
 use crate::order;
@@ -38,6 +39,8 @@ pub struct State {
     pub piece: Option<Result<Piece, String>>,
     /// Hosts of this service that are names.
     pub names: BTreeSet<String>,
+    /// What the funnel has found in children that have not changed.
+    memo: RefCell<Memo>,
     /// What `use_previous_backends` falls back to.
     previous: Previous,
     /// What it has until its source is confirmed.
@@ -73,6 +76,7 @@ impl State {
             id_notes: Vec::new(),
             piece: None,
             names: BTreeSet::new(),
+            memo: RefCell::default(),
             previous,
             seed: None,
         }
@@ -98,6 +102,7 @@ impl State {
             });
         }
         self.intake.configure(&service);
+        self.memo = RefCell::default();
         self.service = service;
         self.piece = None;
     }
@@ -148,6 +153,7 @@ impl State {
             previous: &self.previous,
             resolved,
             allowed_options,
+            memo: &self.memo,
         })
         .servers
     }
@@ -160,9 +166,11 @@ impl State {
             .iter()
             .map(|server| server.host.clone());
         let decode = intake::decode(&self.service.discovery);
+        let memo = self.memo.borrow();
         let registered = view
             .children
             .iter()
+            .filter(|(znode, child)| !memo.knows(znode, child))
             .filter_map(|(znode, child)| decode::child(znode, &child.data, decode).ok())
             .map(|instance| instance.host);
         defaults
@@ -206,6 +214,7 @@ impl State {
             previous: &self.previous,
             resolved: world.resolved,
             allowed_options: &config.haproxy.allowed_server_options,
+            memo: &self.memo,
         });
         if confirmed {
             self.previous = desired.previous.clone();

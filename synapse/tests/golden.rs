@@ -138,6 +138,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
         previous: &Previous::None,
         resolved: &resolved,
         allowed_options: &config.haproxy.allowed_server_options,
+        memo: &std::cell::RefCell::default(),
     });
     let ids = ids::allocate(
         |_| None,

@@ -10,7 +10,7 @@ use crate::config::{LabelFilter, Service};
 use crate::server::{Rejected, Server};
 
 /// A server on its way through the funnel, with what only the funnel needs.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Entrant {
     pub(super) server: Server,
     /// The published name before mapping: part of Ruby's triple.

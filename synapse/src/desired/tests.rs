@@ -87,6 +87,7 @@ fn run_after(service: &Service, view: &SourceView, previous: &Previous) -> Servi
         previous,
         resolved: &resolved,
         allowed_options: &[],
+        memo: &std::cell::RefCell::default(),
     })
 }
 
@@ -446,6 +447,7 @@ fn what_is_only_held_is_marked_and_never_elected_while_anybody_is_registered() {
             previous: &Previous::None,
             resolved: &resolved,
             allowed_options: &[],
+            memo: &std::cell::RefCell::default(),
         })
     };
     let (a, b, c) = ("a_0000000001", "b_0000000002", "c_0000000003");

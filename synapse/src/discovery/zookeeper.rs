@@ -26,7 +26,8 @@ use super::tree::{Event, Read, Stale, Tree, Validity};
 use super::{Counters, Settings};
 use crate::source::{Removals, SourceKey, SourceView};
 
-/// Events queued for a source are drained this long before they are acted on.
+/// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
+/// together, and a timer of milliseconds would cost every change that much.
 const DRAIN: Duration = Duration::from_millis(2);
 /// Mean pause before a refusal that only an administrator can lift is tried again.
 const SLOW_RETRY: Duration = Duration::from_secs(30);
@@ -191,15 +192,12 @@ impl Follower {
             // that events are noted before the reply that came after them, and no flood of events delays acting on them.
             tokio::select! {
                 biased;
-                () = until(drain) => {
-                    drain = None;
-                    let changed = self.tree.absorb();
-                    self.publish(changed);
-                }
+                () = until(drain) => self.absorb(&mut drain),
                 event = changed(&mut self.watcher) => {
                     self.note(&event)?;
                     drain.get_or_insert(Instant::now() + DRAIN);
                 }
+                () = std::future::ready(()), if drain.is_some() => self.absorb(&mut drain),
                 done = outstanding(&mut pending) => {
                     pending = None;
                     self.done(done.map_err(|e| End::Failed("read", e))?, compare.is_some())?;
@@ -217,6 +215,13 @@ impl Follower {
                 }));
             }
         }
+    }
+
+    /// Acts on what was noted.
+    fn absorb(&mut self, drain: &mut Option<Instant>) {
+        *drain = None;
+        let changed = self.tree.absorb();
+        self.publish(changed);
     }
 
     fn read_all(&mut self, reader: &Reader) -> Pending {

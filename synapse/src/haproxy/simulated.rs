@@ -68,6 +68,8 @@ struct Server {
     address: SocketAddr,
     id: u32,
     maint: bool,
+    /// Its line says `disabled`: haproxy keeps that in its state for good.
+    disabled: bool,
     weight: u16,
     initial: u16,
 }
@@ -130,16 +132,16 @@ impl Simulated {
         let servers = worker.and_then(|worker| worker.backends.get_mut(backend));
         let server = servers.and_then(|servers| servers.get_mut(name));
         // One that was taken out is not the operator's to judge.
-        let found = server.filter(|server| server.weight > 0);
-        let is_there = found.is_some();
-        if let Some(server) = found {
-            server.maint = maint;
-        }
+        let other = |server: &&mut Server| server.weight > 0 && server.maint != maint;
+        let Some(server) = server.filter(other) else {
+            return;
+        };
+        server.maint = maint;
         let key = (backend.to_owned(), name.to_owned());
-        if !maint {
-            world.operator.remove(&key);
-        } else if is_there {
+        if maint {
             world.operator.insert(key);
+        } else {
+            world.operator.remove(&key);
         }
     }
 
@@ -251,6 +253,7 @@ impl World {
                         address: wanted.address,
                         id: wanted.id.unwrap_or_default(),
                         maint: wanted.disabled,
+                        disabled: wanted.disabled,
                         weight: wanted.weight,
                         initial: wanted.weight,
                     };
@@ -363,6 +366,7 @@ fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str))
         address,
         id,
         maint: true,
+        disabled: false,
         weight,
         initial: weight,
     };
@@ -414,7 +418,12 @@ fn table(worker: &Worker, only: Option<&str>) -> String {
             continue;
         }
         for (name, server) in servers {
-            let (op, admin) = if server.maint { (0, 1) } else { (2, 0) };
+            let (op, admin) = match (server.maint, server.disabled) {
+                (true, false) => (0, 1),
+                (true, true) => (0, 4),
+                (false, true) => (2, 4),
+                (false, false) => (2, 0),
+            };
             let line = writeln!(
                 text,
                 "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {}",

@@ -188,6 +188,12 @@ impl Observed {
         over
     }
 
+    /// Its line in the loaded file says `disabled`: should it be ready, an operator has made it so.
+    pub(super) fn was_disabled(&self, backend: &str, name: &str) -> bool {
+        let row = self.rows.get(backend).and_then(|rows| rows.get(name));
+        row.is_some_and(ServerRow::was_disabled)
+    }
+
     /// The word for a server in `/status`.
     pub(super) fn word(&self, backend: &str, name: &str) -> Option<&'static str> {
         Some(match self.server(backend, name)?.state {

@@ -163,6 +163,7 @@ impl Reconciler {
                 .filter(|(backend, name)| {
                     let found = observed.server(backend, name);
                     found.is_some_and(|server| server.state == State::Ready)
+                        && !observed.was_disabled(backend, name)
                 })
                 .map(|(backend, name)| Op {
                     backend: backend.clone(),

@@ -321,6 +321,12 @@ impl ServerRow {
         }
     }
 
+    /// Whether its line says `disabled`, whatever became of it since (measured: the bit stays).
+    #[must_use]
+    pub fn was_disabled(&self) -> bool {
+        self.admin & CONFIG_MAINT != 0
+    }
+
     /// Takes new requests now, as far as the worker knows.
     #[must_use]
     pub fn is_serving(&self) -> bool {
