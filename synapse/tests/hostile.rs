@@ -410,6 +410,8 @@ fn used() -> Vec<Used> {
 
 fn config(dir: &Dir, zookeeper: &ZooKeeper) -> Value {
     let mut config = settings(dir);
+    // Nodes are deleted without an announcement: the guard would hold their servers.
+    config["guard"] = json!("off");
     config["services"]["hostile"] = json!({
         "discovery": {"method": "zookeeper", "hosts": [zookeeper.hosts()], "path": PATH},
         "haproxy": {"port": smartstack_common::testing::free_port(), "bind_address": "127.0.0.1", "use_nerve_weights": true},

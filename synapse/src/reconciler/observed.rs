@@ -201,7 +201,16 @@ impl Observed {
             State::Retired => "retired",
             State::OperatorMaint => "maint",
             State::OperatorDrain => "drain",
-            State::Ready if self.rows.get(backend)?.get(name)?.op_state == 0 => "down",
+            // A row from before it was made ready says nothing about its checks.
+            State::Ready
+                if self
+                    .rows
+                    .get(backend)
+                    .and_then(|rows| rows.get(name))
+                    .is_some_and(|row| row.op_state == 0 && row.state() == State::Ready) =>
+            {
+                "down"
+            }
             State::Ready => "up",
         })
     }
