@@ -1,4 +1,6 @@
 //! The rules one by one, then a model of server, wire and client in which they must converge whatever the interleaving.
+//!
+//! Over 600 lines because every rule of the copy has its test here, beside the model that all of them are for.
 
 use std::collections::VecDeque;
 
