@@ -39,10 +39,7 @@ pub fn replace(
             source,
         }
     };
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or_else(|| Path::new("."));
+    let folder = folder_of(path);
     let mut file = tempfile::Builder::new()
         .prefix(".tmp-")
         .permissions(std::fs::Permissions::from_mode(mode))
@@ -66,6 +63,12 @@ pub fn replace(
     Ok(())
 }
 
+fn folder_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."))
+}
+
 /// Synchronises a file that was replaced with [`Durability::Rename`], and its folder. Blocking.
 ///
 /// # Errors
@@ -78,10 +81,7 @@ pub fn sync(path: &Path) -> Result<(), ReplaceError> {
             source,
         }
     };
-    let folder = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or_else(|| Path::new("."));
+    let folder = folder_of(path);
     let synced = |path: &Path| std::fs::File::open(path).and_then(|file| file.sync_all());
     synced(path).map_err(fail("sync"))?;
     synced(folder).map_err(fail("sync the folder of"))

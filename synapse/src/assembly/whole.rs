@@ -131,11 +131,20 @@ impl Whole {
             return Ok(BTreeSet::new());
         };
         let mut touched: BTreeSet<String> = slot.backends.keys().cloned().collect();
-        let same_structure = match (&slot.piece, &piece) {
-            (Some(before), Some(after)) => before.same_structure(after),
+        let alike = |same: fn(&Piece, &Piece) -> bool| match (&slot.piece, &piece) {
+            (Some(before), Some(after)) => same(before, after),
             (before, after) => before.is_none() && after.is_none(),
         };
+        let same_structure = alike(Piece::same_structure);
+        let same_text = alike(|before, after| {
+            before.fragment.text == after.fragment.text
+                && before.admits_checked() == after.admits_checked()
+        });
         let former = std::mem::replace(&mut slot.piece, piece);
+        if same_structure && same_text && !self.frame.is_whole() {
+            // Freshness, say, or a weight that is not rendered: nothing of it stands in the file.
+            return Ok(touched);
+        }
         match &mut self.form {
             Form::Pieces(pieces) if same_structure => {
                 let Some(piece) = &slot.piece else {

@@ -139,13 +139,14 @@ impl Reconciler {
             }
             Err(problem) => {
                 self.file.failed_at = Some(Instant::now());
-                if self.write_problem.as_ref() != Some(&problem) {
+                // The words name another temporary file each time.
+                if self.write_problem.is_none() {
                     warn!(
                         problem,
                         "haproxy.cfg cannot be written; servers go on changing over the stats socket"
                     );
-                    self.write_problem = Some(problem);
                 }
+                self.write_problem = Some(problem);
             }
         }
     }

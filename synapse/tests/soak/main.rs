@@ -138,6 +138,8 @@ impl Soak {
         let disk = Disk::mount(dir.join("haproxy"));
         let (port, extra_port) = (free_port(), free_port());
         let mut config = settings(&dir);
+        // Nodes are deleted without an announcement: the guard would hold their servers.
+        config["guard"] = json!("off");
         config["snapshot_path"] = json!(dir.join("haproxy/snapshot.json"));
         config["haproxy"]["use_nerve_weights"] = json!(true);
         config["haproxy"]["templates"] = json!({"service": dir.join("service.tera")});
