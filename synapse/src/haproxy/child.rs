@@ -169,11 +169,15 @@ mod tests {
             .trim()
             .parse()
             .unwrap();
-        assert_eq!(
-            smartstack_common::process::start_time(pid),
-            None,
-            "the grandchild lives"
-        );
+        // It is killed, and dies when the kernel gets to it.
+        let what = "the grandchild ends";
+        smartstack_common::testing::eventually(what, Duration::from_secs(20), async || {
+            match smartstack_common::process::start_time(pid) {
+                None => Ok(()),
+                Some(_) => Err(format!("{pid} lives")),
+            }
+        })
+        .await;
     }
 
     #[tokio::test]
