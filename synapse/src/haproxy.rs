@@ -7,8 +7,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smartstack_common::process::start_time;
 use smartstack_common::report::Chain;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::config;
 use crate::generation::Generation;
@@ -30,6 +31,11 @@ pub use live::{Digests, Live};
 pub use reload::ReloadOutcome;
 use reload::{Proof, by_command, by_master};
 use supervise::{Origin, Supervisor};
+
+/// A master whose worker has died ends within this time.
+const DYING: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How this haproxy is reloaded.
 #[derive(Debug)]
@@ -182,10 +188,18 @@ impl Haproxy {
         let said = || supervisor.said_since(end);
         let master = supervisor.master();
         let outcome = by_master(master, self.reload_timeout, &self.api, &proof, said).await;
-        if outcome.succeeded() || supervisor.is_alive() {
+        if outcome.succeeded() {
             return outcome;
         }
-        // A worker that dies takes the master with it: this one was dying when it was asked.
+        // A worker that dies takes the master with it, which may answer something until then.
+        let dying = before.is_none_or(|pid| start_time(pid).is_none());
+        let patience = Instant::now() + DYING;
+        while dying && supervisor.is_alive() && Instant::now() < patience {
+            sleep(LOOK).await;
+        }
+        if supervisor.is_alive() {
+            return outcome;
+        }
         match supervisor.ensure().await {
             Ok(_) => self.started(expected, servers, proof.since, end).await,
             Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
