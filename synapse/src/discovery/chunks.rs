@@ -46,9 +46,12 @@ impl ChunkSize {
         }
     }
 
-    /// A chunk of `names` was lost together with the connection.
+    /// A chunk of `names` was lost together with the connection. A single name cannot be asked for in smaller parts, so
+    /// its loss says nothing about the others.
     pub fn lost(&mut self, names: usize) {
-        self.0 = (names / 2).clamp(1, self.0);
+        if names > 1 {
+            self.0 = (names / 2).min(self.0);
+        }
     }
 }
 
@@ -72,6 +75,8 @@ mod tests {
         size.replied(500, 2_000_000);
         assert_eq!(size.take(&names, 20), 500);
         size.lost(500);
+        assert_eq!(size.take(&names, 20), 250);
+        size.lost(1);
         assert_eq!(size.take(&names, 20), 250);
         for _ in 0..20 {
             size.lost(size.take(&names, 20));
