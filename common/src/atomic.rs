@@ -1,6 +1,6 @@
 //! Replaces a file so that a crash at any moment leaves the old content or the new one, never a mixture.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -22,13 +22,16 @@ pub enum Durability {
     Synced,
 }
 
-/// Writes `bytes` beside `path` (same folder, mode `mode`) and renames it into place. Blocking.
+/// Bytes given to the system at a time.
+const BUFFER: usize = 64 * 1024;
+
+/// Writes `parts` one after the other beside `path` (same folder, mode `mode`) and renames it into place. Blocking.
 ///
 /// # Errors
 /// The step that failed, with the path. The old file is then untouched and nothing is left beside it.
 pub fn replace(
     path: &Path,
-    bytes: &[u8],
+    parts: impl IntoIterator<Item = impl AsRef<[u8]>>,
     mode: u32,
     durability: Durability,
 ) -> Result<(), ReplaceError> {
@@ -45,7 +48,13 @@ pub fn replace(
         .permissions(std::fs::Permissions::from_mode(mode))
         .tempfile_in(folder)
         .map_err(fail("create a temporary file beside"))?;
-    file.write_all(bytes).map_err(fail("write"))?;
+    let mut writer = BufWriter::with_capacity(BUFFER, file.as_file_mut());
+    parts
+        .into_iter()
+        .try_for_each(|part| writer.write_all(part.as_ref()))
+        .and_then(|()| writer.flush())
+        .map_err(fail("write"))?;
+    drop(writer);
     // The creation mode went through the umask.
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(mode))
@@ -95,8 +104,8 @@ mod tests {
     fn replaces_with_the_mode_and_leaves_nothing_beside() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        replace(&path, b"one", 0o600, Durability::Synced).unwrap();
-        replace(&path, b"two", 0o644, Durability::Rename).unwrap();
+        replace(&path, ["o", "ne"], 0o600, Durability::Synced).unwrap();
+        replace(&path, ["two"], 0o644, Durability::Rename).unwrap();
         sync(&path).unwrap();
         assert!(sync(&folder.path().join("missing")).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
@@ -112,7 +121,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let error = replace(
             &folder.path().join("no/such"),
-            b"",
+            [""],
             0o600,
             Durability::Rename,
         )

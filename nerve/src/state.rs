@@ -122,7 +122,7 @@ fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, Sta
     let mut text =
         serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
     text.push(b'\n');
-    replace(path, &text, 0o600, Durability::Synced)?;
+    replace(path, [&text], 0o600, Durability::Synced)?;
     Ok(out)
 }
 

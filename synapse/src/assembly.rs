@@ -12,7 +12,7 @@ use crate::config::{Admit, Service};
 use crate::effective::{Backend, Options, Scope};
 use crate::generation::Generation;
 use crate::plan::Desired;
-use crate::render::{RenderError, Renderer};
+use crate::render::{KnownLines, RenderError, Renderer};
 use crate::server::Identified;
 
 /// A text and what it says.
@@ -83,7 +83,7 @@ impl Piece {
         renderer: &Renderer,
         servers: &[Identified],
     ) -> Result<Self, RenderError> {
-        let Some(lines) = renderer.server_lines(&self.service, servers) else {
+        let Some(lines) = renderer.server_lines(&self.service, servers, &self.lines()) else {
             return Self::render(renderer, &self.service, servers);
         };
         let head = match &self.head {
@@ -113,6 +113,17 @@ impl Piece {
             },
             configured: Arc::clone(&self.configured),
             head: Some(head),
+        })
+    }
+
+    /// The lines that [`Piece::with_servers`] has written.
+    fn lines(&self) -> KnownLines<'_> {
+        let lines = self.head.as_ref().and_then(|head| {
+            let lines = self.fragment.text.strip_prefix(&*head.text)?;
+            Some(lines.lines().map(str::trim_ascii_start))
+        });
+        lines.map_or_else(KnownLines::default, |lines| {
+            KnownLines::of(&self.servers, lines)
         })
     }
 

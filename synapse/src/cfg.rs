@@ -160,10 +160,10 @@ impl Model {
     /// The model of the same text with these server lines of a backend after it: every one is ours, none of another name,
     /// all plain. `None` when one cannot be read, a name stands twice, or the text has conditions or servers of its own.
     #[must_use]
-    pub fn with_servers(&self, backend: &str, lines: &[String]) -> Option<Self> {
+    pub fn with_servers(&self, backend: &str, lines: &[impl AsRef<str>]) -> Option<Self> {
         let mut servers = BTreeMap::new();
         for (index, text) in lines.iter().enumerate() {
-            let (name, server) = read_server(self.lines + index + 1, text)?;
+            let (name, server) = read_server(self.lines + index + 1, text.as_ref())?;
             if servers.insert(name, server).is_some() {
                 return None;
             }
@@ -292,7 +292,8 @@ fn next_word(text: &str) -> Option<(&str, &str)> {
 
 /// No quotes, escapes, variables or comments: splitting at blanks gives haproxy's words.
 pub(crate) fn is_plain(text: &str) -> bool {
-    !text.contains(['"', '\'', '\\', '$', '#'])
+    let special = |byte| matches!(byte, b'"' | b'\'' | b'\\' | b'$' | b'#');
+    !text.bytes().any(special)
 }
 
 /// `1.2.3.4:80`, `[::1]:80` or `::1:80`, as haproxy reads it (the port follows the last colon).

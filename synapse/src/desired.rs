@@ -55,7 +55,7 @@ pub enum Previous {
     /// Registry data; it runs through the funnel again, so that configuration edits apply to it.
     Children(Arc<Children>),
     /// Servers found elsewhere (a running haproxy, its file): already filtered, taken as they are.
-    Servers(Arc<[Server]>),
+    Servers(Arc<[Arc<Server>]>),
 }
 
 /// Where the servers of a service come from.
@@ -97,7 +97,7 @@ pub struct Note {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceDesired {
     /// In order of discovery: by sequence number and znode, then the default servers. Names are unique.
-    pub servers: Vec<Server>,
+    pub servers: Vec<Arc<Server>>,
     /// Entries that are not used, and why; sorted.
     pub rejected: Vec<Rejected>,
     /// Left out of entries that are used, or duplicates; sorted.
@@ -190,7 +190,7 @@ pub fn funnel(input: Input<'_>) -> ServiceDesired {
 }
 
 fn finish(
-    servers: Vec<Server>,
+    servers: Vec<Arc<Server>>,
     mut remarks: Remarks,
     (origin, held): (Origin, BTreeSet<String>),
     previous: Previous,
@@ -220,7 +220,7 @@ fn finish(
 enum Found {
     Withdrawn,
     Rejected(String),
-    Used(Box<Entrant>, Vec<String>),
+    Used(Entrant, Arc<[String]>),
 }
 
 /// What was found in the children of a large service: those that have not changed are not examined again. Valid for one
@@ -274,14 +274,14 @@ fn examine(input: &Input<'_>, znode: &str, child: &Child) -> Found {
         Ok((server, notes)) => {
             let notes = instance.weight_problem.into_iter().chain(notes);
             let entrant = Entrant {
-                server,
-                published: instance.name,
-                labels: instance.labels,
+                server: Arc::new(server),
+                published: instance.name.map(Arc::from),
+                labels: Arc::new(instance.labels),
                 czxid: child.czxid,
                 default: None,
                 held: false,
             };
-            Found::Used(Box::new(entrant), notes.collect())
+            Found::Used(entrant, notes.collect())
         }
     }
 }
@@ -310,13 +310,13 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
                 reason,
             }),
             Found::Used(entrant, notes) => {
-                for text in notes {
-                    remarks.note(znode.clone(), text);
+                for text in notes.iter() {
+                    remarks.note(znode.clone(), text.clone());
                 }
                 entrants.push(Entrant {
                     held: input.held.contains(znode),
                     czxid: child.czxid,
-                    ..*entrant
+                    ..entrant
                 });
             }
         }
@@ -360,9 +360,9 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
                     remarks.note(default_label(index), text);
                 }
                 entrants.push(Entrant {
-                    server,
-                    published: default.name.clone(),
-                    labels: default.labels.clone(),
+                    server: Arc::new(server),
+                    published: default.name.as_deref().map(Arc::from),
+                    labels: Arc::new(default.labels.clone()),
                     czxid: 0,
                     default: Some(index),
                     held: false,

@@ -3,7 +3,9 @@
 //! Pure. Hash balancing places servers by their id, so that an id from a hash of the address maps a key to the same
 //! server everywhere (Ruby's lowest free number differs from host to host). Called by the reconciler per backend.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
@@ -24,7 +26,7 @@ pub struct Allocation {
 impl Allocation {
     /// Each server with its id, in the order given.
     #[must_use]
-    pub fn identify(&self, servers: Vec<Server>) -> Vec<Identified> {
+    pub fn identify(&self, servers: Vec<Arc<Server>>) -> Vec<Identified> {
         servers
             .into_iter()
             .filter_map(|server| {
@@ -44,7 +46,7 @@ impl Allocation {
 #[must_use]
 pub fn allocate(
     known: impl Fn(&str) -> Option<u32>,
-    servers: &[Server],
+    servers: &[impl Borrow<Server>],
     reserved: &BTreeSet<u32>,
     max: u32,
 ) -> Allocation {
@@ -52,7 +54,7 @@ pub fn allocate(
     let mut used: BTreeSet<u32> = BTreeSet::new();
     let by_name: BTreeMap<&str, &Server> = servers
         .iter()
-        .map(|server| (server.name.as_str(), server))
+        .map(|server| (server.borrow().name.as_str(), server.borrow()))
         .collect();
 
     let mut new = Vec::new();

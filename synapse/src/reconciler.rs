@@ -72,6 +72,9 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
 /// How often a server that awaits its first passed check is looked at.
 const LOOK_AT_CHECKS: Duration = Duration::from_millis(100);
+/// The view of a service follows its change after this time: nothing that has to be fast waits for it, and several steps
+/// of a change make one view.
+const SHOW_PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two states handed to the snapshot's writer.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -134,8 +137,9 @@ pub struct Reconciler {
     unrendered: BTreeSet<usize>,
     /// Services whose place in the file has to be made anew.
     replaced: BTreeSet<usize>,
-    /// Services whose view has to be published anew.
+    /// Services whose view has to be published anew, and when that is due.
     unseen: BTreeSet<usize>,
+    show_at: Option<Instant>,
     window: Window,
     /// The file as it should be.
     wanted: Option<Whole>,
@@ -230,7 +234,7 @@ impl Reconciler {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry_at;
-            let save = self.unsaved.then_some(self.save_at);
+            let (save, show) = (self.unsaved.then_some(self.save_at), self.show_at);
             // Cancel-safe: watch receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
             tokio::select! {
                 () = shutdown.wait() => break,
@@ -248,6 +252,10 @@ impl Reconciler {
                 _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
                 () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {
                     self.save();
+                    continue;
+                }
+                () = sleep_until(show.unwrap_or_else(Instant::now)), if show.is_some() => {
+                    self.show();
                     continue;
                 }
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}

@@ -12,14 +12,17 @@ mod server_line;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera};
 
 use crate::cfg::is_plain;
 use crate::config::{Config, FrontendPort, Service, ServiceHaproxy, TemplateText};
-use crate::server::Identified;
+use crate::server::{Identified, Server};
 use frame::Frame;
 use server_line::ServerView;
 
@@ -46,6 +49,27 @@ const FRAME_VARIABLES: [&str; 8] = [
     "standby",
     "stats_socket",
 ];
+
+/// Lines that were written before, for servers that may still be the same.
+#[derive(Default)]
+pub struct KnownLines<'a>(HashMap<(*const Server, u32), &'a str>);
+
+impl<'a> KnownLines<'a> {
+    /// One line for each of `servers`, in the same order.
+    pub fn of(servers: &'a [Identified], lines: impl Iterator<Item = &'a str>) -> Self {
+        let keys = servers.iter().map(Self::key);
+        Self(keys.zip(lines).collect())
+    }
+
+    fn get(&self, server: &Identified) -> Option<&'a str> {
+        self.0.get(&Self::key(server)).copied()
+    }
+
+    /// Servers are never changed in place while they are shared, so that the place says which it is.
+    fn key(server: &Identified) -> (*const Server, u32) {
+        (Arc::as_ptr(&server.server), server.id)
+    }
+}
 
 /// A template that could not be read or rendered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -228,15 +252,30 @@ impl Renderer {
     }
 
     /// The lines of these servers as the built-in template writes them, below what it makes of the service without any
-    /// ([`Renderer::render_service`] with no servers): one server more costs no template. `None` with a template of the
-    /// user's, and when a line needs haproxy's quoting rules to be read.
+    /// ([`Renderer::render_service`] with no servers): one server more costs no template. `known` are lines that this
+    /// renderer has written for this service. `None` with a template of the user's, and when a line needs haproxy's
+    /// quoting rules to be read.
     #[must_use]
-    pub fn server_lines(&self, service: &Service, servers: &[Identified]) -> Option<Vec<String>> {
+    pub fn server_lines<'a>(
+        &self,
+        service: &Service,
+        servers: &[Identified],
+        known: &KnownLines<'a>,
+    ) -> Option<Vec<Cow<'a, str>>> {
         let haproxy = service.haproxy.as_ref()?;
         let built_in = self.templates.whole.is_none() && self.templates.service == SERVICE.0;
-        let line = |server| ServerView::new(server, haproxy, self.use_nerve_weights).line();
-        let lines: Vec<String> = servers.iter().map(line).collect();
-        (built_in && lines.iter().all(|line| is_plain(line))).then_some(lines)
+        let line = |server: &Identified| {
+            if let Some(line) = known.get(server) {
+                return Some(Cow::Borrowed(line));
+            }
+            let line = ServerView::new(server, haproxy, self.use_nerve_weights).line();
+            is_plain(&line).then_some(Cow::Owned(line))
+        };
+        servers
+            .iter()
+            .map(line)
+            .collect::<Option<_>>()
+            .filter(|_| built_in)
     }
 
     /// The shared frontend. Ends with a newline; empty when there is none. `services` are those that are rendered.

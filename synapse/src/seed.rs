@@ -5,8 +5,9 @@
 //! empty backend; it never puts a server in maint, takes one away or gives it another address: whatever runs is kept as it
 //! runs. Called by the reconciler per service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::server::Server;
 
@@ -55,9 +56,9 @@ pub struct Inputs<'a> {
     /// Rows of haproxy.cfg on disk; `None` = no file or no such backend.
     pub file: Option<&'a [Row]>,
     /// What the funnel makes of a *valid* snapshot entry (see [`crate::snapshot::Snapshot::source`]); empty = none.
-    pub snapshot: &'a [Server],
+    pub snapshot: &'a [Arc<Server>],
     /// `default_servers` after the funnel.
-    pub defaults: &'a [Server],
+    pub defaults: &'a [Arc<Server>],
     /// The service's `server_options` as configured (with `%{host}`, `%{port}`, `%{name}`), which stand before a server's
     /// own in the file.
     pub configured_options: &'a str,
@@ -82,7 +83,7 @@ pub struct Seed {
     /// Where the servers come from.
     pub origin: Origin,
     /// They, in the order of their source.
-    pub servers: Vec<Server>,
+    pub servers: Vec<Arc<Server>>,
     /// Their ids as far as they are known, by name.
     pub ids: BTreeMap<String, u32>,
 }
@@ -99,9 +100,10 @@ pub fn seed(inputs: &Inputs<'_>) -> Seed {
             .filter_map(|row| Some((row, row.address?)))
             .collect();
         if !usable.is_empty() {
+            let known = Known::of(inputs);
             let servers = usable
                 .iter()
-                .map(|(row, address)| enrich(row, *address, inputs))
+                .map(|(row, address)| Arc::new(enrich(row, *address, &known, inputs)))
                 .collect();
             let ids = usable
                 .iter()
@@ -125,30 +127,45 @@ pub fn seed(inputs: &Inputs<'_>) -> Seed {
     }
 }
 
+/// NAME, address and port.
+type Place<'a> = (&'a str, IpAddr, u16);
+
+/// What is known beside the rows.
+struct Known<'a> {
+    servers: HashMap<Place<'a>, &'a Server>,
+    /// Options of the file's lines.
+    options: HashMap<Place<'a>, &'a str>,
+}
+
+impl<'a> Known<'a> {
+    fn of(inputs: &Inputs<'a>) -> Self {
+        let servers = inputs.defaults.iter().chain(inputs.snapshot);
+        let lines = inputs.file.unwrap_or_default().iter().rev();
+        Self {
+            servers: servers
+                .map(|s| ((&*s.name, s.address, s.port), &**s))
+                .collect(),
+            options: lines
+                .filter_map(|f| Some(((&*f.name, f.address?, f.port), f.options.as_deref()?)))
+                .collect(),
+        }
+    }
+}
+
 /// A row with what it does not tell: from the snapshot's server of that name and address, else from the options of the
 /// file's line, else nothing.
-fn enrich(row: &Row, address: IpAddr, inputs: &Inputs<'_>) -> Server {
-    let same = |s: &&Server| s.name == row.name && s.address == address && s.port == row.port;
+fn enrich(row: &Row, address: IpAddr, known: &Known<'_>, inputs: &Inputs<'_>) -> Server {
+    let place = (&*row.name, address, row.port);
     let disabled = row.state == RowState::Maint;
-    let known = inputs.snapshot.iter().chain(inputs.defaults).find(same);
-    if let Some(known) = known {
+    if let Some(known) = known.servers.get(&place) {
         return Server {
             weight: row.weight.or(known.weight),
             disabled,
-            ..known.clone()
+            ..(*known).clone()
         };
     }
-    let file = inputs
-        .file
-        .unwrap_or_default()
-        .iter()
-        .chain(std::slice::from_ref(row))
-        .find(|f| {
-            f.name == row.name
-                && f.address == Some(address)
-                && f.port == row.port
-                && f.options.is_some()
-        });
+    let line = known.options.get(&place).copied();
+    let line = line.or(row.options.as_deref());
     let host = host_of(&row.name, row.port).unwrap_or_else(|| address.to_string());
     let configured = inputs
         .configured_options
@@ -156,7 +173,7 @@ fn enrich(row: &Row, address: IpAddr, inputs: &Inputs<'_>) -> Server {
         .replace("%{port}", &row.port.to_string())
         .replace("%{name}", &row.name)
         .replace("%%", "%");
-    let options = file.and_then(|f| own_options(f.options.as_deref()?, &configured));
+    let options = line.and_then(|line| own_options(line, &configured));
     Server {
         host,
         name: row.name.clone(),

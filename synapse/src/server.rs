@@ -1,6 +1,7 @@
 //! A server as wanted in one backend: validated, addressed, named. What rendering and planning work on.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A validated server of a backend. Every text in it is safe to stand in haproxy.cfg and on the stats socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +31,8 @@ pub struct Server {
 /// A server with its id, ready to be rendered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identified {
-    /// The server.
-    pub server: Server,
+    /// The server. Shared: most servers of a service are the same after a change.
+    pub server: Arc<Server>,
     /// haproxy's id, unique in the backend.
     pub id: u32,
 }

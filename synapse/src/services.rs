@@ -4,7 +4,7 @@
 //! Owned by the reconciler.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub struct World<'a> {
     /// `(backend, options)` that haproxy refused.
     pub refused_options: &'a BTreeMap<(String, String), String>,
     /// Ids in use in a backend of the live table, by NAME.
-    pub live_ids: &'a dyn Fn(&str) -> BTreeMap<String, u32>,
+    pub live_ids: &'a dyn Fn(&str) -> HashMap<&'a str, u32>,
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
 }
@@ -144,7 +144,7 @@ impl State {
         config: &Config,
         taken: &Taken,
         resolved: &dyn Fn(&str) -> Option<IpAddr>,
-    ) -> Vec<Server> {
+    ) -> Vec<Arc<Server>> {
         let allowed_options = &config.haproxy.allowed_server_options;
         funnel(Input {
             service: &self.service,
@@ -246,7 +246,7 @@ impl State {
     /// Leaves out what haproxy has refused, marks what an operator has disabled, gives ids and an order.
     fn identify(
         &mut self,
-        servers: Vec<Server>,
+        servers: Vec<Arc<Server>>,
         config: &Config,
         world: &World<'_>,
         known: &mut Arc<BTreeMap<String, u32>>,
@@ -255,22 +255,26 @@ impl State {
         self.refused.clear();
         let mut admitted = Vec::with_capacity(servers.len());
         for mut server in servers {
-            let key = (backend.clone(), server.options.clone().unwrap_or_default());
-            if let Some(words) = world
-                .refused_options
-                .get(&key)
-                .filter(|_| server.options.is_some())
+            if let Some(options) = &server.options
+                && let Some(words) = world
+                    .refused_options
+                    .get(&(backend.clone(), options.clone()))
             {
-                let reason = format!("haproxy refuses its options `{}`: {words}", key.1);
+                let reason = format!("haproxy refuses its options `{options}`: {words}");
                 self.refused.push(Rejected {
-                    znode: server.znode.unwrap_or(server.name),
+                    znode: server.znode.as_ref().unwrap_or(&server.name).clone(),
                     reason,
                 });
                 continue;
             }
-            server.disabled |= world
-                .operator_maint
-                .contains(&(backend.clone(), server.name.clone()));
+            if !server.disabled
+                && !world.operator_maint.is_empty()
+                && world
+                    .operator_maint
+                    .contains(&(backend.clone(), server.name.clone()))
+            {
+                Arc::make_mut(&mut server).disabled = true;
+            }
             admitted.push(server);
         }
         let live = (world.live_ids)(&backend);

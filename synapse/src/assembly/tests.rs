@@ -15,7 +15,7 @@ fn piece(servers: &[Identified]) -> Piece {
 
 fn three() -> Vec<Identified> {
     let one = |port: u16| Identified {
-        server: server("10.0.0.1", port),
+        server: server("10.0.0.1", port).into(),
         id: u32::from(port),
     };
     [1, 2, 3].map(one).to_vec()
@@ -66,7 +66,7 @@ fn any_server(number: u8, shape: u8) -> Identified {
     server.options = bit(1).then(|| "weight 7 maxconn 5".to_owned());
     server.disabled = bit(2);
     Identified {
-        server,
+        server: server.into(),
         id: u32::from(number),
     }
 }

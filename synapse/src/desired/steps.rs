@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -12,10 +13,10 @@ use crate::server::{Rejected, Server};
 /// A server on its way through the funnel, with what only the funnel needs.
 #[derive(Debug, Clone)]
 pub(super) struct Entrant {
-    pub(super) server: Server,
+    pub(super) server: Arc<Server>,
     /// The published name before mapping: part of Ruby's triple.
-    pub(super) published: Option<String>,
-    pub(super) labels: BTreeMap<String, Value>,
+    pub(super) published: Option<Arc<str>>,
+    pub(super) labels: Arc<BTreeMap<String, Value>>,
     /// Transaction that created the znode.
     pub(super) czxid: i64,
     /// Position in `default_servers`.
@@ -189,7 +190,7 @@ pub(super) fn elect(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entran
         entrants
             .into_iter()
             .filter(|e| e.server.name != leader.server.name)
-            .map(|e| (e.server.name, why.clone())),
+            .map(|e| (e.server.name.clone(), why.clone())),
     );
     vec![leader]
 }

@@ -324,7 +324,7 @@ fn fallback_of_an_empty_registry() {
 
 #[test]
 fn servers_found_elsewhere_are_held_as_they_are() {
-    let seed = Previous::Servers(vec![crate::ids::tests::server("10.0.0.7", 80)].into());
+    let seed = Previous::Servers([crate::ids::tests::server("10.0.0.7", 80).into()].into());
     let choosy = Service {
         label_filters: vec![label("x", json!(1), true)],
         leader_election: true,

@@ -64,6 +64,7 @@ impl Reconciler {
             by_backend: BTreeMap::new(),
             unrendered: BTreeSet::new(),
             replaced: BTreeSet::new(),
+            show_at: None,
             unseen: BTreeSet::new(),
             window: Window::new(config.coalesce.0, config.coalesce.1),
             wanted: None,

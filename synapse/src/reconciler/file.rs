@@ -117,9 +117,13 @@ impl Reconciler {
         let (revision, parts) = (whole.revision(), whole.parts());
         let path = self.file.path.clone();
         self.in_flight = Some(InFlight::Write);
-        let write = move || replace(&path, parts.concat().as_bytes(), MODE, Durability::Rename);
+        // Begun at once: what is left of this pass needs no file.
+        let written = spawn_blocking(move || {
+            let parts = parts.iter().map(|part| part.as_bytes());
+            replace(&path, parts, MODE, Durability::Rename)
+        });
         self.jobs.spawn_local(async move {
-            let result = match spawn_blocking(write).await {
+            let result = match written.await {
                 Ok(result) => result.map_err(|e| Chain(&e).to_string()),
                 Err(error) => Err(error.to_string()),
             };

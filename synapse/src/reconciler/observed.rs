@@ -1,6 +1,6 @@
 //! What the worker was last seen to run, and the little about it that only we know.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::cfg::Model;
@@ -150,10 +150,10 @@ impl Observed {
     }
 
     /// Ids in use in a backend, by name.
-    pub(super) fn ids(&self, backend: &str) -> BTreeMap<String, u32> {
+    pub(super) fn ids(&self, backend: &str) -> HashMap<&str, u32> {
         let servers = self.running.backends.get(backend).into_iter().flatten();
         servers
-            .map(|(name, server)| (name.clone(), server.id))
+            .map(|(name, server)| (name.as_str(), server.id))
             .collect()
     }
 

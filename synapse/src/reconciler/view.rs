@@ -1,12 +1,13 @@
 //! What the reconciler publishes after a pass: the view behind `/status` and `/metrics`, and the snapshot.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::observed::Observed;
 use super::runtime::Next;
-use super::{Reconciler, SNAPSHOT_PAUSE, Tally};
+use super::{Reconciler, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
 use crate::assembly::Whole;
 use crate::desired::{Origin, Previous};
 use crate::intake::source_text;
@@ -19,20 +20,32 @@ use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, se
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
     pub(super) fn publish(&mut self, next: Option<&Next>) {
-        for index in std::mem::take(&mut self.unseen) {
-            if let Some(state) = self.services.get(index) {
-                self.board
-                    .put(&state.service.name, self.service_view(state));
-            }
-        }
         let view = self.view_now(next);
-        if view.ready && !self.view.borrow().ready {
+        let was_ready = self.view.borrow().ready;
+        if !was_ready {
+            self.show();
+        } else if !self.unseen.is_empty() {
+            self.show_at
+                .get_or_insert_with(|| Instant::now() + SHOW_PAUSE);
+        }
+        if view.ready && !was_ready {
             tracing::info!(
                 generation = view.haproxy.generation,
                 "haproxy serves what the sources say"
             );
         }
         self.view.send_replace(Arc::new(view));
+    }
+
+    /// Publishes the views of the services that have changed.
+    pub(super) fn show(&mut self) {
+        self.show_at = None;
+        for index in std::mem::take(&mut self.unseen) {
+            if let Some(state) = self.services.get(index) {
+                self.board
+                    .put(&state.service.name, self.service_view(state));
+            }
+        }
     }
 
     /// The services of these backends have another table.
@@ -230,10 +243,10 @@ fn unwanted<'a>(
     backend: &'a str,
     state: &'a State,
 ) -> impl Iterator<Item = ServerView> + 'a {
-    let wanted = |name: &str| state.servers.iter().any(|s| s.server.name == name);
+    let wanted: BTreeSet<&str> = state.servers.iter().map(|s| &*s.server.name).collect();
     observed
         .names(backend)
-        .filter(move |name| !wanted(name))
+        .filter(move |name| !wanted.contains(name.as_str()))
         .filter_map(move |name| {
             let server = observed.server(backend, name)?;
             Some(ServerView {

@@ -87,7 +87,10 @@ fn with(service: Service, edit: impl FnOnce(&mut ServiceHaproxy)) -> Service {
 }
 
 fn one(server: Server) -> [Identified; 1] {
-    [Identified { server, id: 7 }]
+    [Identified {
+        server: server.into(),
+        id: 7,
+    }]
 }
 
 fn last_line(config: &Config, service: &Service, server: Server) -> String {

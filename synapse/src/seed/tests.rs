@@ -14,8 +14,8 @@ fn row(name: &str, last: u8) -> Row {
     }
 }
 
-fn server(name: &str, last: u8, options: &str) -> Server {
-    Server {
+fn server(name: &str, last: u8, options: &str) -> Arc<Server> {
+    Arc::new(Server {
         name: name.to_owned(),
         host: format!("10.0.0.{last}"),
         address: IpAddr::from([10, 0, 0, last]),
@@ -26,7 +26,7 @@ fn server(name: &str, last: u8, options: &str) -> Server {
         znode: Some(format!("{name}_0000000001")),
         sequence: Some(1),
         disabled: false,
-    }
+    })
 }
 
 fn names(seed: &Seed) -> Vec<&str> {
@@ -51,8 +51,8 @@ fn the_best_source_with_a_usable_row_wins() {
     type Case<'a> = (
         Option<&'a [Row]>,
         Option<&'a [Row]>,
-        &'a [Server],
-        &'a [Server],
+        &'a [Arc<Server>],
+        &'a [Arc<Server>],
         Origin,
         &'a [&'a str],
     );

@@ -104,7 +104,7 @@ fn guarded() -> Saved {
 }
 
 fn write(path: &Path, text: impl AsRef<[u8]>) {
-    replace(path, text.as_ref(), 0o600, Durability::Rename).unwrap();
+    replace(path, [text.as_ref()], 0o600, Durability::Rename).unwrap();
 }
 
 #[test]

@@ -113,6 +113,6 @@ pub async fn write_behind(
 
 fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
     let text = cache.render(snapshot, SystemTime::now());
-    replace(path, text.as_bytes(), 0o600, Durability::Synced)?;
+    replace(path, [&text], 0o600, Durability::Synced)?;
     Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))
 }

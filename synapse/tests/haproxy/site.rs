@@ -95,8 +95,7 @@ impl Site {
             desired.generation, plain.generation,
             "the mark is not part of the generation"
         );
-        replace(&self.config, text.as_bytes(), 0o644, Durability::Rename)
-            .expect("the folder is writable");
+        replace(&self.config, [text], 0o644, Durability::Rename).expect("the folder is writable");
         desired
     }
 

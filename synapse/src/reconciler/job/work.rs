@@ -535,7 +535,7 @@ impl Work {
         } else {
             Durability::Rename
         };
-        replace(path, text.as_bytes(), MODE, durability).map_err(|e| Chain(&e).to_string())
+        replace(path, [text], MODE, durability).map_err(|e| Chain(&e).to_string())
     }
 }
 

@@ -18,7 +18,7 @@ fn piece(configured: &str, own: &[&str]) -> Piece {
             let mut server = server("10.0.0.1", port);
             server.options = Some((*options).to_owned()).filter(|text| !text.is_empty());
             Identified {
-                server,
+                server: server.into(),
                 id: u32::from(port),
             }
         })
