@@ -75,8 +75,9 @@ const LOOK_AT_CHECKS: Duration = Duration::from_millis(100);
 /// The view of a service follows its change after this time: nothing that has to be fast waits for it, and several steps
 /// of a change make one view.
 const SHOW_PAUSE: Duration = Duration::from_millis(100);
-/// Least time between two states handed to the snapshot's writer.
-const SNAPSHOT_PAUSE: Duration = Duration::from_secs(1);
+/// Least time between two states handed to the snapshot's writer. What they may lack, the registry, haproxy and its file
+/// know; what only we know does not wait for it.
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a service is not rendered as configured.
 #[derive(Debug, Clone)]
@@ -198,9 +199,12 @@ pub struct Reconciler {
     board: Arc<Board>,
     view: watch::Sender<Arc<View>>,
     snapshot: watch::Sender<Arc<Snapshot>>,
-    /// Something in the snapshot has changed; when the next one may be handed over.
+    /// Something in the snapshot has changed; something of it that nobody else knows, such as a hold.
     unsaved: bool,
-    save_at: Instant,
+    saves_at_once: bool,
+    /// When the next one is handed over; when the last one was.
+    save_at: Option<Instant>,
+    saved_at: Instant,
 }
 
 /// What the reconciler publishes to.
@@ -234,7 +238,7 @@ impl Reconciler {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.retry_at;
-            let (save, show) = (self.unsaved.then_some(self.save_at), self.show_at);
+            let (save, show) = (self.save_at, self.show_at);
             // Cancel-safe: watch receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
             tokio::select! {
                 () = shutdown.wait() => break,

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -25,6 +26,8 @@ pub use reply::{Info, Refusal, Reply, ServerRow};
 const BATCH: usize = 8 * 1024;
 /// A reply above this is not haproxy's: 100,000 servers make 7 MB.
 const REPLY: usize = 256 * 1024 * 1024;
+/// Room for a reply at first: haproxy's `tune.bufsize`.
+const READ: usize = 16 * 1024;
 /// Ends each reply of the interactive mode.
 const PROMPT: &[u8] = b"\n> ";
 /// Interactive mode marks where a reply ends; tags tell failures from information.
@@ -365,15 +368,12 @@ async fn converse(path: &Path, batch: &[String]) -> io::Result<Vec<Reply>> {
     let (mut from, mut to) = UnixStream::connect(path).await?.into_split();
     let write = async { to.write_all(line.as_bytes()).await };
     let read = async {
-        let (mut text, mut searched, mut prompts) = (Vec::new(), 0, 0);
+        let (mut text, mut searched, mut prompts) = (Vec::with_capacity(READ), 0, 0);
         while prompts < PREAMBLE_REPLIES + batch.len() {
             if from.read_buf(&mut text).await? == 0 || text.len() > REPLY {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            while let Some(at) = text[searched..]
-                .windows(PROMPT.len())
-                .position(|w| w == PROMPT)
-            {
+            while let Some(at) = memmem::find(&text[searched..], PROMPT) {
                 prompts += 1;
                 searched += at + PROMPT.len();
             }

@@ -77,10 +77,12 @@ impl Reconciler {
             (Some(hold), false) => {
                 warn!(service = name, hold, "the guard does not believe a loss");
                 self.guarding.told.insert(name);
+                self.saves_at_once = true;
             }
             (None, true) => {
                 info!(service = name, "the guard holds nothing any more");
                 self.guarding.told.remove(&name);
+                self.saves_at_once = true;
             }
             _ => {}
         }

@@ -20,13 +20,22 @@ use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, se
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
     pub(super) fn publish(&mut self, next: Option<&Next>) {
+        let now = Instant::now();
+        if self.unsaved {
+            let earliest = if self.saves_at_once {
+                now
+            } else {
+                self.saved_at + SNAPSHOT_PAUSE
+            };
+            let due = earliest.max(now + SHOW_PAUSE);
+            self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
+        }
         let view = self.view_now(next);
         let was_ready = self.view.borrow().ready;
         if !was_ready {
             self.show();
         } else if !self.unseen.is_empty() {
-            self.show_at
-                .get_or_insert_with(|| Instant::now() + SHOW_PAUSE);
+            self.show_at.get_or_insert(now + SHOW_PAUSE);
         }
         if view.ready && !was_ready {
             tracing::info!(
@@ -59,7 +68,9 @@ impl Reconciler {
     /// Hands the present state to the snapshot's writer.
     pub(super) fn save(&mut self) {
         self.unsaved = false;
-        self.save_at = Instant::now() + SNAPSHOT_PAUSE;
+        self.saves_at_once = false;
+        self.save_at = None;
+        self.saved_at = Instant::now();
         self.snapshot.send_replace(Arc::new(self.snapshot_now()));
     }
 

@@ -197,6 +197,7 @@ impl Reconciler {
         });
         self.dirty.extend(dirty);
         self.operator_maint = maint;
+        self.saves_at_once = true;
     }
 
     /// The worker has to be read again before anything is believed.

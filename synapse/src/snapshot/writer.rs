@@ -1,4 +1,5 @@
-//! Writes the snapshot behind: the latest complete state wins, at most once a second, and at the end whatever is newest.
+//! Writes the snapshot behind: the latest complete state wins, seldom enough to cost little, and at the end whatever is
+//! newest. A hold, or an operator's word, that is not on disk yet does not wait: nobody else knows it.
 //! The work is done on a blocking thread; a failure is a warning and a counter, never more.
 
 use std::path::{Path, PathBuf};
@@ -46,6 +47,7 @@ pub async fn write_behind(
     let mut failing = false;
     let mut earliest = Instant::now();
     let mut published = false;
+    let mut written = Arc::default();
     loop {
         // Cancel-safe: a watch that marks nothing as seen until it returns, and a flag. Time-outs lose nothing. In this
         // order, so that the last state before the stop is seen.
@@ -61,19 +63,21 @@ pub async fn write_behind(
         if !due && !published {
             return;
         }
-        if due {
+        while due && !is_urgent(&written, &state.borrow_and_update()) {
+            // Cancel-safe: as above.
             tokio::select! {
-                () = sleep_until(earliest) => {}
-                () = shutdown.wait() => {}
+                () = sleep_until(earliest) => break,
+                () = shutdown.wait() => break,
+                changed = state.changed() => if changed.is_err() { break },
             }
         }
         // Nobody left to change it is the end as well.
         let last = !due || shutdown.is_stopping();
         let began = Instant::now();
         let snapshot = state.borrow_and_update().clone();
-        let work_path = path.clone();
+        let (work_path, work_snapshot) = (path.clone(), Arc::clone(&snapshot));
         let work = tokio::task::spawn_blocking(move || {
-            let result = write(&work_path, &snapshot, &mut cache);
+            let result = write(&work_path, &work_snapshot, &mut cache);
             (cache, result)
         });
         let result;
@@ -84,6 +88,7 @@ pub async fn write_behind(
         };
         match result {
             Ok(bytes) => {
+                written = snapshot;
                 counters.writes.fetch_add(1, Ordering::Relaxed);
                 counters.bytes.store(bytes, Ordering::Relaxed);
                 if std::mem::take(&mut failing) {
@@ -109,6 +114,13 @@ pub async fn write_behind(
             return;
         }
     }
+}
+
+/// Whether this has something in it that neither the registry nor haproxy knows, and that is not on disk.
+fn is_urgent(written: &Snapshot, new: &Snapshot) -> bool {
+    written.guards != new.guards
+        || written.holds.keys().ne(new.holds.keys())
+        || written.operator != new.operator
 }
 
 fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
