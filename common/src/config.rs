@@ -32,7 +32,7 @@ mod tree;
 pub use cursor::{Cursor, Map};
 pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use report::{Finding, Loaded, Report, Severity};
-pub use shared::{Listeners, Session, admin_bind, ensemble, listeners, session, zk_path};
+pub use shared::{Listeners, Session, ensemble, listeners, session, zk_path};
 pub use source::{Environment, Program, Source, Winner};
 
 #[cfg(test)]

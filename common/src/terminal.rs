@@ -1,25 +1,52 @@
 //! What both command lines share: printing, complaining, running on one thread, asking a running program.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use clap::Args;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::Request;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
-use crate::admin::Bind;
+use crate::admin::{Bind, control};
 use crate::config::Report;
 use crate::report::{Chain, exit};
 
 /// How long a running program may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to carry a command out.
+const ORDER_LIMIT: Duration = Duration::from_secs(20);
 /// Largest answer that is read.
 const ANSWER_BYTES: usize = 64 << 20;
+
+/// Which services a command is for.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct Services {
+    /// Their names
+    #[arg(value_name = "SERVICE")]
+    pub services: Vec<String>,
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
+}
+
+impl Services {
+    /// As [`control::Command::services`] reads them.
+    #[must_use]
+    pub fn body(&self) -> Value {
+        match self.all {
+            true => json!({"all": true}),
+            false => json!({"services": self.services}),
+        }
+    }
+}
 
 /// Prints on stdout. The exit code: a reader that has had enough (`schema | head`) is no failure.
 #[must_use]
@@ -50,6 +77,41 @@ pub fn blocking(work: impl Future<Output = u8>) -> u8 {
         }
         Err(error) => {
             complain(&format!("cannot start the runtime: {error}"));
+            exit::START
+        }
+    }
+}
+
+/// Sends a command to the control socket of a running `program`, and prints the answer. `socket` is where its configuration
+/// says it listens (`None` = nowhere). Returns the exit code: whether it was done.
+pub async fn order(
+    program: &str,
+    socket: Result<Option<PathBuf>, Report>,
+    command: &str,
+    body: &Value,
+) -> u8 {
+    let socket = match socket {
+        Ok(Some(socket)) => socket,
+        Ok(None) => {
+            complain("the configuration turns the control socket off");
+            return exit::START;
+        }
+        Err(report) => {
+            complain(&report.to_string());
+            return exit::CONFIG;
+        }
+    };
+    match control::send(&socket, command, body, ORDER_LIMIT).await {
+        Ok(reply) if reply.done => print(&reply.text),
+        Ok(reply) => {
+            complain(&reply.text);
+            exit::START
+        }
+        Err(reason) => {
+            complain(&format!(
+                "nobody carries out `{command}` at `{}`: {reason}\nhint: does {program} run? the path is `admin.socket` of -c FILE",
+                socket.display()
+            ));
             exit::START
         }
     }

@@ -333,7 +333,7 @@ fn config(dir: &Dir, zookeeper: &str, size: Size, port: u16, maxconn: u32) -> Va
         })
         .collect();
     json!({
-        "admin": {"bind": format!("unix:{}", path("admin.sock"))},
+        "admin": {"bind": format!("unix:{}", path("admin.sock")), "socket": path("synapse.sock")},
         "snapshot_path": path("state/snapshot.json"),
         // Nodes are deleted without an announcement, and a pause of an unannounced loss is not what is measured.
         "guard": "off",

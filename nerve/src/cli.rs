@@ -5,16 +5,15 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use serde_json::{Value, json};
-use smartstack_common::admin::{Bind, control};
+use serde_json::Value;
+use smartstack_common::admin::Bind;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
-use smartstack_common::terminal::{self, blocking, complain, print};
+use smartstack_common::terminal::{self, Services, blocking, complain, print};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, RunError};
@@ -22,8 +21,6 @@ use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
 
 /// Where the admin listener is unless a configuration says otherwise.
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
-/// How long a command may take: longer than nerve itself waits for ZooKeeper.
-const COMMAND_LIMIT: Duration = Duration::from_secs(20);
 
 /// Health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
 #[derive(Debug, Parser)]
@@ -83,18 +80,6 @@ enum Command {
         /// Which one
         shell: clap_complete::Shell,
     },
-}
-
-/// Which services a command is for.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-struct Services {
-    /// Their names
-    #[arg(value_name = "SERVICE")]
-    services: Vec<String>,
-    /// All of them
-    #[arg(long)]
-    all: bool,
 }
 
 /// Runs the command line and returns the exit code.
@@ -226,37 +211,12 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
 /// Sends a command to the running nerve.
 async fn order(command: &str, services: Services, source: Option<LoadOptions>) -> u8 {
     let socket = match source.as_ref().map(config::load) {
-        None => Environment::current().runtime_file("nerve", "nerve.sock"),
-        Some(Err(report)) => {
-            complain(&report.to_string());
-            return exit::CONFIG;
-        }
-        Some(Ok(Loaded { config, .. })) => match config.socket {
-            Some(socket) => socket.path,
-            None => {
-                complain("the configuration turns the control socket off");
-                return exit::START;
-            }
-        },
+        None => Ok(Some(
+            Environment::current().runtime_file("nerve", "nerve.sock"),
+        )),
+        Some(loaded) => loaded.map(|loaded| loaded.config.socket.map(|socket| socket.path)),
     };
-    let body = match services.all {
-        true => json!({"all": true}),
-        false => json!({"services": services.services}),
-    };
-    match control::send(&socket, command, &body, COMMAND_LIMIT).await {
-        Ok(reply) if reply.done => print(&reply.text),
-        Ok(reply) => {
-            complain(&reply.text);
-            exit::START
-        }
-        Err(reason) => {
-            complain(&format!(
-                "nobody carries out `{command}` at `{}`: {reason}\nhint: does nerve run? the path is `admin.socket` of -c FILE",
-                socket.display()
-            ));
-            exit::START
-        }
-    }
+    terminal::order("nerve", socket, command, &services.body()).await
 }
 
 /// `/status` for a terminal.

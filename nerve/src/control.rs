@@ -3,12 +3,12 @@
 //! A hold is kept in the state file first (a command that cannot keep it changes nothing and says so), then made a part of
 //! the wishes, and answered when the registrar has seen every node gone. Commands that change holds go one after another.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
-use serde_json::Value;
 use smartstack_common::admin::Answer;
 use smartstack_common::admin::control::{Command, Commands};
 use smartstack_common::report::Chain;
@@ -54,7 +54,7 @@ impl Controls {
                 return Answer::refusal(StatusCode::NOT_FOUND, why);
             }
         };
-        let services = match self.services(&command.body) {
+        let services = match command.services(self.known()) {
             Ok(services) => services,
             Err(answer) => return answer,
         };
@@ -78,35 +78,12 @@ impl Controls {
         }
     }
 
-    /// The services that a body names: `{"services": ["web"]}` or `{"all": true}`.
-    fn services(&self, body: &Value) -> Result<Vec<String>, Answer> {
-        let mut known: Vec<String> = self.boards.services.borrow().keys().cloned().collect();
+    /// All that are configured or held, by name.
+    fn known(&self) -> Vec<String> {
+        let services = self.boards.services.borrow();
         let held = self.boards.holds.borrow();
-        known.extend(
-            held.keys()
-                .filter(|name| !known.contains(name))
-                .cloned()
-                .collect::<Vec<_>>(),
-        );
-        known.sort();
-        if body["all"] == true {
-            return Ok(known);
-        }
-        let named: Option<Vec<String>> = body["services"].as_array().and_then(|list| {
-            let names = list.iter().map(|name| name.as_str().map(str::to_owned));
-            names.collect()
-        });
-        let Some(named) = named.filter(|named| !named.is_empty()) else {
-            let why = r#"the body must be {"services": ["NAME"]} or {"all": true}"#;
-            return Err(Answer::refusal(StatusCode::BAD_REQUEST, why));
-        };
-        match named.iter().find(|name| !known.contains(name)) {
-            None => Ok(named),
-            Some(unknown) => {
-                let why = format!("no service `{unknown}`; there are: {}", known.join(", "));
-                Err(Answer::refusal(StatusCode::NOT_FOUND, why))
-            }
-        }
+        let known: BTreeSet<&String> = services.keys().chain(held.keys()).collect();
+        known.into_iter().cloned().collect()
     }
 
     /// Keeps the hold in the state file, then puts it in force.
@@ -154,7 +131,7 @@ impl Controls {
 fn left(
     wants: &Wants,
     services: &[String],
-    ensembles: &std::collections::BTreeMap<String, EnsembleReport>,
+    ensembles: &BTreeMap<String, EnsembleReport>,
 ) -> Vec<String> {
     let mut left = Vec::new();
     for (key, wanted) in wants {

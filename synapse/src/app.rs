@@ -5,19 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use hyper::StatusCode;
+use smartstack_common::admin::control::{Command, Commands, Control, ControlError};
 use smartstack_common::admin::{self, Answer, Listener, Routes};
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::discovery;
 use crate::metrics;
-use crate::reconciler::{Outputs, Reconciler};
+use crate::reconciler::{Order, Outputs, Reconciler};
 use crate::render::RenderError;
 use crate::snapshot::{self, Lock, Snapshot};
 use crate::sources::{Links, link_status};
@@ -29,6 +31,9 @@ pub enum StartError {
     /// The admin listener that the configuration names.
     #[error(transparent)]
     Admin(#[from] admin::BindError),
+    /// The control socket that the configuration names.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// Another synapse drives the same files.
     #[error(transparent)]
     Lock(#[from] snapshot::lock::LockError),
@@ -99,12 +104,26 @@ pub async fn run(
     if let Some(listener) = listener {
         info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
         let serve = listener.serve(
-            routes(view.clone(), board, links, started, counters.clone()),
+            routes(
+                view.clone(),
+                Arc::clone(&board),
+                links,
+                started,
+                counters.clone(),
+            ),
             shutdown.clone(),
         );
         tasks.spawn(async move {
             serve.await;
             "admin listener"
+        });
+    }
+    let (orders, orders_taken) = mpsc::channel(16);
+    if let Some(control) = control(&config)? {
+        let serve = control.serve(commands(board, orders), shutdown.clone());
+        tasks.spawn(async move {
+            serve.await;
+            "control socket"
         });
     }
     // The writer outlives the reconciler: it ends when the last state has been written.
@@ -120,7 +139,7 @@ pub async fn run(
     tasks.spawn(tell_systemd(view, shutdown.clone()));
     let (configs, config_changes) = watch::channel(Arc::clone(&config));
     tasks.spawn_local(async move {
-        reconciler.run(config_changes, shutdown).await;
+        reconciler.run(config_changes, orders_taken, shutdown).await;
         "reconciler"
     });
 
@@ -187,6 +206,51 @@ async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
             Ok(None)
         }
     }
+}
+
+fn control(config: &Config) -> Result<Option<Control>, StartError> {
+    let Some(socket) = &config.socket else {
+        return Ok(None);
+    };
+    match Control::bind(&socket.path) {
+        Ok(control) => {
+            info!(path = %socket.path.display(), "control socket");
+            Ok(Some(control))
+        }
+        Err(error) if socket.configured => Err(error.into()),
+        Err(error) => {
+            let error = Chain(&error).to_string();
+            warn!(
+                error,
+                "no release\nhint: set `admin.socket`, or `admin: {{socket: false}}`"
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// What the control socket carries out.
+fn commands(board: Arc<Board>, orders: mpsc::Sender<Order>) -> Commands {
+    Arc::new(move |command: Command| {
+        let (board, orders) = (Arc::clone(&board), orders.clone());
+        Box::pin(async move {
+            if command.name != "release" {
+                let why = "no such command; there is release";
+                return Answer::refusal(StatusCode::NOT_FOUND, why);
+            }
+            let known = board.services().into_keys().collect();
+            let services = match command.services(known) {
+                Ok(services) => services,
+                Err(answer) => return answer,
+            };
+            let (answer, answered) = oneshot::channel();
+            let order = Order::Release { services, answer };
+            match (orders.send(order).await, answered.await) {
+                (Ok(()), Ok(text)) => Answer::text(text),
+                _ => Answer::refusal(StatusCode::SERVICE_UNAVAILABLE, "synapse is stopping"),
+            }
+        })
+    })
 }
 
 #[derive(Clone)]

@@ -9,7 +9,7 @@ use smartstack_common::admin::Bind;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
-use smartstack_common::terminal::{self, blocking, complain, print};
+use smartstack_common::terminal::{self, Services, blocking, complain, print};
 
 use crate::app;
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
@@ -58,6 +58,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// End what the guards of services hold: the registry is believed as it is
+    Release(Services),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print the completions of a shell
@@ -100,6 +102,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             print(&String::from_utf8_lossy(&text))
         }
         (Command::Status { json }, source) => blocking(status(source, json)),
+        (Command::Release(services), source) => blocking(release(services, source)),
         (Command::Run | Command::Check | Command::Render, None) => {
             complain("no configuration\nhint: `synapse -c FILE`, or set SYNAPSE_CONFIG");
             exit::USAGE
@@ -145,6 +148,7 @@ async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
                 app::StartError::Template(_) => exit::CONFIG,
                 app::StartError::Ended(_) => exit::INTERNAL,
                 app::StartError::Admin(_)
+                | app::StartError::Control(_)
                 | app::StartError::Lock(_)
                 | app::StartError::Folder { .. } => exit::START,
             }
@@ -220,6 +224,17 @@ async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
         Some(loaded) => loaded.map(|loaded| loaded.config.admin.map(|admin| admin.bind)),
     };
     terminal::show_status("synapse", bind, json, summary).await
+}
+
+/// Tells the running synapse to let go.
+async fn release(services: Services, source: Option<LoadOptions>) -> u8 {
+    let socket = match source.as_ref().map(config::load) {
+        None => Ok(Some(
+            Environment::current().runtime_file("synapse", "synapse.sock"),
+        )),
+        Some(loaded) => loaded.map(|loaded| loaded.config.socket.map(|socket| socket.path)),
+    };
+    terminal::order("synapse", socket, "release", &services.body()).await
 }
 
 /// `/status` for a terminal.
@@ -311,6 +326,8 @@ mod tests {
             "synapse run -c f",
             "synapse -c f check",
             "synapse -c f render",
+            "synapse -c f release web search",
+            "synapse -c f release --all",
         ] {
             let options = Cli::try_parse_from(line.split(' ')).unwrap().options;
             assert_eq!(options.config, Some(PathBuf::from("f")), "{line}");
@@ -319,6 +336,8 @@ mod tests {
             "synapse -c",
             "synapse --nonsense",
             "synapse stray",
+            "synapse release",
+            "synapse release web --all",
             "synapse -c f explain",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -54,6 +54,8 @@ pub struct Config {
     pub jitter: Duration,
     /// The admin listener; `None` = off.
     pub admin: Option<Admin>,
+    /// The control socket; `None` = off.
+    pub socket: Option<Socket>,
     /// Default `$STATE_DIRECTORY/snapshot.json` or `/var/lib/synapse/snapshot.json`.
     pub snapshot_path: PathBuf,
     /// A source that has not agreed with its ensemble for longer gives way to what can stand in for it; `None` = never.
@@ -62,6 +64,15 @@ pub struct Config {
     pub audit_interval: Duration,
     /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
     pub coalesce: (Duration, Duration),
+}
+
+/// The control socket's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Default `$RUNTIME_DIRECTORY/synapse.sock` or `/run/synapse/synapse.sock`.
+    pub path: PathBuf,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
 }
 
 /// The admin listener's settings.

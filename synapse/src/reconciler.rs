@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::shutdown::Shutdown;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -207,6 +207,17 @@ pub struct Reconciler {
     saved_at: Instant,
 }
 
+/// What somebody asks of the running reconciler.
+pub enum Order {
+    /// End every hold of these services.
+    Release {
+        /// Their names.
+        services: Vec<String>,
+        /// Gets what was done, a line for each service.
+        answer: oneshot::Sender<String>,
+    },
+}
+
 /// What the reconciler publishes to.
 pub struct Outputs {
     /// The services, for `/status` and `/metrics`.
@@ -225,7 +236,12 @@ impl Reconciler {
     }
 
     /// Runs until `shutdown`. The first pass is made before any session is opened.
-    pub async fn run(mut self, mut configs: watch::Receiver<Arc<Config>>, mut shutdown: Shutdown) {
+    pub async fn run(
+        mut self,
+        mut configs: watch::Receiver<Arc<Config>>,
+        mut orders: mpsc::Receiver<Order>,
+        mut shutdown: Shutdown,
+    ) {
         self.pass().await;
         let config = Arc::clone(&self.config);
         self.sources.follow(&config);
@@ -239,7 +255,7 @@ impl Reconciler {
         loop {
             let retry = self.retry_at;
             let (save, show) = (self.save_at, self.show_at);
-            // Cancel-safe: watch receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
+            // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
             tokio::select! {
                 () = shutdown.wait() => break,
                 changed = changes.changed() => if changed.is_ok() { self.sources_changed() },
@@ -252,6 +268,7 @@ impl Reconciler {
                     self.reconfigure(config);
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
+                Some(order) = orders.recv() => self.obey(order),
                 _ = poll.tick() => if !(self.poll().await | self.step_guards().await) { continue },
                 _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
                 () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {

@@ -59,6 +59,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         session_timeout: Duration::from_secs(10),
         jitter: Duration::ZERO,
         admin: None,
+        socket: None,
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,

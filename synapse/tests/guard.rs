@@ -6,11 +6,12 @@ mod rig;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::process::Command;
 
 use rig::{Rig, SOON, settings};
 use serde_json::{Value, json};
 use smartstack_common::testing::{
-    App, Dir, Load, Mode, SteadyClient, TcpProxy, ZooKeeper, eventually, free_port,
+    App, Dir, Load, Mode, Program, SteadyClient, TcpProxy, ZooKeeper, eventually, free_port,
 };
 use zookeeper_client::Client;
 
@@ -184,6 +185,48 @@ async fn what_vanishes_while_it_answers_is_held_over_a_restart_until_the_end() {
     let tally = load.reset();
     assert!(tally.ok() > 0);
     assert_eq!(tally.failed(), 0, "{:?}", tally.failures);
+}
+
+/// The command line as an operator uses it: exit code, and what it prints.
+fn release(stage: &Stage, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(Program::path("synapse"))
+        .current_dir(stage.rig.dir.join("."))
+        .args(["-c", "synapse.json", "release"])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
+}
+
+#[tokio::test]
+async fn holds_are_released_by_the_control_socket() {
+    let mut stage = Stage::start(json!("on")).await;
+    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    vanish(&stage.client, &lost).await;
+    stage.holds(8).await;
+    assert_eq!(
+        release(&stage, &["wbe"]),
+        (Some(1), "no service `wbe`; there are: web\n".to_owned())
+    );
+    stage.holds(8).await;
+    let done = (Some(0), "web: 8 held servers released\n".to_owned());
+    assert_eq!(release(&stage, &["web"]), done);
+    stage.rig.serves("web", &names(&stay)).await;
+    stage.holds(0).await;
+    // The empty set as well, which nothing else ends.
+    vanish(&stage.client, &stay).await;
+    stage.holds(2).await;
+    let done = (Some(0), "web: 2 held servers released\n".to_owned());
+    assert_eq!(release(&stage, &["--all"]), done);
+    stage.rig.serves("web", &[]).await;
+    assert_eq!(
+        release(&stage, &["web"]),
+        (Some(0), "web: nothing was held\n".to_owned())
+    );
 }
 
 #[tokio::test]

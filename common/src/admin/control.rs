@@ -45,6 +45,33 @@ pub struct Command {
 pub type Commands =
     Arc<dyn Fn(Command) -> Pin<Box<dyn Future<Output = Answer> + Send>> + Send + Sync>;
 
+impl Command {
+    /// The services that the body names, `{"services": ["web"]}` or `{"all": true}`; `known` are all there are.
+    ///
+    /// # Errors
+    /// A refusal that says what is allowed.
+    pub fn services(&self, known: Vec<String>) -> Result<Vec<String>, Answer> {
+        if self.body["all"] == true {
+            return Ok(known);
+        }
+        let named: Option<Vec<String>> = self.body["services"].as_array().and_then(|list| {
+            let names = list.iter().map(|name| name.as_str().map(str::to_owned));
+            names.collect()
+        });
+        let Some(named) = named.filter(|named| !named.is_empty()) else {
+            let why = r#"the body must be {"services": ["NAME"]} or {"all": true}"#;
+            return Err(Answer::refusal(StatusCode::BAD_REQUEST, why));
+        };
+        match named.iter().find(|name| !known.contains(name)) {
+            None => Ok(named),
+            Some(unknown) => {
+                let why = format!("no service `{unknown}`; there are: {}", known.join(", "));
+                Err(Answer::refusal(StatusCode::NOT_FOUND, why))
+            }
+        }
+    }
+}
+
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on `{}` for commands", path.display())]

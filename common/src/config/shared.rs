@@ -60,23 +60,6 @@ pub fn session(zookeeper: &Map<'_>) -> Session {
     }
 }
 
-/// The top level's `admin`: where to listen and whether the configuration says so; `None` = off.
-#[must_use]
-pub fn admin_bind(
-    admin: &Cursor<'_>,
-    default: &str,
-    environment: &Environment,
-) -> Option<(Bind, bool)> {
-    let default = (Bind::Tcp(default.to_owned()), false);
-    match admin.is_boolean() {
-        Some(false) => return None,
-        Some(true) => return Some(default),
-        None => {}
-    }
-    let bind = admin.object(|map| map.key("bind").parsed(|text| parse_bind(text, environment)))?;
-    Some(bind.map_or(default, |bind| (bind, true)))
-}
-
 /// The listeners of a program with a control socket; each with whether the configuration names it, `None` = off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listeners {

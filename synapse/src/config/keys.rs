@@ -83,13 +83,19 @@ pub(super) const KEYS: &[Key] = &[
         "admin",
         Kind::Any,
         "",
-        "the read-only HTTP listener; `false` turns it off",
+        "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
     honoured(
         "admin.bind",
         Kind::Text,
         "127.0.0.1:8402",
         "`host:port` or `unix:/path`; when given, failing to listen there is fatal",
+    ),
+    honoured(
+        "admin.socket",
+        Kind::Any,
+        "`$RUNTIME_DIRECTORY/synapse.sock`, else `/run/synapse/synapse.sock`",
+        "path of the control socket (mode 0660), or `false`; when given, failing to listen there is fatal",
     ),
     honoured(
         "max_stale",
@@ -668,7 +674,6 @@ pub(super) const KEYS: &[Key] = &[
         "no JSON files are written; `/status` lists every server",
     ),
     later("nginx", Kind::Map, "only haproxy is configured"),
-    later("admin.socket", Kind::Text, "there is no control socket"),
     later(
         "zookeeper.auth",
         Kind::Any,

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use smartstack_common::config::{
-    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, admin_bind, session,
+    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, listeners, session,
 };
 
 use super::keys::KEYS;
 use super::service::{ADMIT, Inherited, service};
 use super::text::{config_line, path, section_lines, word};
 use super::{
-    Admin, Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText,
-    Templates,
+    Admin, Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, Socket,
+    TemplateText, Templates,
 };
 use crate::lines;
 
@@ -72,7 +72,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
-    let admin = admin_bind(&top.key("admin"), DEFAULT_ADMIN, environment);
+    let admin = listeners(&top.key("admin"), DEFAULT_ADMIN, "synapse", environment);
     let snapshot_path = path(&top.key("snapshot_path"), environment);
     let audit_interval = top
         .key("audit_interval")
@@ -83,6 +83,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         (min, time("max", Duration::from_millis(250)).max(min))
     })?;
     let max_stale = max_stale(&top.key("max_stale"));
+    let admin = admin?;
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -100,7 +101,12 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         haproxy,
         session_timeout: session.timeout,
         jitter: session.jitter,
-        admin: admin.map(|(bind, configured)| Admin { bind, configured }),
+        admin: admin
+            .bind
+            .map(|(bind, configured)| Admin { bind, configured }),
+        socket: admin
+            .socket
+            .map(|(path, configured)| Socket { path, configured }),
         snapshot_path: snapshot_path
             .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::Reconciler;
+use super::{Order, Reconciler};
 use crate::guard::{Address, Clock, Evidence};
 use crate::intake::{Facts, Taken};
 use crate::services::State;
@@ -139,15 +139,28 @@ impl Reconciler {
         }
     }
 
+    /// Carries out what somebody asks for.
+    pub(super) fn obey(&mut self, order: Order) {
+        let Order::Release { services, answer } = order;
+        let done = services.iter().map(|service| match self.release(service) {
+            None => format!("{service}: not configured\n"),
+            Some(0) => format!("{service}: nothing was held\n"),
+            Some(held) => format!("{service}: {held} held servers released\n"),
+        });
+        // Who asked may have gone; it is done all the same.
+        let _told = answer.send(done.collect()).is_ok();
+    }
+
     /// Ends every hold of a service: how many servers were held. `None` = there is no such service.
-    pub fn release(&mut self, service: &str) -> Option<usize> {
+    fn release(&mut self, service: &str) -> Option<usize> {
         let index = self
             .services
             .iter()
             .position(|s| s.service.name == service)?;
         let held = self.services[index].intake.release();
-        info!(service, held, "holds released");
+        warn!(service, held, "holds are released by the control socket");
         self.dirty.insert(index);
+        self.saves_at_once = true;
         Some(held)
     }
 

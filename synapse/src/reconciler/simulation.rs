@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use smartstack_common::shutdown::Shutdown;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::sleep;
 
@@ -395,7 +395,8 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         steps: Vec::new(),
         created: 0,
     };
-    let task = tokio::task::spawn_local(reconciler.run(changes, shutdown));
+    let (_nobody, orders) = mpsc::channel(1);
+    let task = tokio::task::spawn_local(reconciler.run(changes, orders, shutdown));
     let result = simulation.run(seed.is_multiple_of(3)).await;
     stop.send_replace(true);
     let ended = task.await.map_err(|e| e.to_string());

@@ -84,7 +84,7 @@ impl Pair {
             haproxy,
             client,
             config: json!({
-                "admin": {"bind": admin.to_string()},
+                "admin": {"bind": admin.to_string(), "socket": dir.join("synapse.sock")},
                 "snapshot_path": dir.join("snapshot.json"),
                 "zookeeper": {"session_timeout": seconds(SESSION), "jitter": 0},
                 "haproxy": settings,
@@ -138,7 +138,7 @@ impl Pair {
         let config = json!({
             "instance_id": format!("i-{}", app.name),
             "state_path": dir.join("state.json"),
-            "admin": {"bind": admin.to_string()},
+            "admin": {"bind": admin.to_string(), "socket": dir.join("nerve.sock")},
             "zookeeper": {"session_timeout": seconds(SESSION), "jitter": 0},
             "services": {"web": {
                 "host": app.address.ip().to_string(),

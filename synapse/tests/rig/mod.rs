@@ -28,7 +28,7 @@ pub(crate) struct Rig {
 pub(crate) fn settings(dir: &Dir) -> Value {
     let path = |name: &str| dir.join(name).display().to_string();
     json!({
-        "admin": {"bind": format!("unix:{}", path("admin.sock"))},
+        "admin": {"bind": format!("unix:{}", path("admin.sock")), "socket": path("synapse.sock")},
         "zookeeper": {"jitter": 0},
         "snapshot_path": path("state/snapshot.json"),
         "haproxy": {
