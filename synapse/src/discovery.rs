@@ -8,7 +8,9 @@
 //! ```text
 //! tree       pure: events, listings and reads in, complete children out
 //! chunks     pure: how many names go into one multi-read
-//! reads      the requests: list, chunked multi-read
+//! suspects   pure: which requests take connections down, and how they are found out
+//! reads      the requests: watch, list, chunked multi-read
+//! shared     what the followers of one client share: places for reads, a connection for suspected requests
 //! zookeeper  the task: arm, read, follow events, again after every connection
 //! ```
 
@@ -22,9 +24,12 @@ use crate::source::SourceKey;
 
 pub mod chunks;
 mod reads;
+mod shared;
+pub mod suspects;
 pub mod tree;
 pub mod zookeeper;
 
+pub use shared::Shared;
 pub use tree::Validity;
 pub use zookeeper::{Source, follow};
 
@@ -63,6 +68,10 @@ pub struct Counters {
     pub failures: AtomicU64,
     /// Listings older than one seen before.
     pub stale_lists: AtomicU64,
+    /// Requests suspected of taking connections down that were tested on a connection of their own.
+    pub tests: AtomicU64,
+    /// Of these tests, those that lost it.
+    pub tests_lost: AtomicU64,
 }
 
 impl Counters {

@@ -69,6 +69,16 @@ pub fn encode(
             &discovery.failures,
         ),
         (
+            "zk_tests",
+            "Requests suspected of taking connections down, tested on one of their own",
+            &discovery.tests,
+        ),
+        (
+            "zk_tests_lost",
+            "Of these tests, those that lost their connection",
+            &discovery.tests_lost,
+        ),
+        (
             "snapshot_writes",
             "Snapshot files written",
             &snapshot.writes,

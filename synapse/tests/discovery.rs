@@ -11,7 +11,7 @@ use std::time::Duration;
 use smartstack_common::testing::{Cut, Mode, TcpProxy, ZooKeeper, eventually};
 use smartstack_common::units::{Ensemble, ZkPath};
 use smartstack_common::zk::{self, Link, supervise};
-use synapse::discovery::{Counters, Settings, Source, follow};
+use synapse::discovery::{Counters, Settings, Shared, Source, follow};
 use synapse::source::{Child, Children, SourceKey, SourceView};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -27,6 +27,7 @@ struct Follow {
     proxy: TcpProxy,
     direct: Client,
     link: watch::Receiver<Link>,
+    shared: Arc<Shared>,
     view: watch::Receiver<SourceView>,
     counters: Arc<Counters>,
     _stop: oneshot::Sender<()>,
@@ -51,6 +52,7 @@ impl Follow {
             ensemble: ensemble.clone(),
             session_timeout,
         };
+        let shared = Arc::new(Shared::new(settings.clone()));
         tasks.spawn(supervise(settings, link_tx, async {
             stopped.await.unwrap_or(())
         }));
@@ -72,6 +74,7 @@ impl Follow {
             source,
             settings,
             link.clone(),
+            shared.clone(),
             view_tx,
             counters.clone(),
         ));
@@ -80,6 +83,7 @@ impl Follow {
             proxy,
             direct,
             link,
+            shared,
             view,
             counters,
             _stop,
@@ -327,6 +331,7 @@ async fn comparisons_under_writes_find_no_difference() {
         source,
         settings,
         f.link.clone(),
+        f.shared.clone(),
         view,
         counters.clone(),
     ));

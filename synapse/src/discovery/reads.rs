@@ -1,14 +1,24 @@
 //! The requests of discovery: a path's children with all their data, or the data of some of them. Thin: what an answer
 //! means is [`super::tree`]'s. Every failure is handed up whole; nothing is half-read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zookeeper_client::{Client, Error, MultiReadResult};
+use smartstack_common::zk::Trouble;
+use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher};
 
 use super::Counters;
 use super::chunks::ChunkSize;
+use super::shared::Shared;
+use super::suspects::{Ask, Suspects};
 use super::tree::{Parent, Read};
+
+/// What earlier answers and losses say about how to ask. One per source, kept across connections.
+#[derive(Debug, Default)]
+pub(super) struct Caution {
+    pub(super) chunk: ChunkSize,
+    pub(super) suspects: Suspects,
+}
 
 /// Everything below a path.
 #[derive(Debug)]
@@ -28,13 +38,26 @@ pub(super) struct Reader {
     pub(super) client: Client,
     /// Absolute path, chroot included.
     pub(super) path: Arc<str>,
-    /// Shared with later connections: a chunk under way counts as lost until its answer is there.
-    pub(super) chunk: Arc<Mutex<ChunkSize>>,
+    /// Shared with later connections: what is in flight counts as lost until its answer is there.
+    pub(super) caution: Arc<Mutex<Caution>>,
+    /// Shared with all followers of this client.
+    pub(super) shared: Arc<Shared>,
     /// Where requests are counted.
     pub(super) counters: Arc<Counters>,
 }
 
 impl Reader {
+    /// Arms the recursive watch.
+    pub(super) async fn watch(&self) -> Result<PersistentWatcher, Error> {
+        Counters::add(&self.counters.watches, 1);
+        let mode = AddWatchMode::PersistentRecursive;
+        let (_place, armed) = (
+            self.shared.place().await,
+            self.client.watch(&self.path, mode),
+        );
+        self.attempt(vec![Ask::Watch], armed).await
+    }
+
     /// Lists and reads everything. `refused`: children refused before and the transaction of their last change; the data
     /// of those is only asked for again if it moved.
     pub(super) async fn full(
@@ -43,11 +66,11 @@ impl Reader {
         sync: bool,
     ) -> Result<Full, Error> {
         if sync {
-            self.count();
-            self.client.sync(&self.path).await?;
+            self.ask(vec![Ask::List], || self.client.sync(&self.path))
+                .await?;
         }
-        self.count();
-        let (mut names, stat) = match self.client.get_children(&self.path).await {
+        let listed = self.ask(vec![Ask::List], || self.client.get_children(&self.path));
+        let (mut names, stat) = match listed.await {
             Ok(listed) => listed,
             Err(Error::NoNode) => {
                 return Ok(Full {
@@ -58,14 +81,14 @@ impl Reader {
             }
             Err(error) => return Err(error),
         };
+        let listed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        self.caution().suspects.retain(&listed);
         let mut still = Vec::new();
         for (name, mzxid) in refused {
             if let Some(at) = names.iter().position(|n| *n == name) {
-                self.count();
-                let now = self
-                    .client
-                    .check_stat(&format!("{}/{name}", self.path))
-                    .await?;
+                let path = format!("{}/{name}", self.path);
+                let asks = vec![Ask::Child(name.clone())];
+                let now = self.ask(asks, || self.client.check_stat(&path)).await?;
                 if now.is_some_and(|now| now.mzxid == mzxid) {
                     names.swap_remove(at);
                     still.push((name, Read::StillRefused));
@@ -85,19 +108,26 @@ impl Reader {
         })
     }
 
-    /// Reads some children, in chunks.
+    /// Reads some children, in chunks; those that were in flight when a connection was lost after the others.
     pub(super) async fn names(self, names: Vec<String>) -> Result<Vec<(String, Read)>, Error> {
         let mut read = Vec::with_capacity(names.len());
-        let mut rest = names.as_slice();
+        let sorted = self.caution().suspects.sort(names);
+        for (name, reason) in sorted.never {
+            read.push((name, refused(reason)));
+        }
+        let mut rest = sorted.plain.as_slice();
         while !rest.is_empty() {
-            let before = *self.chunk();
+            let before = self.caution().chunk;
             let (chunk, later) = rest.split_at(before.take(rest, self.path.len() + 1));
             rest = later;
-            self.chunk().lost(chunk.len());
+            self.caution().chunk.lost(chunk.len());
             let bytes = self.one_chunk(chunk, &mut read).await?;
             let mut after = before;
             after.replied(chunk.len(), bytes);
-            *self.chunk() = after;
+            self.caution().chunk = after;
+        }
+        for group in sorted.apart {
+            self.one_chunk(&group, &mut read).await?;
         }
         Ok(read)
     }
@@ -109,21 +139,18 @@ impl Reader {
         read: &mut Vec<(String, Read)>,
     ) -> Result<usize, Error> {
         let mut asked = Vec::with_capacity(names.len());
-        let request = {
-            let mut reader = self.client.new_multi_reader();
-            for name in names {
-                match reader.add_get_data(&format!("{}/{name}", self.path)) {
-                    Ok(()) => asked.push(name),
-                    Err(error) => read.push((
-                        name.clone(),
-                        refused(format!("its name cannot be asked for: {error}")),
-                    )),
-                }
+        let mut reader = self.client.new_multi_reader();
+        for name in names {
+            match reader.add_get_data(&format!("{}/{name}", self.path)) {
+                Ok(()) => asked.push(name),
+                Err(error) => read.push((
+                    name.clone(),
+                    refused(format!("its name cannot be asked for: {error}")),
+                )),
             }
-            reader.commit()
-        };
-        self.count();
-        let results = request.await?;
+        }
+        let asks = names.iter().cloned().map(Ask::Child).collect();
+        let results = self.ask(asks, || reader.commit()).await?;
         if results.len() != asked.len() {
             return Err(Error::UnexpectedError(format!(
                 "{} answers to {} reads",
@@ -154,13 +181,36 @@ impl Reader {
         Ok(bytes)
     }
 
-    fn count(&self) {
+    /// Makes a request once there is a place for it.
+    async fn ask<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        asks: Vec<Ask>,
+        request: impl FnOnce() -> F,
+    ) -> Result<T, Error> {
+        let _place = self.shared.place().await;
         Counters::add(&self.counters.requests, 1);
+        // Sent when it is made, not when it is awaited.
+        self.attempt(asks, request()).await
     }
 
-    fn chunk(&self) -> MutexGuard<'_, ChunkSize> {
-        // A plain number: whoever panicked cannot have left it half-changed.
-        self.chunk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes what is in flight, and that an answer came. Dropped before that, it is in flight still.
+    async fn attempt<T>(
+        &self,
+        asks: Vec<Ask>,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.caution().suspects.asked(asks);
+        let result = request.await;
+        let trouble = result.as_ref().err().map(Trouble::from);
+        if !matches!(trouble, Some(Trouble::Lost | Trouble::Terminal)) {
+            self.caution().suspects.answered();
+        }
+        result
+    }
+
+    fn caution(&self) -> MutexGuard<'_, Caution> {
+        // Whoever panicked cannot have left it half-changed in a way that matters: it is only ever asked how to ask.
+        self.caution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -304,6 +304,11 @@ impl Tree {
         changed
     }
 
+    /// These are to be read (again) although no event says so.
+    pub fn reread(&mut self, names: Vec<String>) {
+        self.dirty.extend(names);
+    }
+
     /// Hands out the dirty names; [`Tree::apply`] is to follow.
     pub fn begin_read(&mut self) -> Vec<String> {
         let names = std::mem::take(&mut self.dirty);

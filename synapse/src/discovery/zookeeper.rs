@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use smartstack_common::backoff::Backoff;
@@ -16,12 +16,11 @@ use smartstack_common::zk::{Link, Live};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
-use zookeeper_client::{
-    AddWatchMode, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
-};
+use zookeeper_client::{Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
-use super::chunks::ChunkSize;
-use super::reads::{Full, Reader};
+use super::reads::{Caution, Full, Reader};
+use super::shared::Shared;
+use super::suspects::{Ask, Outcome};
 use super::tree::{Event, Read, Stale, Tree, Validity};
 use super::{Counters, Settings};
 use crate::source::{Removals, SourceKey, SourceView};
@@ -32,6 +31,9 @@ const DRAIN: Duration = Duration::from_millis(2);
 /// Mean pause before a refusal that only an administrator can lift is tried again.
 const SLOW_RETRY: Duration = Duration::from_secs(30);
 
+/// With nothing to test for longer than this, the session for tests is closed.
+const REST: Duration = Duration::from_secs(5);
+
 /// A path to follow.
 #[derive(Clone)]
 pub struct Source {
@@ -41,8 +43,8 @@ pub struct Source {
     pub valid: Validity,
 }
 
-/// Follows `source` until the link's sender is gone; run it beside a shutdown signal and drop it to stop. `view` holds
-/// at first what the snapshot knows ([`SourceView::seeded`]) or nothing, afterwards the latest state of the registry.
+/// Follows `source` until the link's sender is gone; run it beside a shutdown signal and drop it to stop. `shared` is the
+/// same for all that follow over this link. `view` holds at first what the snapshot knows ([`SourceView::seeded`]) or nothing, afterwards the latest state of the registry.
 ///
 /// While the view is `fresh` the set agrees *now*; `agreed_at` is then the time of the last change. When freshness is
 /// lost, `agreed_at` becomes that moment and stays.
@@ -50,6 +52,7 @@ pub async fn follow(
     source: Source,
     settings: Settings,
     mut link: watch::Receiver<Link>,
+    shared: Arc<Shared>,
     view: watch::Sender<SourceView>,
     counters: Arc<Counters>,
 ) {
@@ -59,7 +62,8 @@ pub async fn follow(
         name: source.key.to_string(),
         tree: Tree::new(&path, source.valid, seed),
         path: path.into(),
-        chunk: Arc::default(),
+        caution: Arc::default(),
+        shared,
         settings,
         view,
         counters,
@@ -136,11 +140,15 @@ enum Done {
     Names(Vec<(String, Read)>),
 }
 
+/// An outstanding test of suspected requests.
+type Testing = Pin<Box<dyn Future<Output = (Vec<Ask>, Outcome)> + Send>>;
+
 struct Follower {
     name: String,
     path: Arc<str>,
     tree: Tree,
-    chunk: Arc<Mutex<ChunkSize>>,
+    caution: Arc<Mutex<Caution>>,
+    shared: Arc<Shared>,
     settings: Settings,
     view: watch::Sender<SourceView>,
     counters: Arc<Counters>,
@@ -166,14 +174,15 @@ impl Follower {
         let reader = Reader {
             client: live.client,
             path: self.path.clone(),
-            chunk: self.chunk.clone(),
+            caution: self.caution.clone(),
+            shared: self.shared.clone(),
             counters: self.counters.clone(),
         };
-        Counters::add(&self.counters.watches, 1);
-        let armed = reader
-            .client
-            .watch(&self.path, AddWatchMode::PersistentRecursive)
-            .await;
+        self.caution().suspects.connection_lost(Instant::now());
+        for ask in [Ask::Watch, Ask::List] {
+            self.prove(&ask).await;
+        }
+        let armed = reader.watch().await;
         let again = self
             .watcher
             .replace(armed.map_err(|e| End::Failed("watch", e))?)
@@ -185,10 +194,12 @@ impl Follower {
             sleep(self.settings.jitter.mul_f64(self.rng.f64())).await;
         }
         let mut pending = Some(self.read_all(&reader));
+        let mut testing: Option<Testing> = None;
         let mut compare = None;
         let mut drain: Option<Instant> = None;
         loop {
-            // Cancel-safe: a channel receive, two deadlines kept outside, and a future kept outside. In this order, so
+            let test_due = self.test_due();
+            // Cancel-safe: a channel receive, deadlines kept outside, and futures kept outside. In this order, so
             // that events are noted before the reply that came after them, and no flood of events delays acting on them.
             tokio::select! {
                 biased;
@@ -203,6 +214,11 @@ impl Follower {
                     self.done(done.map_err(|e| End::Failed("read", e))?, compare.is_some())?;
                     compare.get_or_insert(Instant::now() + self.compare_pause());
                 }
+                (asks, outcome) = tested(&mut testing) => {
+                    testing = None;
+                    self.tested(asks, outcome);
+                }
+                () = until(test_due), if testing.is_none() => testing = Some(self.test()),
                 () = until(compare), if pending.is_none() => {
                     compare = Some(Instant::now() + self.compare_pause());
                     pending = Some(self.read_all(&reader));
@@ -215,6 +231,79 @@ impl Follower {
                 }));
             }
         }
+    }
+
+    /// Waits until one of the path's own requests is not suspected (any more), without which nothing can be followed.
+    async fn prove(&mut self, ask: &Ask) {
+        loop {
+            let Some(reason) = self.caution().suspects.reason(ask) else {
+                return;
+            };
+            let problem = format!("cannot read `{}`: {reason}", self.path);
+            if self.view.borrow().problem.as_ref() != Some(&problem) {
+                warn!(source = %self.name, problem, "the registry cannot be read; the last known set stays");
+            }
+            self.lost(Some(problem));
+            until(self.test_due()).await;
+            let (asks, outcome) = self.test().await;
+            self.tested(asks, outcome);
+        }
+    }
+
+    fn test_due(&self) -> Option<Instant> {
+        self.caution().suspects.due()
+    }
+
+    /// Tests what is due on a connection of its own.
+    fn test(&mut self) -> Testing {
+        let asks = self.caution().suspects.test(Instant::now());
+        let (shared, path) = (self.shared.clone(), self.path.clone());
+        Counters::add(&self.counters.tests, 1);
+        // Everybody who watches this path has the same to test.
+        let pause = self.settings.jitter.mul_f64(self.rng.f64());
+        Box::pin(async move {
+            sleep(pause).await;
+            let outcome = shared.test(&path, &asks).await;
+            (asks, outcome)
+        })
+    }
+
+    /// Takes the outcome of a test: what is trusted again is read by the shared connection.
+    fn tested(&mut self, asks: Vec<Ask>, outcome: Outcome) {
+        let (guilty, now, count) = (self.caution().suspects.guilty(), Instant::now(), asks.len());
+        let example = asks.first().map(Ask::to_string).unwrap_or_default();
+        let (trusted, more) = {
+            let mut caution = self.caution();
+            if outcome == Outcome::Lost {
+                caution.chunk.too_many(count);
+            }
+            let trusted = caution.suspects.tested(asks, outcome, now);
+            (trusted, caution.suspects.due())
+        };
+        Counters::add(
+            &self.counters.tests_lost,
+            usize::from(outcome == Outcome::Lost),
+        );
+        if self.caution().suspects.guilty() > guilty {
+            warn!(source = %self.name, "{example} takes down each connection that asks for it; left out, asked for again later");
+        }
+        // The reason of what stays suspected may be another now.
+        let mut again = trusted;
+        let waiting = self.tree.skipped();
+        let caution = self.caution();
+        again.extend(waiting.into_iter().filter_map(|(name, shown)| {
+            let reason = caution.suspects.reason(&Ask::Child(name.clone()))?;
+            (reason != shown).then_some(name)
+        }));
+        drop(caution);
+        self.tree.reread(again);
+        if more.is_none_or(|due| due > now + REST) {
+            self.shared.rest();
+        }
+    }
+
+    fn caution(&self) -> MutexGuard<'_, Caution> {
+        self.caution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Acts on what was noted.
@@ -252,6 +341,9 @@ impl Follower {
             }
         };
         Counters::add(&self.counters.events, 1);
+        if let Some((_, name)) = event.path.rsplit_once('/') {
+            self.caution().suspects.changed(name, Instant::now());
+        }
         self.tree.note(kind, &event.path);
         Ok(())
     }
@@ -429,6 +521,14 @@ async fn until(deadline: Option<Instant>) {
 async fn outstanding(pending: &mut Option<Pending>) -> Result<Done, Error> {
     match pending {
         Some(read) => read.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the outstanding test; for ever when there is none. Cancel-safe: it goes on when polled again.
+async fn tested(testing: &mut Option<Testing>) -> (Vec<Ask>, Outcome) {
+    match testing {
+        Some(test) => test.await,
         None => std::future::pending().await,
     }
 }
