@@ -59,6 +59,11 @@ pub fn encode(
             &discovery.full_reads,
         ),
         (
+            "zk_lists",
+            "Of these, those that read new children only",
+            &discovery.lists,
+        ),
+        (
             "zk_differences",
             "Children a comparison found different without an event: defects",
             &discovery.differences,

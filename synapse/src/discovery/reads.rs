@@ -1,7 +1,13 @@
 //! The requests of discovery: a path's children with all their data, or the data of some of them. Thin: what an answer
 //! means is [`super::tree`]'s. Every failure is handed up whole; nothing is half-read.
+//!
+//! Each source lists its own path, although one multi-read could carry the lists of all sources of a client. It would save
+//! less than half of the packets: a watch cannot be armed in bulk, so that 100 sources cost 100 + 100 packets each way as it
+//! is, and 100 + 1 with it; the bytes stay, and grow by a read of each path's data, because a list in a multi-read comes
+//! without the stat that tells an older list from a newer one. And it would tie the sources together: one that takes the
+//! connection down would make all of them suspected.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smartstack_common::zk::Trouble;
@@ -11,7 +17,7 @@ use super::Counters;
 use super::chunks::ChunkSize;
 use super::shared::Shared;
 use super::suspects::{Ask, Suspects};
-use super::tree::{Parent, Read};
+use super::tree::{Known, Parent, Read};
 
 /// What earlier answers and losses say about how to ask. One per source, kept across connections.
 #[derive(Debug, Default)]
@@ -58,13 +64,8 @@ impl Reader {
         self.attempt(vec![Ask::Watch], armed).await
     }
 
-    /// Lists and reads everything. `refused`: children refused before and the transaction of their last change; the data
-    /// of those is only asked for again if it moved.
-    pub(super) async fn full(
-        self,
-        refused: BTreeMap<String, i64>,
-        sync: bool,
-    ) -> Result<Full, Error> {
+    /// Lists the children and reads those of which `known` does not say that this is not needed.
+    pub(super) async fn full(self, known: Known, sync: bool) -> Result<Full, Error> {
         if sync {
             self.ask(vec![Ask::List], || self.client.sync(&self.path))
                 .await?;
@@ -83,26 +84,30 @@ impl Reader {
         };
         let listed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         self.caution().suspects.retain(&listed);
-        let mut still = Vec::new();
-        for (name, mzxid) in refused {
-            if let Some(at) = names.iter().position(|n| *n == name) {
+        let parent = Parent {
+            czxid: stat.czxid,
+            pzxid: stat.pzxid,
+        };
+        let mut unread = Vec::new();
+        for (name, mzxid) in &known.refused {
+            if let Some(at) = names.iter().position(|n| n == name) {
                 let path = format!("{}/{name}", self.path);
                 let asks = vec![Ask::Child(name.clone())];
                 let now = self.ask(asks, || self.client.check_stat(&path)).await?;
-                if now.is_some_and(|now| now.mzxid == mzxid) {
+                if now.is_some_and(|now| now.mzxid == *mzxid) {
                     names.swap_remove(at);
-                    still.push((name, Read::StillRefused));
+                    unread.push((name.clone(), Read::StillRefused));
                 }
             }
         }
+        let (same, names) = names
+            .into_iter()
+            .partition::<Vec<String>, _>(|name| known.is_same(name, parent));
+        unread.extend(same.into_iter().map(|name| (name, Read::Same)));
         let mut read = self.clone().names(names).await?;
-        read.append(&mut still);
-        let parent = Some(Parent {
-            czxid: stat.czxid,
-            pzxid: stat.pzxid,
-        });
+        read.append(&mut unread);
         Ok(Full {
-            parent,
+            parent: Some(parent),
             parent_data: usize::try_from(stat.data_length).unwrap_or_default(),
             read,
         })
@@ -214,7 +219,7 @@ impl Reader {
     }
 }
 
-/// Refused without its transactions being known: asked for again by every full read.
+/// Refused without its transactions being known: asked for again by every full read, and every 30 s.
 fn refused(reason: String) -> Read {
     Read::Refused {
         reason,

@@ -1,6 +1,8 @@
 //! What the followers of one client share: the places for reads in flight, and a connection of their own for requests
 //! that are suspected of taking connections down ([`super::suspects`]). Thin.
 
+use std::time::Duration;
+
 use smartstack_common::zk::{self, CallError, Trouble, call};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use zookeeper_client::{AddWatchMode, Client, Error, SessionState};
@@ -29,6 +31,11 @@ impl Shared {
             reads: Semaphore::new(READS_IN_FLIGHT),
             own: Mutex::new(None),
         }
+    }
+
+    /// Away for longer than this is an outage.
+    pub(super) fn session_timeout(&self) -> Duration {
+        self.settings.session_timeout
     }
 
     /// Waits for a place among the reads in flight. Cancel-safe.

@@ -1,5 +1,5 @@
-//! The task that follows one source: arms the recursive watch, reads everything, follows events, and begins again after
-//! every interruption of the connection (the client re-arms recursive watches in a way the server ignores, and events
+//! The task that follows one source: arms the recursive watch, reads the list and what is new in it, follows events,
+//! reads everything now and then, and begins again after every interruption of the connection (the client re-arms recursive watches in a way the server ignores, and events
 //! during an interruption are lost by design, ZOOKEEPER-4698).
 //!
 //! Thin: what may be published is [`super::tree`]'s. Never calls the server from the arm that receives events, never
@@ -21,15 +21,13 @@ use zookeeper_client::{Error, EventType, PersistentWatcher, SessionState, Watche
 use super::reads::{Caution, Full, Reader};
 use super::shared::Shared;
 use super::suspects::{Ask, Outcome};
-use super::tree::{Event, Read, Stale, Tree, Validity};
-use super::{Counters, Settings};
+use super::tree::{Event, Read, Stale, Tree, Trust, Validity};
+use super::{Counters, Pace, Settings};
 use crate::source::{Removals, SourceKey, SourceView};
 
 /// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
 /// together, and a timer of milliseconds would cost every change that much.
 const DRAIN: Duration = Duration::from_millis(2);
-/// Mean pause before a refusal that only an administrator can lift is tried again.
-const SLOW_RETRY: Duration = Duration::from_secs(30);
 
 /// With nothing to test for longer than this, the session for tests is closed.
 const REST: Duration = Duration::from_secs(5);
@@ -70,7 +68,7 @@ pub async fn follow(
         parent_data: 0,
         rng: fastrand::Rng::new(),
         backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
-        rearmed: false,
+        paced: None,
         interrupted: false,
         suspect: false,
         watcher: None,
@@ -155,8 +153,8 @@ struct Follower {
     parent_data: usize,
     rng: fastrand::Rng,
     backoff: Backoff,
-    /// A watch has been armed before in this process, so many others re-arm at the same time.
-    rearmed: bool,
+    /// The epoch whose first read has been spread already.
+    paced: Option<u64>,
     /// The connection of this attempt was interrupted: nothing is fresh until the next one.
     interrupted: bool,
     /// The last listing was stale: `sync` first.
@@ -183,20 +181,17 @@ impl Follower {
             self.prove(&ask).await;
         }
         let armed = reader.watch().await;
-        let again = self
-            .watcher
-            .replace(armed.map_err(|e| End::Failed("watch", e))?)
-            .is_some()
-            || self.rearmed;
-        self.rearmed = true;
-        if again {
-            // Everybody who watches this ensemble reads now; events queue in the watcher meanwhile.
-            sleep(self.settings.jitter.mul_f64(self.rng.f64())).await;
-        }
-        let mut pending = Some(self.read_all(&reader));
+        // Replaced, not dropped before: its events are never missed for longer than the connection was away.
+        self.watcher = Some(armed.map_err(|e| End::Failed("watch", e))?);
+        let pace = self.pace(live.epoch, live.away);
+        // Until then events are followed, and count.
+        let mut full_due = Instant::now() + pace.list.mul_f64(self.rng.f64());
+        let mut trust = pace.verify.map_or(Trust::Nothing, |_| Trust::Nodes);
+        let mut pending: Option<Pending> = None;
         let mut testing: Option<Testing> = None;
-        let mut compare = None;
+        let mut complete = false;
         let mut drain: Option<Instant> = None;
+        let mut retry: Option<Instant> = None;
         loop {
             let test_due = self.test_due();
             // Cancel-safe: a channel receive, deadlines kept outside, and futures kept outside. In this order, so
@@ -211,20 +206,35 @@ impl Follower {
                 () = std::future::ready(()), if drain.is_some() => self.absorb(&mut drain),
                 done = outstanding(&mut pending) => {
                     pending = None;
-                    self.done(done.map_err(|e| End::Failed("read", e))?, compare.is_some())?;
-                    compare.get_or_insert(Instant::now() + self.compare_pause());
+                    let done = done.map_err(|e| End::Failed("read", e))?;
+                    if self.done(done, complete)? {
+                        let verify = pace.verify.filter(|_| self.tree.is_unverified());
+                        complete = verify.is_none();
+                        trust = Trust::Nothing;
+                        full_due = Instant::now() + match verify {
+                            Some(spread) => spread.mul_f64(self.rng.f64()),
+                            None => self.compare_pause(),
+                        };
+                    }
+                    if retry.is_none() && !self.tree.left_out().is_empty() {
+                        retry = Some(Instant::now() + self.slow_pause());
+                    }
                 }
                 (asks, outcome) = tested(&mut testing) => {
                     testing = None;
                     self.tested(asks, outcome);
                 }
                 () = until(test_due), if testing.is_none() => testing = Some(self.test()),
-                () = until(compare), if pending.is_none() => {
-                    compare = Some(Instant::now() + self.compare_pause());
-                    pending = Some(self.read_all(&reader));
+                () = until(retry) => {
+                    retry = None;
+                    self.tree.reread(self.tree.left_out());
+                }
+                () = sleep_until(full_due), if pending.is_none() && !self.interrupted => {
+                    pending = Some(self.read_all(&reader, trust));
                 }
             }
-            if pending.is_none() && drain.is_none() && self.tree.is_dirty() {
+            let idle = pending.is_none() && drain.is_none() && !self.interrupted;
+            if idle && self.tree.is_dirty() {
                 let (reader, names) = (reader.clone(), self.tree.begin_read());
                 pending = Some(Box::pin(async move {
                     Ok(Done::Names(reader.names(names).await?))
@@ -244,6 +254,8 @@ impl Follower {
                 warn!(source = %self.name, problem, "the registry cannot be read; the last known set stays");
             }
             self.lost(Some(problem));
+            // Nobody would take its events.
+            self.watcher = None;
             until(self.test_due()).await;
             let (asks, outcome) = self.test().await;
             self.tested(asks, outcome);
@@ -313,13 +325,24 @@ impl Follower {
         self.publish(changed);
     }
 
-    fn read_all(&mut self, reader: &Reader) -> Pending {
-        let (reader, refused, sync) = (
+    fn read_all(&mut self, reader: &Reader, trust: Trust) -> Pending {
+        let (reader, known, sync) = (
             reader.clone(),
-            self.tree.begin_full(),
+            self.tree.begin_full(trust),
             std::mem::take(&mut self.suspect),
         );
-        Box::pin(async move { Ok(Done::Full(reader.full(refused, sync).await?)) })
+        Box::pin(async move { Ok(Done::Full(reader.full(known, sync).await?)) })
+    }
+
+    /// Over what times the reads of this attempt are spread: another one on the same connection has waited already.
+    fn pace(&mut self, epoch: u64, away: Duration) -> Pace {
+        let timeout = self.shared.session_timeout();
+        match self.paced.replace(epoch) {
+            Some(before) if before == epoch => Pace::AT_ONCE,
+            _ => self
+                .settings
+                .pace(away, timeout, self.view.borrow().confirmed),
+        }
     }
 
     fn note(&mut self, event: &WatchedEvent) -> Result<(), End> {
@@ -348,12 +371,14 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect.
-    fn done(&mut self, done: Done, comparing: bool) -> Result<(), End> {
+    /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect. Returns
+    /// whether it was a full one.
+    fn done(&mut self, done: Done, comparing: bool) -> Result<bool, End> {
         match done {
             Done::Names(read) => {
                 let changed = self.tree.apply(read);
                 self.publish(changed);
+                Ok(false)
             }
             Done::Full(full) => {
                 let count = full.read.len();
@@ -361,15 +386,16 @@ impl Follower {
                 self.parent_data = full.parent_data;
                 self.backoff.reset();
                 Counters::add(&self.counters.full_reads, 1);
+                Counters::add(&self.counters.lists, usize::from(self.tree.is_unverified()));
                 if comparing && !differed.is_empty() {
                     Counters::add(&self.counters.differences, differed.len());
                     let example = differed.first().map(String::as_str).unwrap_or_default();
                     warn!(source = %self.name, differences = differed.len(), example, "the copy of the registry was wrong without an event; corrected");
                 }
                 self.confirm(count);
+                Ok(true)
             }
         }
-        Ok(())
     }
 
     /// What has left the set since the last publication, appended to what was published of it.
@@ -411,6 +437,10 @@ impl Follower {
 
     /// Publishes the set if it changed, or that nothing is outstanding any more.
     fn publish(&mut self, changed: bool) {
+        if !self.view.borrow().confirmed {
+            // A part of the set: what was not read yet is not in it.
+            return;
+        }
         let settled = self.tree.is_settled();
         let removals = if changed { Some(self.removals()) } else { None };
         self.view.send_if_modified(|view| {
@@ -461,7 +491,7 @@ impl Follower {
                 // Nothing can come on it any more, and asking it again would panic.
                 self.watcher = None;
                 self.lost(None);
-                return SLOW_RETRY;
+                return self.settings.refused;
             }
             End::Stale(stale) => {
                 self.suspect = true;
@@ -471,7 +501,7 @@ impl Follower {
             End::Failed(step, error) => {
                 Counters::add(&self.counters.failures, 1);
                 if let Some(hint) = refusal(&error) {
-                    pause = SLOW_RETRY.mul_f64(0.5 + self.rng.f64());
+                    pause = self.slow_pause();
                     format!("cannot {step} `{}`: {error} ({hint})", self.path)
                 } else {
                     format!("cannot {step} `{}`: {error}", self.path)
@@ -483,6 +513,10 @@ impl Follower {
         }
         self.lost(Some(problem));
         pause
+    }
+
+    fn slow_pause(&mut self) -> Duration {
+        self.settings.refused.mul_f64(1.0 - self.rng.f64() / 3.0)
     }
 
     fn compare_pause(&mut self) -> Duration {
