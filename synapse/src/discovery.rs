@@ -42,6 +42,8 @@ pub struct Settings {
     pub jitter: Duration,
     /// Mean time between full comparisons with the registry, ± 50 %.
     pub compare: Duration,
+    /// By what changes are learnt.
+    pub watch: Watch,
     /// Longest pause before what only an administrator can lift is tried again: no right to read, a server too old.
     pub refused: Duration,
 }
@@ -51,9 +53,22 @@ impl Default for Settings {
         Self {
             jitter: Duration::from_millis(500),
             compare: Duration::from_secs(600),
+            watch: Watch::default(),
             refused: Duration::from_secs(30),
         }
     }
+}
+
+/// By what changes of a path are learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watch {
+    /// One recursive watch; with servers that do not know it, as [`Watch::Children`].
+    #[default]
+    Recursive,
+    /// For servers before 3.6: one watch of the children, and after each change of them the list and what is new in it. A
+    /// change of data in place is found by reading everything, every tenth of [`Settings::compare`]. Never a watch for each
+    /// instance: the paths of some thousand would keep the client from reconnecting.
+    Children,
 }
 
 /// Over what times the reads of a connection are spread, counted from when its watch is armed.

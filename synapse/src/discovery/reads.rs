@@ -11,7 +11,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smartstack_common::zk::Trouble;
-use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher};
+use zookeeper_client::{
+    AddWatchMode, Client, Error, MultiReadResult, OneshotWatcher, PersistentWatcher, Stat,
+};
 
 use super::Counters;
 use super::chunks::ChunkSize;
@@ -35,7 +37,12 @@ pub(super) struct Full {
     pub(super) parent_data: usize,
     /// Every listed child.
     pub(super) read: Vec<(String, Read)>,
+    /// With a server that has no recursive watches: ends when the list is another one.
+    pub(super) watcher: Option<OneshotWatcher>,
 }
+
+/// Reads of single children in flight, where there are no multi-reads.
+const SINGLE_READS: usize = 64;
 
 /// Reads the children of one path. Owned by the future that reads: dropping that one drops the client's clone.
 #[derive(Clone)]
@@ -50,6 +57,8 @@ pub(super) struct Reader {
     pub(super) shared: Arc<Shared>,
     /// Where requests are counted.
     pub(super) counters: Arc<Counters>,
+    /// The servers know neither recursive watches nor multi-reads (before 3.6).
+    pub(super) old: bool,
 }
 
 impl Reader {
@@ -70,17 +79,16 @@ impl Reader {
             self.ask(vec![Ask::List], || self.client.sync(&self.path))
                 .await?;
         }
-        let listed = self.ask(vec![Ask::List], || self.client.get_children(&self.path));
-        let (mut names, stat) = match listed.await {
-            Ok(listed) => listed,
-            Err(Error::NoNode) => {
+        let (mut names, stat, watcher) = match self.list().await? {
+            (Some((names, stat)), watcher) => (names, stat, watcher),
+            (None, watcher) => {
                 return Ok(Full {
                     parent: None,
                     parent_data: 0,
                     read: Vec::new(),
+                    watcher,
                 });
             }
-            Err(error) => return Err(error),
         };
         let listed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         self.caution().suspects.retain(&listed);
@@ -110,7 +118,36 @@ impl Reader {
             parent: Some(parent),
             parent_data: usize::try_from(stat.data_length).unwrap_or_default(),
             read,
+            watcher,
         })
+    }
+
+    /// The children, if there is such a path; with old servers watched, once, whether it is there or not.
+    async fn list(&self) -> Result<(Option<(Vec<String>, Stat)>, Option<OneshotWatcher>), Error> {
+        let asks = || vec![Ask::List];
+        if !self.old {
+            let listed = self.ask(asks(), || self.client.get_children(&self.path));
+            return match listed.await {
+                Ok(listed) => Ok((Some(listed), None)),
+                Err(Error::NoNode) => Ok((None, None)),
+                Err(error) => Err(error),
+            };
+        }
+        loop {
+            let listed = self.ask(asks(), || self.client.get_and_watch_children(&self.path));
+            match listed.await {
+                Ok((names, stat, watcher)) => return Ok((Some((names, stat)), Some(watcher))),
+                Err(Error::NoNode) => {}
+                Err(error) => return Err(error),
+            }
+            let stat = self.ask(asks(), || self.client.check_and_watch_stat(&self.path));
+            match stat.await? {
+                (None, watcher) => return Ok((None, Some(watcher))),
+                // It came into being in between. To drop the watch is to ask the server to remove it, which costs the
+                // connection where it does not know how; it goes with its event, or with the session.
+                (Some(_), watcher) => std::mem::forget(watcher),
+            }
+        }
     }
 
     /// Reads some children, in chunks; those that were in flight when a connection was lost after the others.
@@ -143,6 +180,9 @@ impl Reader {
         names: &[String],
         read: &mut Vec<(String, Read)>,
     ) -> Result<usize, Error> {
+        if self.old || names.len() == 1 {
+            return self.one_by_one(names, read).await;
+        }
         let mut asked = Vec::with_capacity(names.len());
         let mut reader = self.client.new_multi_reader();
         for name in names {
@@ -186,6 +226,39 @@ impl Reader {
         Ok(bytes)
     }
 
+    /// Without multi-reads; or one name, as most changes are: the plain read is 40 bytes less on the wire than a
+    /// multi-read of one.
+    async fn one_by_one(
+        &self,
+        names: &[String],
+        read: &mut Vec<(String, Read)>,
+    ) -> Result<usize, Error> {
+        let mut bytes = 0;
+        for names in names.chunks(SINGLE_READS) {
+            let asks = names.iter().cloned().map(Ask::Child).collect();
+            let paths = names.iter().map(|name| format!("{}/{name}", self.path));
+            let paths: Vec<String> = paths.collect();
+            let all = || {
+                // Each is sent when it is made.
+                let sent: Vec<_> = paths.iter().map(|p| self.client.get_data(p)).collect();
+                async move {
+                    let mut all = Vec::with_capacity(sent.len());
+                    for answer in sent {
+                        all.push(one_answer(answer.await)?);
+                    }
+                    Ok(all)
+                }
+            };
+            let answers = self.ask(asks, all).await?;
+            Counters::add(&self.counters.requests, names.len() - 1);
+            for (name, (size, one)) in names.iter().zip(answers) {
+                bytes += size;
+                read.push((name.clone(), one));
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Makes a request once there is a place for it.
     async fn ask<T, F: Future<Output = Result<T, Error>>>(
         &self,
@@ -216,6 +289,20 @@ impl Reader {
     fn caution(&self) -> MutexGuard<'_, Caution> {
         // Whoever panicked cannot have left it half-changed in a way that matters: it is only ever asked how to ask.
         self.caution.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the answer to a single read means; and the bytes of data in it.
+fn one_answer(answer: Result<(Vec<u8>, Stat), Error>) -> Result<(usize, Read), Error> {
+    match answer {
+        Ok((data, stat)) => Ok((data.len(), Read::data(data, stat.czxid, stat.mzxid))),
+        Err(Error::NoNode) => Ok((0, Read::Gone)),
+        Err(Error::NoAuth) => Ok((0, refused("not allowed to read it (its ACL)".to_owned()))),
+        Err(Error::BadArguments(error)) => {
+            let reason = format!("its name cannot be asked for: {error}");
+            Ok((0, refused(reason)))
+        }
+        Err(error) => Err(error),
     }
 }
 

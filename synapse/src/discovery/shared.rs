@@ -1,6 +1,7 @@
 //! What the followers of one client share: the places for reads in flight, and a connection of their own for requests
 //! that are suspected of taking connections down ([`super::suspects`]). Thin.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use smartstack_common::zk::{self, CallError, Trouble, call};
@@ -18,6 +19,8 @@ const READS_IN_FLIGHT: usize = 8;
 pub struct Shared {
     settings: zk::Settings,
     reads: Semaphore,
+    /// A server did not know what a recursive watch is.
+    old: AtomicBool,
     /// A session beside the shared one, while there is something to test.
     own: Mutex<Option<Client>>,
 }
@@ -29,6 +32,7 @@ impl Shared {
         Self {
             settings,
             reads: Semaphore::new(READS_IN_FLIGHT),
+            old: AtomicBool::new(false),
             own: Mutex::new(None),
         }
     }
@@ -36,6 +40,17 @@ impl Shared {
     /// Away for longer than this is an outage.
     pub(super) fn session_timeout(&self) -> Duration {
         self.settings.session_timeout
+    }
+
+    /// Whether the servers are older than 3.6. Once found out this holds until the process ends: each further attempt would
+    /// cost the connection, which such a server closes after an unknown request.
+    pub(super) fn is_old(&self) -> bool {
+        self.old.load(Ordering::Acquire)
+    }
+
+    /// Returns whether that is news.
+    pub(super) fn found_old(&self) -> bool {
+        !self.old.swap(true, Ordering::AcqRel)
     }
 
     /// Waits for a place among the reads in flight. Cancel-safe.
@@ -62,7 +77,7 @@ impl Shared {
                 }
             },
         };
-        let outcome = call(limit, ask(&client, path, asks)).await;
+        let outcome = call(limit, ask(&client, path, asks, self.is_old())).await;
         *own = Some(client);
         match outcome {
             Ok(()) => Outcome::Answered,
@@ -98,7 +113,7 @@ async fn connected(client: Client) -> Option<Client> {
     }
 }
 
-async fn ask(client: &Client, path: &str, asks: &[Ask]) -> Result<(), Error> {
+async fn ask(client: &Client, path: &str, asks: &[Ask], old: bool) -> Result<(), Error> {
     let mut reads = client.new_multi_reader();
     for ask in asks {
         match ask {
@@ -107,6 +122,7 @@ async fn ask(client: &Client, path: &str, asks: &[Ask]) -> Result<(), Error> {
                 drop(watch.await?);
             }
             Ask::List => drop(client.get_children(path).await?),
+            Ask::Child(name) if old => drop(client.get_data(&format!("{path}/{name}")).await?),
             Ask::Child(name) => reads.add_get_data(&format!("{path}/{name}"))?,
         }
     }

@@ -272,6 +272,17 @@ impl Tree {
         self.unverified
     }
 
+    /// No full read is owed after all: there is another way to learn what changes in place.
+    pub fn accept(&mut self) {
+        self.unverified = false;
+    }
+
+    /// Whether a list has been taken over since the watch was armed.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        !self.unlisted
+    }
+
     /// Children whose reason to be left out may go without an event: no right to read them, or a suspicion.
     #[must_use]
     pub fn left_out(&self) -> Vec<String> {

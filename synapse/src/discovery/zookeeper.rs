@@ -22,13 +22,15 @@ use super::reads::{Caution, Full, Reader};
 use super::shared::Shared;
 use super::suspects::{Ask, Outcome};
 use super::tree::{Event, Read, Stale, Tree, Trust, Validity};
-use super::{Counters, Pace, Settings};
+use super::{Counters, Pace, Settings, Watch};
 use crate::source::{Removals, SourceKey, SourceView};
 
 /// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
 /// together, and a timer of milliseconds would cost every change that much.
 const DRAIN: Duration = Duration::from_millis(2);
 
+/// With old servers everything is read so many times as often: it is the only way to see a change in place.
+const OLD_COMPARES: u32 = 10;
 /// With nothing to test for longer than this, the session for tests is closed.
 const REST: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,7 @@ pub async fn follow(
         interrupted: false,
         suspect: false,
         watcher: None,
+        children: None,
     };
     while let Some(live) = next_live(&mut link).await {
         let epoch = live.epoch;
@@ -121,7 +124,12 @@ enum End {
     Reconnected,
     /// The session is over: the supervisor brings another.
     Terminated,
+    /// The server does not know recursive watches.
+    TooOld,
 }
+
+/// Polled until the children are not those of the last list any more.
+type Relist = Pin<Box<dyn Future<Output = WatchedEvent> + Send>>;
 
 impl From<Stale> for End {
     fn from(stale: Stale) -> Self {
@@ -162,6 +170,9 @@ struct Follower {
     /// The watch of this attempt or the one before: replaced once the next is armed, so that its events are never
     /// missed for longer than the connection was away.
     watcher: Option<PersistentWatcher>,
+    /// With old servers: the watch of the last list. Replaced, never dropped before, since the servers that need it close
+    /// the connection when they are asked to remove a watch.
+    children: Option<Relist>,
 }
 
 impl Follower {
@@ -175,14 +186,20 @@ impl Follower {
             caution: self.caution.clone(),
             shared: self.shared.clone(),
             counters: self.counters.clone(),
+            old: self.settings.watch == Watch::Children || self.shared.is_old(),
         };
         self.caution().suspects.connection_lost(Instant::now());
         for ask in [Ask::Watch, Ask::List] {
             self.prove(&ask).await;
         }
-        let armed = reader.watch().await;
-        // Replaced, not dropped before: its events are never missed for longer than the connection was away.
-        self.watcher = Some(armed.map_err(|e| End::Failed("watch", e))?);
+        if !reader.old {
+            let armed = reader.watch().await.map_err(|error| match error {
+                Error::Unimplemented => End::TooOld,
+                error => End::Failed("watch", error),
+            });
+            // Replaced, not dropped before: its events are never missed for longer than the connection was away.
+            self.watcher = Some(armed?);
+        }
         let pace = self.pace(live.epoch, live.away);
         // Until then events are followed, and count.
         let mut full_due = Instant::now() + pace.list.mul_f64(self.rng.f64());
@@ -192,6 +209,8 @@ impl Follower {
         let mut complete = false;
         let mut drain: Option<Instant> = None;
         let mut retry: Option<Instant> = None;
+        // With old servers: the children have changed; and the list that follows is under way.
+        let (mut relist, mut listing) = (false, false);
         loop {
             let test_due = self.test_due();
             // Cancel-safe: a channel receive, deadlines kept outside, and futures kept outside. In this order, so
@@ -207,13 +226,13 @@ impl Follower {
                 done = outstanding(&mut pending) => {
                     pending = None;
                     let done = done.map_err(|e| End::Failed("read", e))?;
-                    if self.done(done, complete)? {
+                    if self.done(done, complete, reader.old)? && !std::mem::take(&mut listing) {
                         let verify = pace.verify.filter(|_| self.tree.is_unverified());
                         complete = verify.is_none();
                         trust = Trust::Nothing;
                         full_due = Instant::now() + match verify {
                             Some(spread) => spread.mul_f64(self.rng.f64()),
-                            None => self.compare_pause(),
+                            None => self.compare_pause(reader.old),
                         };
                     }
                     if retry.is_none() && !self.tree.left_out().is_empty() {
@@ -225,6 +244,14 @@ impl Follower {
                     self.tested(asks, outcome);
                 }
                 () = until(test_due), if testing.is_none() => testing = Some(self.test()),
+                event = relisted(&mut self.children), if self.tree.is_listed() => {
+                    self.children = None;
+                    if event.event_type == EventType::Session {
+                        // Only ever its end.
+                        return Err(End::Terminated);
+                    }
+                    relist = true;
+                }
                 () = until(retry) => {
                     retry = None;
                     self.tree.reread(self.tree.left_out());
@@ -232,6 +259,10 @@ impl Follower {
                 () = sleep_until(full_due), if pending.is_none() && !self.interrupted => {
                     pending = Some(self.read_all(&reader, trust));
                 }
+            }
+            if pending.is_none() && std::mem::take(&mut relist) {
+                listing = true;
+                pending = Some(self.read_all(&reader, Trust::Nodes));
             }
             let idle = pending.is_none() && drain.is_none() && !self.interrupted;
             if idle && self.tree.is_dirty() {
@@ -350,6 +381,7 @@ impl Follower {
             EventType::NodeCreated => Event::Created,
             EventType::NodeDeleted => Event::Deleted,
             EventType::NodeDataChanged => Event::Changed,
+            // Of the path itself, which a list follows.
             EventType::NodeChildrenChanged => return Ok(()),
             EventType::Session => {
                 return match event.session_state {
@@ -371,9 +403,9 @@ impl Follower {
         Ok(())
     }
 
-    /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect. Returns
-    /// whether it was a full one.
-    fn done(&mut self, done: Done, comparing: bool) -> Result<bool, End> {
+    /// Takes a read over. `complete`: the copy was before, so with a recursive watch a difference nobody told about is a
+    /// defect. Returns whether it was a full one.
+    fn done(&mut self, done: Done, complete: bool, old: bool) -> Result<bool, End> {
         match done {
             Done::Names(read) => {
                 let changed = self.tree.apply(read);
@@ -384,10 +416,16 @@ impl Follower {
                 let count = full.read.len();
                 let differed = self.tree.replace(full.parent, full.read)?;
                 self.parent_data = full.parent_data;
+                if let Some(watcher) = full.watcher {
+                    self.children = Some(Box::pin(watcher.changed()));
+                }
                 self.backoff.reset();
                 Counters::add(&self.counters.full_reads, 1);
                 Counters::add(&self.counters.lists, usize::from(self.tree.is_unverified()));
-                if comparing && !differed.is_empty() {
+                if old && complete {
+                    self.tree.accept();
+                }
+                if complete && !old && !differed.is_empty() {
                     Counters::add(&self.counters.differences, differed.len());
                     let example = differed.first().map(String::as_str).unwrap_or_default();
                     warn!(source = %self.name, differences = differed.len(), example, "the copy of the registry was wrong without an event; corrected");
@@ -488,10 +526,17 @@ impl Follower {
                 return Duration::ZERO;
             }
             End::Terminated => {
-                // Nothing can come on it any more, and asking it again would panic.
+                // Nothing can come on them any more, and asking again would panic.
                 self.watcher = None;
+                self.children = None;
                 self.lost(None);
                 return self.settings.refused;
+            }
+            End::TooOld => {
+                if self.shared.found_old() {
+                    warn!(source = %self.name, "the servers are older than ZooKeeper 3.6: changes are learnt by watching the lists of children");
+                }
+                return Duration::ZERO;
             }
             End::Stale(stale) => {
                 self.suspect = true;
@@ -519,8 +564,13 @@ impl Follower {
         self.settings.refused.mul_f64(1.0 - self.rng.f64() / 3.0)
     }
 
-    fn compare_pause(&mut self) -> Duration {
-        self.settings.compare.mul_f64(0.5 + self.rng.f64())
+    fn compare_pause(&mut self, old: bool) -> Duration {
+        let mean = if old {
+            self.settings.compare / OLD_COMPARES
+        } else {
+            self.settings.compare
+        };
+        mean.mul_f64(0.5 + self.rng.f64())
     }
 }
 
@@ -528,9 +578,6 @@ impl Follower {
 fn refusal(error: &Error) -> Option<&'static str> {
     match error {
         Error::NoAuth => Some("its ACL does not let this client read; tried again every 30 s"),
-        Error::Unimplemented => {
-            Some("servers before ZooKeeper 3.6 have no recursive watches; upgrade the ensemble")
-        }
         _ => None,
     }
 }
@@ -539,6 +586,14 @@ fn refusal(error: &Error) -> Option<&'static str> {
 async fn changed(watcher: &mut Option<PersistentWatcher>) -> WatchedEvent {
     match watcher {
         Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next change of the children; never when nothing watches them. Cancel-safe: it goes on when polled again.
+async fn relisted(children: &mut Option<Relist>) -> WatchedEvent {
+    match children {
+        Some(changed) => changed.await,
         None => std::future::pending().await,
     }
 }
