@@ -126,7 +126,7 @@ impl Stage {
         }
         ZooKeeper::put(&direct, &format!("{OTHER}/a"), b"{1}").await;
         let device = Device::start(zookeeper.hosts(), on, Arc::new(fatal)).await;
-        let ensemble = Ensemble::new(&[device.host.clone()]).expect("host and port");
+        let ensemble = Ensemble::new(std::slice::from_ref(&device.host)).expect("host and port");
         let settings = zk::Settings {
             ensemble: ensemble.clone(),
             session_timeout: Duration::from_secs(4),

@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use smartstack_common::backoff::Backoff;
@@ -16,14 +16,18 @@ use smartstack_common::zk::{Link, Live};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
-use zookeeper_client::{Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
+use zookeeper_client::{Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
 use super::reads::{Caution, Full, Reader};
 use super::shared::Shared;
-use super::suspects::{Ask, Outcome};
+use super::suspects::Ask;
 use super::tree::{Event, Read, Stale, Tree, Trust, Validity};
 use super::{Counters, Pace, Settings, Watch};
 use crate::source::{Removals, SourceKey, SourceView};
+
+mod proving;
+
+use proving::{Testing, tested};
 
 /// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
 /// together, and a timer of milliseconds would cost every change that much.
@@ -31,8 +35,6 @@ const DRAIN: Duration = Duration::from_millis(2);
 
 /// With old servers everything is read so many times as often: it is the only way to see a change in place.
 const OLD_COMPARES: u32 = 10;
-/// With nothing to test for longer than this, the session for tests is closed.
-const REST: Duration = Duration::from_secs(5);
 
 /// A path to follow.
 #[derive(Clone)]
@@ -146,9 +148,6 @@ enum Done {
     Names(Vec<(String, Read)>),
 }
 
-/// An outstanding test of suspected requests.
-type Testing = Pin<Box<dyn Future<Output = (Vec<Ask>, Outcome)> + Send>>;
-
 struct Follower {
     name: String,
     path: Arc<str>,
@@ -180,26 +179,8 @@ impl Follower {
     async fn attempt(&mut self, live: Live) -> Result<Infallible, End> {
         self.tree.restart();
         self.interrupted = false;
-        let reader = Reader {
-            client: live.client,
-            path: self.path.clone(),
-            caution: self.caution.clone(),
-            shared: self.shared.clone(),
-            counters: self.counters.clone(),
-            old: self.settings.watch == Watch::Children || self.shared.is_old(),
-        };
-        self.caution().suspects.connection_lost(Instant::now());
-        for ask in [Ask::Watch, Ask::List] {
-            self.prove(&ask).await;
-        }
-        if !reader.old {
-            let armed = reader.watch().await.map_err(|error| match error {
-                Error::Unimplemented => End::TooOld,
-                error => End::Failed("watch", error),
-            });
-            // Replaced, not dropped before: its events are never missed for longer than the connection was away.
-            self.watcher = Some(armed?);
-        }
+        let reader = self.reader(live.client);
+        self.arm(&reader).await?;
         let pace = self.pace(live.epoch, live.away);
         // Until then events are followed, and count.
         let mut full_due = Instant::now() + pace.list.mul_f64(self.rng.f64());
@@ -274,79 +255,32 @@ impl Follower {
         }
     }
 
-    /// Waits until one of the path's own requests is not suspected (any more), without which nothing can be followed.
-    async fn prove(&mut self, ask: &Ask) {
-        loop {
-            let Some(reason) = self.caution().suspects.reason(ask) else {
-                return;
-            };
-            let problem = format!("cannot read `{}`: {reason}", self.path);
-            if self.view.borrow().problem.as_ref() != Some(&problem) {
-                warn!(source = %self.name, problem, "the registry cannot be read; the last known set stays");
-            }
-            self.lost(Some(problem));
-            // Nobody would take its events.
-            self.watcher = None;
-            until(self.test_due()).await;
-            let (asks, outcome) = self.test().await;
-            self.tested(asks, outcome);
+    fn reader(&self, client: Client) -> Reader {
+        Reader {
+            client,
+            path: self.path.clone(),
+            caution: self.caution.clone(),
+            shared: self.shared.clone(),
+            counters: self.counters.clone(),
+            old: self.settings.watch == Watch::Children || self.shared.is_old(),
         }
     }
 
-    fn test_due(&self) -> Option<Instant> {
-        self.caution().suspects.due()
-    }
-
-    /// Tests what is due on a connection of its own.
-    fn test(&mut self) -> Testing {
-        let asks = self.caution().suspects.test(Instant::now());
-        let (shared, path) = (self.shared.clone(), self.path.clone());
-        Counters::add(&self.counters.tests, 1);
-        // Everybody who watches this path has the same to test.
-        let pause = self.settings.jitter.mul_f64(self.rng.f64());
-        Box::pin(async move {
-            sleep(pause).await;
-            let outcome = shared.test(&path, &asks).await;
-            (asks, outcome)
-        })
-    }
-
-    /// Takes the outcome of a test: what is trusted again is read by the shared connection.
-    fn tested(&mut self, asks: Vec<Ask>, outcome: Outcome) {
-        let (guilty, now, count) = (self.caution().suspects.guilty(), Instant::now(), asks.len());
-        let example = asks.first().map(Ask::to_string).unwrap_or_default();
-        let (trusted, more) = {
-            let mut caution = self.caution();
-            if outcome == Outcome::Lost {
-                caution.chunk.too_many(count);
-            }
-            let trusted = caution.suspects.tested(asks, outcome, now);
-            (trusted, caution.suspects.due())
-        };
-        Counters::add(
-            &self.counters.tests_lost,
-            usize::from(outcome == Outcome::Lost),
-        );
-        if self.caution().suspects.guilty() > guilty {
-            warn!(source = %self.name, "{example} takes down each connection that asks for it; left out, asked for again later");
+    /// Arms the watch of this attempt, unless the list is to do that.
+    async fn arm(&mut self, reader: &Reader) -> Result<(), End> {
+        self.caution().suspects.connection_lost(Instant::now());
+        for ask in [Ask::Watch, Ask::List] {
+            self.prove(&ask).await;
         }
-        // The reason of what stays suspected may be another now.
-        let mut again = trusted;
-        let waiting = self.tree.skipped();
-        let caution = self.caution();
-        again.extend(waiting.into_iter().filter_map(|(name, shown)| {
-            let reason = caution.suspects.reason(&Ask::Child(name.clone()))?;
-            (reason != shown).then_some(name)
-        }));
-        drop(caution);
-        self.tree.reread(again);
-        if more.is_none_or(|due| due > now + REST) {
-            self.shared.rest();
+        if !reader.old {
+            let armed = reader.watch().await.map_err(|error| match error {
+                Error::Unimplemented => End::TooOld,
+                error => End::Failed("watch", error),
+            });
+            // Replaced, not dropped before: its events are never missed for longer than the connection was away.
+            self.watcher = Some(armed?);
         }
-    }
-
-    fn caution(&self) -> MutexGuard<'_, Caution> {
-        self.caution.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 
     /// Acts on what was noted.
@@ -610,14 +544,6 @@ async fn until(deadline: Option<Instant>) {
 async fn outstanding(pending: &mut Option<Pending>) -> Result<Done, Error> {
     match pending {
         Some(read) => read.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits for the outstanding test; for ever when there is none. Cancel-safe: it goes on when polled again.
-async fn tested(testing: &mut Option<Testing>) -> (Vec<Ask>, Outcome) {
-    match testing {
-        Some(test) => test.await,
         None => std::future::pending().await,
     }
 }
