@@ -1,6 +1,19 @@
-//! Full-jitter exponential back-off: the n-th pause is uniform in `0..min(cap, base * 2^n)`, never below `floor`.
+//! Full-jitter exponential back-off: the n-th pause is uniform in `0..min(cap, base * 2^n)`, never below `floor`. And the
+//! time over which everybody comes back whom one outage has sent away.
 
 use std::time::Duration;
+
+/// Longest time over which work is spread after an outage.
+const SPREAD: Duration = Duration::from_secs(10);
+/// The spread is the outage divided by this, up to [`SPREAD`].
+const SPREAD_SHARE: u32 = 4;
+
+/// The longest time over which to spread the work that an outage of this length has left to everybody at once: a quarter
+/// of it, at most 10 s. Scaled, because a short outage has sent few away and is to end soon for them.
+#[must_use]
+pub fn spread_after(outage: Duration) -> Duration {
+    (outage / SPREAD_SHARE).min(SPREAD)
+}
 
 /// Pauses between attempts. Fields cannot hold nonsense: a base of zero or above the cap is raised or lowered.
 #[derive(Debug, Clone)]
@@ -41,6 +54,12 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_spread_is_a_quarter_of_the_outage_and_bounded() {
+        let spread = |secs| spread_after(Duration::from_secs(secs)).as_secs();
+        assert_eq!([0, 4, 20, 40, 3600].map(spread), [0, 1, 5, 10, 10]);
+    }
 
     #[test]
     fn grows_to_the_cap_and_never_leaves_the_bounds() {

@@ -70,6 +70,19 @@ pub async fn supervise(
     supervisor.close().await;
 }
 
+/// A client beside the supervised one, with a session of its own, for what must not share its connection. One pass over
+/// the hosts. Its owner closes it by dropping every clone; nothing is kept alive for it.
+///
+/// # Errors
+/// No server serves us, or it refuses us.
+pub async fn open(settings: &Settings) -> Result<Client, Error> {
+    Client::connector()
+        .with_session_timeout(settings.session_timeout)
+        .with_fail_eagerly()
+        .connect(&hosts::usable(settings.ensemble.hosts()))
+        .await
+}
+
 struct Supervisor {
     settings: Settings,
     link: watch::Sender<Link>,
@@ -79,6 +92,8 @@ struct Supervisor {
     /// The last client's session.
     session: Option<SessionInfo>,
     backoff: Backoff,
+    /// Since when there is no connection.
+    away: Option<Instant>,
     /// Whether the present run of failures was logged.
     complained: bool,
     rng: fastrand::Rng,
@@ -96,6 +111,7 @@ impl Supervisor {
             open: None,
             session: None,
             backoff,
+            away: Some(Instant::now()),
             complained: false,
             rng: fastrand::Rng::new(),
         }
@@ -210,10 +226,13 @@ impl Supervisor {
                     .open
                     .as_ref()
                     .expect("the machine goes live only with a client");
+                // Lost and back before anybody looked: away for no time.
+                let away = self.away.take().map_or(Duration::ZERO, |at| at.elapsed());
                 let live = Live {
                     epoch: self.machine.epoch,
                     session: client.session_id().0,
                     since: Instant::now(),
+                    away,
                     client: client.clone(),
                 };
                 let session = client.session_id();
@@ -225,10 +244,12 @@ impl Supervisor {
             }
             Phase::Suspended { since } => {
                 tracing::warn!(%ensemble, "zookeeper connection lost");
+                self.away = Some(*since);
                 Link::Suspended { since: *since }
             }
             Phase::Lost { since } => {
                 tracing::warn!(%ensemble, gap = ?since.elapsed(), "zookeeper session given up, trying to resume it");
+                self.away = Some(*since);
                 Link::Lost { since: *since }
             }
             Phase::Fatal(reason) => {

@@ -10,7 +10,7 @@ mod report;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use smartstack_common::backoff::Backoff;
+use smartstack_common::backoff::{Backoff, spread_after};
 use tokio::time::Instant;
 
 pub(crate) use self::report::Registered;
@@ -36,10 +36,6 @@ const AWAITING: Duration = Duration::from_millis(20);
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(30));
 /// Registrations that the rate holds back are let go in steps of this, so that they share transactions.
 const STEP: Duration = Duration::from_millis(100);
-/// After an outage of the ensemble: the longest time over which all its nerves register again.
-const SPREAD: Duration = Duration::from_secs(10);
-/// The spread is the outage divided by this, up to [`SPREAD`].
-const SPREAD_SHARE: u32 = 4;
 
 /// How a reconciler goes about it.
 #[derive(Debug, Clone)]
@@ -220,7 +216,7 @@ impl Reconciler {
         let jitter = self.manner.jitter;
         let limit = match gap > self.manner.session_timeout {
             _ if jitter.is_zero() => Duration::ZERO,
-            true => (gap / SPREAD_SHARE).min(SPREAD).max(jitter),
+            true => spread_after(gap).max(jitter),
             false if new => Duration::ZERO,
             false => jitter,
         };

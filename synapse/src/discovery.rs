@@ -8,7 +8,9 @@
 //! ```text
 //! tree       pure: events, listings and reads in, complete children out
 //! chunks     pure: how many names go into one multi-read
-//! reads      the requests: list, chunked multi-read
+//! suspects   pure: which requests take connections down, and how they are found out
+//! reads      the requests: watch, list, chunked multi-read
+//! shared     what the followers of one client share: places for reads, a connection for suspected requests
 //! zookeeper  the task: arm, read, follow events, again after every connection
 //! ```
 
@@ -16,25 +18,34 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use smartstack_common::backoff::spread_after;
 use smartstack_common::units::Ensemble;
 
 use crate::source::SourceKey;
 
 pub mod chunks;
 mod reads;
+mod shared;
+pub mod suspects;
 pub mod tree;
 pub mod zookeeper;
 
+pub use shared::Shared;
 pub use tree::Validity;
 pub use zookeeper::{Source, follow};
 
 /// How sources are followed.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// After a re-connection the full read waits 0..this (the watch is armed at once).
+    /// After a short interruption the children that are known are read again within 0..this (the watch is armed and the
+    /// list read at once); see [`Pace`]. Zero turns every spread off, also the one after an outage.
     pub jitter: Duration,
     /// Mean time between full comparisons with the registry, ± 50 %.
     pub compare: Duration,
+    /// By what changes are learnt.
+    pub watch: Watch,
+    /// Longest pause before what only an administrator can lift is tried again: no right to read, a server too old.
+    pub refused: Duration,
 }
 
 impl Default for Settings {
@@ -42,6 +53,66 @@ impl Default for Settings {
         Self {
             jitter: Duration::from_millis(500),
             compare: Duration::from_secs(600),
+            watch: Watch::default(),
+            refused: Duration::from_secs(30),
+        }
+    }
+}
+
+/// By what changes of a path are learnt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Watch {
+    /// One recursive watch; with servers that do not know it, as [`Watch::Children`].
+    #[default]
+    Recursive,
+    /// For servers before 3.6: one watch of the children, and after each change of them the list and what is new in it. A
+    /// change of data in place is found by reading everything, every tenth of [`Settings::compare`]. Never a watch for each
+    /// instance: the paths of some thousand would keep the client from reconnecting.
+    Children,
+}
+
+/// Over what times the reads of a connection are spread, counted from when its watch is armed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// The list, and the children that are new in it.
+    pub list: Duration,
+    /// Counted from the list: everything. `None`: the list and everything are one.
+    pub verify: Option<Duration>,
+}
+
+impl Pace {
+    /// Everything, without a pause.
+    pub const AT_ONCE: Self = Self {
+        list: Duration::ZERO,
+        verify: None,
+    };
+}
+
+/// The first verification after an outage is spread over so many times the spread of the lists.
+const VERIFY_SPREAD: u32 = 3;
+
+impl Settings {
+    /// How to read after `away` without a connection. Longer than the session time-out is an outage that others have seen
+    /// as well: a server that has just come back would be asked by all of them at once. A shorter one is over for this
+    /// client alone, or for those of one server, and the list is to agree at once. `known`: there is a set to rest on.
+    ///
+    /// What an outage of 40 s or more costs 10,000 hosts that watch 100 services of 100 instances each: lists of
+    /// 10,000 × 100 × 2.4 kB = 2.4 GB, over 10 s 240 MB/s; everything 10,000 × 100 × 21 kB = 21 GB, over 30 s 700 MB/s,
+    /// shared by the servers of the ensemble. At once it would be 23 GB as fast as the network goes.
+    #[must_use]
+    pub fn pace(&self, away: Duration, session_timeout: Duration, known: bool) -> Pace {
+        if self.jitter.is_zero() {
+            return Pace::AT_ONCE;
+        }
+        let (list, verify) = if away > session_timeout {
+            let list = spread_after(away);
+            (list, list * VERIFY_SPREAD)
+        } else {
+            (Duration::ZERO, self.jitter)
+        };
+        Pace {
+            list,
+            verify: known.then_some(verify),
         }
     }
 }
@@ -57,12 +128,18 @@ pub struct Counters {
     pub watches: AtomicU64,
     /// Full reads that succeeded.
     pub full_reads: AtomicU64,
+    /// Of these, those that read new children only.
+    pub lists: AtomicU64,
     /// Children that a comparison found different although no event had told so. Each is a defect somewhere.
     pub differences: AtomicU64,
     /// Reads or watches that failed (also because the connection went).
     pub failures: AtomicU64,
     /// Listings older than one seen before.
     pub stale_lists: AtomicU64,
+    /// Requests suspected of taking connections down that were tested on a connection of their own.
+    pub tests: AtomicU64,
+    /// Of these tests, those that lost it.
+    pub tests_lost: AtomicU64,
 }
 
 impl Counters {
@@ -154,6 +231,28 @@ mod tests {
                 path: path(n),
             })
             .collect()
+    }
+
+    #[test]
+    fn only_after_an_outage_the_list_waits() {
+        let settings = Settings::default();
+        let pace = |away: f64, known| {
+            let away = Duration::from_secs_f64(away);
+            let pace = settings.pace(away, Duration::from_secs(10), known);
+            (pace.list.as_millis(), pace.verify.map(|v| v.as_millis()))
+        };
+        assert_eq!(pace(0.1, true), (0, Some(500)));
+        assert_eq!(pace(9.0, true), (0, Some(500)));
+        assert_eq!(pace(0.1, false), (0, None));
+        assert_eq!(pace(20.0, true), (5000, Some(15_000)));
+        assert_eq!(pace(3600.0, true), (10_000, Some(30_000)));
+        assert_eq!(pace(3600.0, false), (10_000, None));
+        let tests = Settings {
+            jitter: Duration::ZERO,
+            ..Settings::default()
+        };
+        let pace = tests.pace(Duration::from_secs(3600), Duration::from_secs(10), true);
+        assert_eq!((pace.list, pace.verify), (Duration::ZERO, None));
     }
 
     #[test]

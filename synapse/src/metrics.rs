@@ -59,6 +59,11 @@ pub fn encode(
             &discovery.full_reads,
         ),
         (
+            "zk_lists",
+            "Of these, those that read new children only",
+            &discovery.lists,
+        ),
+        (
             "zk_differences",
             "Children a comparison found different without an event: defects",
             &discovery.differences,
@@ -67,6 +72,16 @@ pub fn encode(
             "zk_read_failures",
             "Reads or watches that failed",
             &discovery.failures,
+        ),
+        (
+            "zk_tests",
+            "Requests suspected of taking connections down, tested on one of their own",
+            &discovery.tests,
+        ),
+        (
+            "zk_tests_lost",
+            "Of these tests, those that lost their connection",
+            &discovery.tests_lost,
         ),
         (
             "snapshot_writes",

@@ -49,6 +49,7 @@ struct Session {
     shard: Shard,
     stop: watch::Sender<bool>,
     link: watch::Receiver<Link>,
+    shared: Arc<discovery::Shared>,
 }
 
 impl Sources {
@@ -122,7 +123,7 @@ impl Sources {
                         .get(key)
                         .is_some_and(|view| view.tasks.is_empty())
                 {
-                    self.follow_one(config, key, &session.link);
+                    self.follow_one(config, key, &session);
                 }
             }
             session.shard = shard.clone();
@@ -146,6 +147,7 @@ impl Sources {
             ensemble: shard.ensemble.clone(),
             session_timeout: config.session_timeout,
         };
+        let shared = Arc::new(discovery::Shared::new(settings.clone()));
         let mut shutdown = self.shutdown.clone();
         self.tasks
             .spawn(zk::supervise(settings, sender, async move {
@@ -162,10 +164,11 @@ impl Sources {
             },
             stop,
             link,
+            shared,
         }
     }
 
-    fn follow_one(&mut self, config: &Config, key: &SourceKey, link: &watch::Receiver<Link>) {
+    fn follow_one(&mut self, config: &Config, key: &SourceKey, session: &Session) {
         let Some(view) = self.views.get_mut(key) else {
             return;
         };
@@ -182,7 +185,8 @@ impl Sources {
         let follower = discovery::follow(
             source,
             settings,
-            link.clone(),
+            session.link.clone(),
+            session.shared.clone(),
             view.sender.clone(),
             counters,
         );

@@ -1,6 +1,6 @@
 //! The session as its users see it, and as `/status` shows it. Written by the supervisor only.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use tokio::time::Instant;
@@ -40,6 +40,8 @@ pub struct Live {
     pub session: i64,
     /// When this epoch began.
     pub since: Instant,
+    /// How long there was no connection before it; before the first one, since the start.
+    pub away: Duration,
     /// The client. Do not keep a clone beyond this link value.
     pub client: Client,
 }

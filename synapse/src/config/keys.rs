@@ -77,7 +77,7 @@ pub(super) const KEYS: &[Key] = &[
         "zookeeper.jitter",
         Kind::Duration,
         "500ms",
-        "spread of what is done after a reconnection",
+        "known children are read again within this after an interruption; after one longer than the session time-out lists wait up to a quarter of it, at most 10 s, and the rest three times as long; `0` turns both off",
     ),
     honoured(
         "admin",

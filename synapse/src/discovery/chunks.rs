@@ -16,11 +16,18 @@ const SHRINK_ABOVE: usize = 4 * 1024 * 1024;
 
 /// The size of the next chunk. Kept across connections, so that a chunk that killed one comes back halved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChunkSize(usize);
+pub struct ChunkSize {
+    next: usize,
+    /// Known to be too many, or the limit of all.
+    most: usize,
+}
 
 impl Default for ChunkSize {
     fn default() -> Self {
-        Self(START)
+        Self {
+            next: START,
+            most: MAX_NAMES,
+        }
     }
 }
 
@@ -30,7 +37,7 @@ impl ChunkSize {
     #[must_use]
     pub fn take(self, names: &[String], prefix: usize) -> usize {
         let mut bytes = 0;
-        let fitting = names.iter().take(self.0).take_while(|name| {
+        let fitting = names.iter().take(self.next).take_while(|name| {
             bytes += prefix + name.len();
             bytes <= MAX_PATH_BYTES
         });
@@ -40,9 +47,9 @@ impl ChunkSize {
     /// A chunk of `names` was answered with `bytes` of data.
     pub fn replied(&mut self, names: usize, bytes: usize) {
         if bytes > SHRINK_ABOVE {
-            self.0 = (names / 2).max(1);
-        } else if bytes < GROW_BELOW && names >= self.0 {
-            self.0 = (self.0 * 2).min(MAX_NAMES);
+            self.next = (names / 2).max(1);
+        } else if bytes < GROW_BELOW && names >= self.next {
+            self.next = (self.next * 2).min(self.most);
         }
     }
 
@@ -50,7 +57,18 @@ impl ChunkSize {
     /// its loss says nothing about the others.
     pub fn lost(&mut self, names: usize) {
         if names > 1 {
-            self.0 = (names / 2).min(self.0);
+            self.next = (names / 2).min(self.next);
+        }
+    }
+
+    /// So many took down a connection of their own: that many are not asked for together again, unless one of them
+    /// turns out to do that alone.
+    pub fn too_many(&mut self, names: usize) {
+        if names > 1 {
+            self.most = (names / 2).min(self.most);
+            self.next = self.next.min(self.most);
+        } else {
+            self.most = MAX_NAMES;
         }
     }
 }
@@ -83,6 +101,23 @@ mod tests {
         }
         assert_eq!(size.take(&names, 20), 1);
         assert_eq!(size.take(&[], 20), 0);
+    }
+
+    #[test]
+    fn what_was_too_many_alone_is_not_asked_for_again() {
+        let names: Vec<String> = (0..5000).map(|n| format!("i-{n:010}")).collect();
+        let mut size = ChunkSize::default();
+        size.too_many(64);
+        for _ in 0..5 {
+            let n = size.take(&names, 20);
+            assert!(n <= 32);
+            size.replied(n, n);
+        }
+        assert_eq!(size.take(&names, 20), 32);
+        // It was one of them.
+        size.too_many(1);
+        size.replied(32, 32);
+        assert_eq!(size.take(&names, 20), 64);
     }
 
     #[test]

@@ -1,14 +1,32 @@
 //! The requests of discovery: a path's children with all their data, or the data of some of them. Thin: what an answer
 //! means is [`super::tree`]'s. Every failure is handed up whole; nothing is half-read.
+//!
+//! Each source lists its own path, although one multi-read could carry the lists of all sources of a client. It would save
+//! less than half of the packets: a watch cannot be armed in bulk, so that 100 sources cost 100 + 100 packets each way as it
+//! is, and 100 + 1 with it; the bytes stay, and grow by a read of each path's data, because a list in a multi-read comes
+//! without the stat that tells an older list from a newer one. And it would tie the sources together: one that takes the
+//! connection down would make all of them suspected.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use zookeeper_client::{Client, Error, MultiReadResult};
+use smartstack_common::zk::Trouble;
+use zookeeper_client::{
+    AddWatchMode, Client, Error, MultiReadResult, OneshotWatcher, PersistentWatcher, Stat,
+};
 
 use super::Counters;
 use super::chunks::ChunkSize;
-use super::tree::{Parent, Read};
+use super::shared::Shared;
+use super::suspects::{Ask, Suspects};
+use super::tree::{Known, Parent, Read};
+
+/// What earlier answers and losses say about how to ask. One per source, kept across connections.
+#[derive(Debug, Default)]
+pub(super) struct Caution {
+    pub(super) chunk: ChunkSize,
+    pub(super) suspects: Suspects,
+}
 
 /// Everything below a path.
 #[derive(Debug)]
@@ -19,7 +37,12 @@ pub(super) struct Full {
     pub(super) parent_data: usize,
     /// Every listed child.
     pub(super) read: Vec<(String, Read)>,
+    /// With a server that has no recursive watches: ends when the list is another one.
+    pub(super) watcher: Option<OneshotWatcher>,
 }
+
+/// Reads of single children in flight, where there are no multi-reads.
+const SINGLE_READS: usize = 64;
 
 /// Reads the children of one path. Owned by the future that reads: dropping that one drops the client's clone.
 #[derive(Clone)]
@@ -28,76 +51,125 @@ pub(super) struct Reader {
     pub(super) client: Client,
     /// Absolute path, chroot included.
     pub(super) path: Arc<str>,
-    /// Shared with later connections: a chunk under way counts as lost until its answer is there.
-    pub(super) chunk: Arc<Mutex<ChunkSize>>,
+    /// Shared with later connections: what is in flight counts as lost until its answer is there.
+    pub(super) caution: Arc<Mutex<Caution>>,
+    /// Shared with all followers of this client.
+    pub(super) shared: Arc<Shared>,
     /// Where requests are counted.
     pub(super) counters: Arc<Counters>,
+    /// The servers know neither recursive watches nor multi-reads (before 3.6).
+    pub(super) old: bool,
 }
 
 impl Reader {
-    /// Lists and reads everything. `refused`: children refused before and the transaction of their last change; the data
-    /// of those is only asked for again if it moved.
-    pub(super) async fn full(
-        self,
-        refused: BTreeMap<String, i64>,
-        sync: bool,
-    ) -> Result<Full, Error> {
+    /// Arms the recursive watch.
+    pub(super) async fn watch(&self) -> Result<PersistentWatcher, Error> {
+        Counters::add(&self.counters.watches, 1);
+        let mode = AddWatchMode::PersistentRecursive;
+        let (_place, armed) = (
+            self.shared.place().await,
+            self.client.watch(&self.path, mode),
+        );
+        self.attempt(vec![Ask::Watch], armed).await
+    }
+
+    /// Lists the children and reads those of which `known` does not say that this is not needed.
+    pub(super) async fn full(self, known: Known, sync: bool) -> Result<Full, Error> {
         if sync {
-            self.count();
-            self.client.sync(&self.path).await?;
+            self.ask(vec![Ask::List], || self.client.sync(&self.path))
+                .await?;
         }
-        self.count();
-        let (mut names, stat) = match self.client.get_children(&self.path).await {
-            Ok(listed) => listed,
-            Err(Error::NoNode) => {
+        let (mut names, stat, watcher) = match self.list().await? {
+            (Some((names, stat)), watcher) => (names, stat, watcher),
+            (None, watcher) => {
                 return Ok(Full {
                     parent: None,
                     parent_data: 0,
                     read: Vec::new(),
+                    watcher,
                 });
             }
-            Err(error) => return Err(error),
         };
-        let mut still = Vec::new();
-        for (name, mzxid) in refused {
-            if let Some(at) = names.iter().position(|n| *n == name) {
-                self.count();
-                let now = self
-                    .client
-                    .check_stat(&format!("{}/{name}", self.path))
-                    .await?;
-                if now.is_some_and(|now| now.mzxid == mzxid) {
+        let listed: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        self.caution().suspects.retain(&listed);
+        let parent = Parent {
+            czxid: stat.czxid,
+            pzxid: stat.pzxid,
+        };
+        let mut unread = Vec::new();
+        for (name, mzxid) in &known.refused {
+            if let Some(at) = names.iter().position(|n| n == name) {
+                let path = format!("{}/{name}", self.path);
+                let asks = vec![Ask::Child(name.clone())];
+                let now = self.ask(asks, || self.client.check_stat(&path)).await?;
+                if now.is_some_and(|now| now.mzxid == *mzxid) {
                     names.swap_remove(at);
-                    still.push((name, Read::StillRefused));
+                    unread.push((name.clone(), Read::StillRefused));
                 }
             }
         }
+        let (same, names) = names
+            .into_iter()
+            .partition::<Vec<String>, _>(|name| known.is_same(name, parent));
+        unread.extend(same.into_iter().map(|name| (name, Read::Same)));
         let mut read = self.clone().names(names).await?;
-        read.append(&mut still);
-        let parent = Some(Parent {
-            czxid: stat.czxid,
-            pzxid: stat.pzxid,
-        });
+        read.append(&mut unread);
         Ok(Full {
-            parent,
+            parent: Some(parent),
             parent_data: usize::try_from(stat.data_length).unwrap_or_default(),
             read,
+            watcher,
         })
     }
 
-    /// Reads some children, in chunks.
+    /// The children, if there is such a path; with old servers watched, once, whether it is there or not.
+    async fn list(&self) -> Result<(Option<(Vec<String>, Stat)>, Option<OneshotWatcher>), Error> {
+        let asks = || vec![Ask::List];
+        if !self.old {
+            let listed = self.ask(asks(), || self.client.get_children(&self.path));
+            return match listed.await {
+                Ok(listed) => Ok((Some(listed), None)),
+                Err(Error::NoNode) => Ok((None, None)),
+                Err(error) => Err(error),
+            };
+        }
+        loop {
+            let listed = self.ask(asks(), || self.client.get_and_watch_children(&self.path));
+            match listed.await {
+                Ok((names, stat, watcher)) => return Ok((Some((names, stat)), Some(watcher))),
+                Err(Error::NoNode) => {}
+                Err(error) => return Err(error),
+            }
+            let stat = self.ask(asks(), || self.client.check_and_watch_stat(&self.path));
+            match stat.await? {
+                (None, watcher) => return Ok((None, Some(watcher))),
+                // It came into being in between. To drop the watch is to ask the server to remove it, which costs the
+                // connection where it does not know how; it goes with its event, or with the session.
+                (Some(_), watcher) => std::mem::forget(watcher),
+            }
+        }
+    }
+
+    /// Reads some children, in chunks; those that were in flight when a connection was lost after the others.
     pub(super) async fn names(self, names: Vec<String>) -> Result<Vec<(String, Read)>, Error> {
         let mut read = Vec::with_capacity(names.len());
-        let mut rest = names.as_slice();
+        let sorted = self.caution().suspects.sort(names);
+        for (name, reason) in sorted.never {
+            read.push((name, refused(reason)));
+        }
+        let mut rest = sorted.plain.as_slice();
         while !rest.is_empty() {
-            let before = *self.chunk();
+            let before = self.caution().chunk;
             let (chunk, later) = rest.split_at(before.take(rest, self.path.len() + 1));
             rest = later;
-            self.chunk().lost(chunk.len());
+            self.caution().chunk.lost(chunk.len());
             let bytes = self.one_chunk(chunk, &mut read).await?;
             let mut after = before;
             after.replied(chunk.len(), bytes);
-            *self.chunk() = after;
+            self.caution().chunk = after;
+        }
+        for group in sorted.apart {
+            self.one_chunk(&group, &mut read).await?;
         }
         Ok(read)
     }
@@ -108,22 +180,22 @@ impl Reader {
         names: &[String],
         read: &mut Vec<(String, Read)>,
     ) -> Result<usize, Error> {
+        if self.old || names.len() == 1 {
+            return self.one_by_one(names, read).await;
+        }
         let mut asked = Vec::with_capacity(names.len());
-        let request = {
-            let mut reader = self.client.new_multi_reader();
-            for name in names {
-                match reader.add_get_data(&format!("{}/{name}", self.path)) {
-                    Ok(()) => asked.push(name),
-                    Err(error) => read.push((
-                        name.clone(),
-                        refused(format!("its name cannot be asked for: {error}")),
-                    )),
-                }
+        let mut reader = self.client.new_multi_reader();
+        for name in names {
+            match reader.add_get_data(&format!("{}/{name}", self.path)) {
+                Ok(()) => asked.push(name),
+                Err(error) => read.push((
+                    name.clone(),
+                    refused(format!("its name cannot be asked for: {error}")),
+                )),
             }
-            reader.commit()
-        };
-        self.count();
-        let results = request.await?;
+        }
+        let asks = names.iter().cloned().map(Ask::Child).collect();
+        let results = self.ask(asks, || reader.commit()).await?;
         if results.len() != asked.len() {
             return Err(Error::UnexpectedError(format!(
                 "{} answers to {} reads",
@@ -154,17 +226,87 @@ impl Reader {
         Ok(bytes)
     }
 
-    fn count(&self) {
-        Counters::add(&self.counters.requests, 1);
+    /// Without multi-reads; or one name, as most changes are: the plain read is 40 bytes less on the wire than a
+    /// multi-read of one.
+    async fn one_by_one(
+        &self,
+        names: &[String],
+        read: &mut Vec<(String, Read)>,
+    ) -> Result<usize, Error> {
+        let mut bytes = 0;
+        for names in names.chunks(SINGLE_READS) {
+            let asks = names.iter().cloned().map(Ask::Child).collect();
+            let paths = names.iter().map(|name| format!("{}/{name}", self.path));
+            let paths: Vec<String> = paths.collect();
+            let all = || {
+                // Each is sent when it is made.
+                let sent: Vec<_> = paths.iter().map(|p| self.client.get_data(p)).collect();
+                async move {
+                    let mut all = Vec::with_capacity(sent.len());
+                    for answer in sent {
+                        all.push(one_answer(answer.await)?);
+                    }
+                    Ok(all)
+                }
+            };
+            let answers = self.ask(asks, all).await?;
+            Counters::add(&self.counters.requests, names.len() - 1);
+            for (name, (size, one)) in names.iter().zip(answers) {
+                bytes += size;
+                read.push((name.clone(), one));
+            }
+        }
+        Ok(bytes)
     }
 
-    fn chunk(&self) -> MutexGuard<'_, ChunkSize> {
-        // A plain number: whoever panicked cannot have left it half-changed.
-        self.chunk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Makes a request once there is a place for it.
+    async fn ask<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        asks: Vec<Ask>,
+        request: impl FnOnce() -> F,
+    ) -> Result<T, Error> {
+        let _place = self.shared.place().await;
+        Counters::add(&self.counters.requests, 1);
+        // Sent when it is made, not when it is awaited.
+        self.attempt(asks, request()).await
+    }
+
+    /// Notes what is in flight, and that an answer came. Dropped before that, it is in flight still.
+    async fn attempt<T>(
+        &self,
+        asks: Vec<Ask>,
+        request: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.caution().suspects.asked(asks);
+        let result = request.await;
+        let trouble = result.as_ref().err().map(Trouble::from);
+        if !matches!(trouble, Some(Trouble::Lost | Trouble::Terminal)) {
+            self.caution().suspects.answered();
+        }
+        result
+    }
+
+    fn caution(&self) -> MutexGuard<'_, Caution> {
+        // Whoever panicked cannot have left it half-changed in a way that matters: it is only ever asked how to ask.
+        self.caution.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Refused without its transactions being known: asked for again by every full read.
+/// What the answer to a single read means; and the bytes of data in it.
+fn one_answer(answer: Result<(Vec<u8>, Stat), Error>) -> Result<(usize, Read), Error> {
+    match answer {
+        Ok((data, stat)) => Ok((data.len(), Read::data(data, stat.czxid, stat.mzxid))),
+        Err(Error::NoNode) => Ok((0, Read::Gone)),
+        Err(Error::NoAuth) => Ok((0, refused("not allowed to read it (its ACL)".to_owned()))),
+        Err(Error::BadArguments(error)) => {
+            let reason = format!("its name cannot be asked for: {error}");
+            Ok((0, refused(reason)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Refused without its transactions being known: asked for again by every full read, and every 30 s.
 fn refused(reason: String) -> Read {
     Read::Refused {
         reason,

@@ -12,6 +12,18 @@
 //! the reply, and its name is read once more; a deletion noted since then wins over the reply, because what came into
 //! being again after it makes an event of its own.
 //!
+//! After a reconnection the watch is armed at once and the list read later, spread over everybody who lost the same server.
+//! Events count from the start. A list gives names only, so what proves that a child it names has not changed?
+//! - For a sequential name, that the parent is still the same node (czxid): its numbers are not given out twice.
+//! - For a fixed name, that the parent's children have not changed either (pzxid): deleted and made again moves it.
+//! - For its data, nothing: a change in place leaves no trace in the parent, `exists` cannot be sent in bulk, and the one
+//!   bulk read that gives a stat gives the data with it. But whoever registers as nerve does never changes data in place
+//!   (it makes the new node and deletes the old one), and its announcement deletes the node in the same transaction.
+//!
+//! So a child that is proven the same so far is not read with that list ([`Known::is_same`], [`Read::Same`]), which makes the
+//! list a ninth of the full read (23 of some 210 bytes a child), and what others may have changed in place is found by a full
+//! read that is spread over a longer time and until which the copy does not call itself settled: [`Trust`].
+//!
 //! A session swap makes the new node first and deletes the old one after it. Both must be published together, so an
 //! unannounced deletion waits for the reads outstanding when it is absorbed; one that is announced never waits.
 
@@ -24,88 +36,17 @@ use crate::source::{Child, Children};
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod words;
+
+pub use words::{Event, Known, MAX_DATA, Parent, Read, Stale, Trust};
 
 /// A deletion waits for this many reads at most.
 const MAX_WAITED_READS: u8 = 8;
-
-/// Data above this many bytes is not held (a payload of nerve is some hundred).
-pub const MAX_DATA: usize = 64 * 1024;
 
 /// Whether data of a child (name, bytes) can be used as it is.
 ///
 /// Only asked to decide if a *changed* payload replaces a usable one of the same znode.
 pub type Validity = Arc<dyn Fn(&str, &[u8]) -> bool + Send + Sync>;
-
-/// A node event of the recursive watch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// `NodeCreated`.
-    Created,
-    /// `NodeDeleted`.
-    Deleted,
-    /// `NodeDataChanged`.
-    Changed,
-}
-
-/// The path itself at the time of a listing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parent {
-    /// Transaction that created it.
-    pub czxid: i64,
-    /// Transaction of the last change of its children.
-    pub pzxid: i64,
-}
-
-/// What reading one child gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Read {
-    /// Its data.
-    Data(Child),
-    /// There is no such child (any more).
-    Gone,
-    /// It cannot be held or read; the reason, and the transaction of its last change (0: unknown).
-    Refused {
-        /// In words.
-        reason: String,
-        /// Transaction that created it.
-        czxid: i64,
-        /// Transaction of its last change.
-        mzxid: i64,
-    },
-    /// It was refused before and has not changed since.
-    StillRefused,
-}
-
-impl Read {
-    /// What a successful read of `data` means: above [`MAX_DATA`] it is refused.
-    #[must_use]
-    pub fn data(data: Vec<u8>, czxid: i64, mzxid: i64) -> Self {
-        if data.len() > MAX_DATA {
-            let reason = format!(
-                "{} bytes of data, above the limit of {MAX_DATA}",
-                data.len()
-            );
-            return Self::Refused {
-                reason,
-                czxid,
-                mzxid,
-            };
-        }
-        Self::Data(Child {
-            data: data.into(),
-            czxid,
-            mzxid,
-        })
-    }
-}
-
-/// A listing that must not be used: it is older than what is already known (a server lagging behind).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the list of children is older (pzxid {got:#x}) than the last one (pzxid {known:#x})")]
-pub struct Stale {
-    got: i64,
-    known: i64,
-}
 
 /// Why a child is not read again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +82,12 @@ pub struct Tree {
     leaving: BTreeMap<String, u8>,
     /// What has left the set since [`Tree::take_removed`].
     removed: Vec<Removed>,
+    /// No list has been taken over since the watch was armed: what was missed may replace what an event removes.
+    unlisted: bool,
+    /// The last list was taken over with [`Trust::Nodes`].
+    unverified: bool,
+    /// Children that something was known about, or was being asked about, when the connection went.
+    unsure: BTreeSet<String>,
 }
 
 /// A child that has left the set.
@@ -182,6 +129,9 @@ impl Tree {
             changed: BTreeSet::new(),
             leaving: BTreeMap::new(),
             removed: Vec::new(),
+            unlisted: true,
+            unverified: false,
+            unsure: BTreeSet::new(),
         }
     }
 
@@ -208,6 +158,32 @@ impl Tree {
             && self.dirty.is_empty()
             && self.leaving.is_empty()
             && self.reading == Reading::Nothing
+            && !self.unlisted
+            && !self.unverified
+    }
+
+    /// Whether a full read with [`Trust::Nothing`] is owed.
+    #[must_use]
+    pub fn is_unverified(&self) -> bool {
+        self.unverified
+    }
+
+    /// No full read is owed after all: there is another way to learn what changes in place.
+    pub fn accept(&mut self) {
+        self.unverified = false;
+    }
+
+    /// Whether a list has been taken over since the watch was armed.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        !self.unlisted
+    }
+
+    /// Children whose reason to be left out may go without an event: no right to read them, or a suspicion.
+    #[must_use]
+    pub fn left_out(&self) -> Vec<String> {
+        let unknown = self.skipped.iter().filter(|(_, skip)| skip.mzxid == 0);
+        unknown.map(|(name, _)| name.clone()).collect()
     }
 
     /// What has left the set since the last call, in order.
@@ -223,6 +199,16 @@ impl Tree {
 
     /// Forgets what was outstanding: a full read follows. Called before the watch is armed.
     pub fn restart(&mut self) {
+        let noted = self.noted.keys().chain(&self.dirty);
+        self.unsure
+            .extend(noted.chain(self.leaving.keys()).cloned());
+        if let Reading::Names(names) = &mut self.reading {
+            self.unsure.append(names);
+        }
+        if self.uprooted {
+            self.parent = None;
+        }
+        self.unlisted = true;
         self.noted.clear();
         self.announced.clear();
         self.uprooted = false;
@@ -286,7 +272,9 @@ impl Tree {
             self.changed.remove(name);
         }
         // The read that is under way, and the one of what is dirty.
-        let reads = u8::from(self.reading != Reading::Nothing) + u8::from(!self.dirty.is_empty());
+        let reads = u8::from(self.reading != Reading::Nothing)
+            + u8::from(!self.dirty.is_empty())
+            + u8::from(self.unlisted);
         let mut changed = false;
         for name in gone {
             if reads == 0 || announced.contains(&name) || !self.children.contains_key(&name) {
@@ -302,6 +290,11 @@ impl Tree {
             changed |= self.finish_leaving();
         }
         changed
+    }
+
+    /// These are to be read (again) although no event says so.
+    pub fn reread(&mut self, names: Vec<String>) {
+        self.dirty.extend(names);
     }
 
     /// Hands out the dirty names; [`Tree::apply`] is to follow.
@@ -340,7 +333,9 @@ impl Tree {
         let mut changed = false;
         let unread = self.has_unread();
         for (name, reads) in std::mem::take(&mut self.leaving) {
-            if unread && reads + 1 < MAX_WAITED_READS {
+            if self.unlisted {
+                self.leaving.insert(name, 0);
+            } else if unread && reads + 1 < MAX_WAITED_READS {
                 self.leaving.insert(name, reads + 1);
             } else {
                 changed |= self.forget(&name, false);
@@ -349,14 +344,29 @@ impl Tree {
         changed
     }
 
-    /// Begins a full read. Returns the children refused before, with the transaction of their last change then: they
-    /// need to be read only if it moved.
-    pub fn begin_full(&mut self) -> BTreeMap<String, i64> {
+    /// Begins a full read. Returns what need not be read, if it is found to be the same.
+    pub fn begin_full(&mut self, trust: Trust) -> Known {
         self.reading = Reading::All;
         self.deleted.clear();
-        let known =
+        let refused =
             |(name, skip): (&String, &Skip)| (skip.mzxid > 0).then(|| (name.clone(), skip.mzxid));
-        self.skipped.iter().filter_map(known).collect()
+        let refused = self.skipped.iter().filter_map(refused).collect();
+        let same = match (trust, self.parent) {
+            (Trust::Nodes, Some(parent)) => {
+                // Of a snapshot (czxid 0) only the bytes are known.
+                let sure = |(name, child): &(&String, &Child)| {
+                    child.czxid > 0 && !self.skipped.contains_key(*name) && !self.is_unsure(name)
+                };
+                let names = self.children.iter().filter(sure);
+                Some((parent, names.map(|(name, _)| name.clone()).collect()))
+            }
+            _ => None,
+        };
+        Known { refused, same }
+    }
+
+    fn is_unsure(&self, name: &str) -> bool {
+        self.is_noted(name) || self.unsure.contains(name)
     }
 
     /// Replaces the set by a full read: names not in it are gone. Returns the names that differed from the copy although
@@ -371,7 +381,10 @@ impl Tree {
     ) -> Result<Vec<String>, Stale> {
         self.reading = Reading::Nothing;
         self.listed(parent)?;
+        self.unlisted = false;
+        self.unsure.clear();
         let read: BTreeMap<String, Read> = read.into_iter().collect();
+        self.unverified = read.values().any(|read| *read == Read::Same);
         let known: BTreeSet<String> = self
             .children
             .keys()
@@ -457,6 +470,12 @@ impl Tree {
         match read {
             Read::Gone => self.forget(name, false),
             Read::StillRefused => false,
+            Read::Same if self.children.contains_key(name) => false,
+            Read::Same => {
+                // It went while the list was on its way, and nobody has said that it is back.
+                self.dirty.insert(name.to_owned());
+                false
+            }
             Read::Refused {
                 reason,
                 czxid,

@@ -1,5 +1,5 @@
-//! The task that follows one source: arms the recursive watch, reads everything, follows events, and begins again after
-//! every interruption of the connection (the client re-arms recursive watches in a way the server ignores, and events
+//! The task that follows one source: arms the recursive watch, reads the list and what is new in it, follows events,
+//! reads everything now and then, and begins again after every interruption of the connection (the client re-arms recursive watches in a way the server ignores, and events
 //! during an interruption are lost by design, ZOOKEEPER-4698).
 //!
 //! Thin: what may be published is [`super::tree`]'s. Never calls the server from the arm that receives events, never
@@ -16,21 +16,25 @@ use smartstack_common::zk::{Link, Live};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
-use zookeeper_client::{
-    AddWatchMode, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
-};
+use zookeeper_client::{Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
-use super::chunks::ChunkSize;
-use super::reads::{Full, Reader};
-use super::tree::{Event, Read, Stale, Tree, Validity};
-use super::{Counters, Settings};
+use super::reads::{Caution, Full, Reader};
+use super::shared::Shared;
+use super::suspects::Ask;
+use super::tree::{Event, Read, Stale, Tree, Trust, Validity};
+use super::{Counters, Pace, Settings, Watch};
 use crate::source::{Removals, SourceKey, SourceView};
+
+mod proving;
+
+use proving::{Testing, tested};
 
 /// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
 /// together, and a timer of milliseconds would cost every change that much.
 const DRAIN: Duration = Duration::from_millis(2);
-/// Mean pause before a refusal that only an administrator can lift is tried again.
-const SLOW_RETRY: Duration = Duration::from_secs(30);
+
+/// With old servers everything is read so many times as often: it is the only way to see a change in place.
+const OLD_COMPARES: u32 = 10;
 
 /// A path to follow.
 #[derive(Clone)]
@@ -41,8 +45,8 @@ pub struct Source {
     pub valid: Validity,
 }
 
-/// Follows `source` until the link's sender is gone; run it beside a shutdown signal and drop it to stop. `view` holds
-/// at first what the snapshot knows ([`SourceView::seeded`]) or nothing, afterwards the latest state of the registry.
+/// Follows `source` until the link's sender is gone; run it beside a shutdown signal and drop it to stop. `shared` is the
+/// same for all that follow over this link. `view` holds at first what the snapshot knows ([`SourceView::seeded`]) or nothing, afterwards the latest state of the registry.
 ///
 /// While the view is `fresh` the set agrees *now*; `agreed_at` is then the time of the last change. When freshness is
 /// lost, `agreed_at` becomes that moment and stays.
@@ -50,6 +54,7 @@ pub async fn follow(
     source: Source,
     settings: Settings,
     mut link: watch::Receiver<Link>,
+    shared: Arc<Shared>,
     view: watch::Sender<SourceView>,
     counters: Arc<Counters>,
 ) {
@@ -59,17 +64,19 @@ pub async fn follow(
         name: source.key.to_string(),
         tree: Tree::new(&path, source.valid, seed),
         path: path.into(),
-        chunk: Arc::default(),
+        caution: Arc::default(),
+        shared,
         settings,
         view,
         counters,
         parent_data: 0,
         rng: fastrand::Rng::new(),
         backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
-        rearmed: false,
+        paced: None,
         interrupted: false,
         suspect: false,
         watcher: None,
+        children: None,
     };
     while let Some(live) = next_live(&mut link).await {
         let epoch = live.epoch;
@@ -119,7 +126,12 @@ enum End {
     Reconnected,
     /// The session is over: the supervisor brings another.
     Terminated,
+    /// The server does not know recursive watches.
+    TooOld,
 }
+
+/// Polled until the children are not those of the last list any more.
+type Relist = Pin<Box<dyn Future<Output = WatchedEvent> + Send>>;
 
 impl From<Stale> for End {
     fn from(stale: Stale) -> Self {
@@ -140,15 +152,16 @@ struct Follower {
     name: String,
     path: Arc<str>,
     tree: Tree,
-    chunk: Arc<Mutex<ChunkSize>>,
+    caution: Arc<Mutex<Caution>>,
+    shared: Arc<Shared>,
     settings: Settings,
     view: watch::Sender<SourceView>,
     counters: Arc<Counters>,
     parent_data: usize,
     rng: fastrand::Rng,
     backoff: Backoff,
-    /// A watch has been armed before in this process, so many others re-arm at the same time.
-    rearmed: bool,
+    /// The epoch whose first read has been spread already.
+    paced: Option<u64>,
     /// The connection of this attempt was interrupted: nothing is fresh until the next one.
     interrupted: bool,
     /// The last listing was stale: `sync` first.
@@ -156,6 +169,9 @@ struct Follower {
     /// The watch of this attempt or the one before: replaced once the next is armed, so that its events are never
     /// missed for longer than the connection was away.
     watcher: Option<PersistentWatcher>,
+    /// With old servers: the watch of the last list. Replaced, never dropped before, since the servers that need it close
+    /// the connection when they are asked to remove a watch.
+    children: Option<Relist>,
 }
 
 impl Follower {
@@ -163,32 +179,22 @@ impl Follower {
     async fn attempt(&mut self, live: Live) -> Result<Infallible, End> {
         self.tree.restart();
         self.interrupted = false;
-        let reader = Reader {
-            client: live.client,
-            path: self.path.clone(),
-            chunk: self.chunk.clone(),
-            counters: self.counters.clone(),
-        };
-        Counters::add(&self.counters.watches, 1);
-        let armed = reader
-            .client
-            .watch(&self.path, AddWatchMode::PersistentRecursive)
-            .await;
-        let again = self
-            .watcher
-            .replace(armed.map_err(|e| End::Failed("watch", e))?)
-            .is_some()
-            || self.rearmed;
-        self.rearmed = true;
-        if again {
-            // Everybody who watches this ensemble reads now; events queue in the watcher meanwhile.
-            sleep(self.settings.jitter.mul_f64(self.rng.f64())).await;
-        }
-        let mut pending = Some(self.read_all(&reader));
-        let mut compare = None;
+        let reader = self.reader(live.client);
+        self.arm(&reader).await?;
+        let pace = self.pace(live.epoch, live.away);
+        // Until then events are followed, and count.
+        let mut full_due = Instant::now() + pace.list.mul_f64(self.rng.f64());
+        let mut trust = pace.verify.map_or(Trust::Nothing, |_| Trust::Nodes);
+        let mut pending: Option<Pending> = None;
+        let mut testing: Option<Testing> = None;
+        let mut complete = false;
         let mut drain: Option<Instant> = None;
+        let mut retry: Option<Instant> = None;
+        // With old servers: the children have changed; and the list that follows is under way.
+        let (mut relist, mut listing) = (false, false);
         loop {
-            // Cancel-safe: a channel receive, two deadlines kept outside, and a future kept outside. In this order, so
+            let test_due = self.test_due();
+            // Cancel-safe: a channel receive, deadlines kept outside, and futures kept outside. In this order, so
             // that events are noted before the reply that came after them, and no flood of events delays acting on them.
             tokio::select! {
                 biased;
@@ -200,21 +206,81 @@ impl Follower {
                 () = std::future::ready(()), if drain.is_some() => self.absorb(&mut drain),
                 done = outstanding(&mut pending) => {
                     pending = None;
-                    self.done(done.map_err(|e| End::Failed("read", e))?, compare.is_some())?;
-                    compare.get_or_insert(Instant::now() + self.compare_pause());
+                    let done = done.map_err(|e| End::Failed("read", e))?;
+                    if self.done(done, complete, reader.old)? && !std::mem::take(&mut listing) {
+                        let verify = pace.verify.filter(|_| self.tree.is_unverified());
+                        complete = verify.is_none();
+                        trust = Trust::Nothing;
+                        full_due = Instant::now() + match verify {
+                            Some(spread) => spread.mul_f64(self.rng.f64()),
+                            None => self.compare_pause(reader.old),
+                        };
+                    }
+                    if retry.is_none() && !self.tree.left_out().is_empty() {
+                        retry = Some(Instant::now() + self.slow_pause());
+                    }
                 }
-                () = until(compare), if pending.is_none() => {
-                    compare = Some(Instant::now() + self.compare_pause());
-                    pending = Some(self.read_all(&reader));
+                (asks, outcome) = tested(&mut testing) => {
+                    testing = None;
+                    self.tested(asks, outcome);
+                }
+                () = until(test_due), if testing.is_none() => testing = Some(self.test()),
+                event = relisted(&mut self.children), if self.tree.is_listed() => {
+                    self.children = None;
+                    if event.event_type == EventType::Session {
+                        // Only ever its end.
+                        return Err(End::Terminated);
+                    }
+                    relist = true;
+                }
+                () = until(retry) => {
+                    retry = None;
+                    self.tree.reread(self.tree.left_out());
+                }
+                () = sleep_until(full_due), if pending.is_none() && !self.interrupted => {
+                    pending = Some(self.read_all(&reader, trust));
                 }
             }
-            if pending.is_none() && drain.is_none() && self.tree.is_dirty() {
+            if pending.is_none() && std::mem::take(&mut relist) {
+                listing = true;
+                pending = Some(self.read_all(&reader, Trust::Nodes));
+            }
+            let idle = pending.is_none() && drain.is_none() && !self.interrupted;
+            if idle && self.tree.is_dirty() {
                 let (reader, names) = (reader.clone(), self.tree.begin_read());
                 pending = Some(Box::pin(async move {
                     Ok(Done::Names(reader.names(names).await?))
                 }));
             }
         }
+    }
+
+    fn reader(&self, client: Client) -> Reader {
+        Reader {
+            client,
+            path: self.path.clone(),
+            caution: self.caution.clone(),
+            shared: self.shared.clone(),
+            counters: self.counters.clone(),
+            old: self.settings.watch == Watch::Children || self.shared.is_old(),
+        }
+    }
+
+    /// Arms the watch of this attempt, unless the list is to do that.
+    async fn arm(&mut self, reader: &Reader) -> Result<(), End> {
+        self.caution().suspects.connection_lost(Instant::now());
+        for ask in [Ask::Watch, Ask::List] {
+            self.prove(&ask).await;
+        }
+        if !reader.old {
+            let armed = reader.watch().await.map_err(|error| match error {
+                Error::Unimplemented => End::TooOld,
+                error => End::Failed("watch", error),
+            });
+            // Replaced, not dropped before: its events are never missed for longer than the connection was away.
+            self.watcher = Some(armed?);
+        }
+        Ok(())
     }
 
     /// Acts on what was noted.
@@ -224,13 +290,24 @@ impl Follower {
         self.publish(changed);
     }
 
-    fn read_all(&mut self, reader: &Reader) -> Pending {
-        let (reader, refused, sync) = (
+    fn read_all(&mut self, reader: &Reader, trust: Trust) -> Pending {
+        let (reader, known, sync) = (
             reader.clone(),
-            self.tree.begin_full(),
+            self.tree.begin_full(trust),
             std::mem::take(&mut self.suspect),
         );
-        Box::pin(async move { Ok(Done::Full(reader.full(refused, sync).await?)) })
+        Box::pin(async move { Ok(Done::Full(reader.full(known, sync).await?)) })
+    }
+
+    /// Over what times the reads of this attempt are spread: another one on the same connection has waited already.
+    fn pace(&mut self, epoch: u64, away: Duration) -> Pace {
+        let timeout = self.shared.session_timeout();
+        match self.paced.replace(epoch) {
+            Some(before) if before == epoch => Pace::AT_ONCE,
+            _ => self
+                .settings
+                .pace(away, timeout, self.view.borrow().confirmed),
+        }
     }
 
     fn note(&mut self, event: &WatchedEvent) -> Result<(), End> {
@@ -238,6 +315,7 @@ impl Follower {
             EventType::NodeCreated => Event::Created,
             EventType::NodeDeleted => Event::Deleted,
             EventType::NodeDataChanged => Event::Changed,
+            // Of the path itself, which a list follows.
             EventType::NodeChildrenChanged => return Ok(()),
             EventType::Session => {
                 return match event.session_state {
@@ -252,32 +330,44 @@ impl Follower {
             }
         };
         Counters::add(&self.counters.events, 1);
+        if let Some((_, name)) = event.path.rsplit_once('/') {
+            self.caution().suspects.changed(name, Instant::now());
+        }
         self.tree.note(kind, &event.path);
         Ok(())
     }
 
-    /// Takes a read over. `comparing`: the copy was complete before, so a difference nobody told about is a defect.
-    fn done(&mut self, done: Done, comparing: bool) -> Result<(), End> {
+    /// Takes a read over. `complete`: the copy was before, so with a recursive watch a difference nobody told about is a
+    /// defect. Returns whether it was a full one.
+    fn done(&mut self, done: Done, complete: bool, old: bool) -> Result<bool, End> {
         match done {
             Done::Names(read) => {
                 let changed = self.tree.apply(read);
                 self.publish(changed);
+                Ok(false)
             }
             Done::Full(full) => {
                 let count = full.read.len();
                 let differed = self.tree.replace(full.parent, full.read)?;
                 self.parent_data = full.parent_data;
+                if let Some(watcher) = full.watcher {
+                    self.children = Some(Box::pin(watcher.changed()));
+                }
                 self.backoff.reset();
                 Counters::add(&self.counters.full_reads, 1);
-                if comparing && !differed.is_empty() {
+                Counters::add(&self.counters.lists, usize::from(self.tree.is_unverified()));
+                if old && complete {
+                    self.tree.accept();
+                }
+                if complete && !old && !differed.is_empty() {
                     Counters::add(&self.counters.differences, differed.len());
                     let example = differed.first().map(String::as_str).unwrap_or_default();
                     warn!(source = %self.name, differences = differed.len(), example, "the copy of the registry was wrong without an event; corrected");
                 }
                 self.confirm(count);
+                Ok(true)
             }
         }
-        Ok(())
     }
 
     /// What has left the set since the last publication, appended to what was published of it.
@@ -319,6 +409,10 @@ impl Follower {
 
     /// Publishes the set if it changed, or that nothing is outstanding any more.
     fn publish(&mut self, changed: bool) {
+        if !self.view.borrow().confirmed {
+            // A part of the set: what was not read yet is not in it.
+            return;
+        }
         let settled = self.tree.is_settled();
         let removals = if changed { Some(self.removals()) } else { None };
         self.view.send_if_modified(|view| {
@@ -366,10 +460,17 @@ impl Follower {
                 return Duration::ZERO;
             }
             End::Terminated => {
-                // Nothing can come on it any more, and asking it again would panic.
+                // Nothing can come on them any more, and asking again would panic.
                 self.watcher = None;
+                self.children = None;
                 self.lost(None);
-                return SLOW_RETRY;
+                return self.settings.refused;
+            }
+            End::TooOld => {
+                if self.shared.found_old() {
+                    warn!(source = %self.name, "the servers are older than ZooKeeper 3.6: changes are learnt by watching the lists of children");
+                }
+                return Duration::ZERO;
             }
             End::Stale(stale) => {
                 self.suspect = true;
@@ -379,7 +480,7 @@ impl Follower {
             End::Failed(step, error) => {
                 Counters::add(&self.counters.failures, 1);
                 if let Some(hint) = refusal(&error) {
-                    pause = SLOW_RETRY.mul_f64(0.5 + self.rng.f64());
+                    pause = self.slow_pause();
                     format!("cannot {step} `{}`: {error} ({hint})", self.path)
                 } else {
                     format!("cannot {step} `{}`: {error}", self.path)
@@ -393,8 +494,17 @@ impl Follower {
         pause
     }
 
-    fn compare_pause(&mut self) -> Duration {
-        self.settings.compare.mul_f64(0.5 + self.rng.f64())
+    fn slow_pause(&mut self) -> Duration {
+        self.settings.refused.mul_f64(1.0 - self.rng.f64() / 3.0)
+    }
+
+    fn compare_pause(&mut self, old: bool) -> Duration {
+        let mean = if old {
+            self.settings.compare / OLD_COMPARES
+        } else {
+            self.settings.compare
+        };
+        mean.mul_f64(0.5 + self.rng.f64())
     }
 }
 
@@ -402,9 +512,6 @@ impl Follower {
 fn refusal(error: &Error) -> Option<&'static str> {
     match error {
         Error::NoAuth => Some("its ACL does not let this client read; tried again every 30 s"),
-        Error::Unimplemented => {
-            Some("servers before ZooKeeper 3.6 have no recursive watches; upgrade the ensemble")
-        }
         _ => None,
     }
 }
@@ -413,6 +520,14 @@ fn refusal(error: &Error) -> Option<&'static str> {
 async fn changed(watcher: &mut Option<PersistentWatcher>) -> WatchedEvent {
     match watcher {
         Some(watcher) => watcher.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next change of the children; never when nothing watches them. Cancel-safe: it goes on when polled again.
+async fn relisted(children: &mut Option<Relist>) -> WatchedEvent {
+    match children {
+        Some(changed) => changed.await,
         None => std::future::pending().await,
     }
 }

@@ -1,4 +1,5 @@
-//! A registry, a wire and a follower at random: lost replies, doubled events, cuts and expiry at any step. Whatever comes,
+//! A registry, a wire and a follower at random: lost replies, doubled events, cuts and expiry at any step, lists that come
+//! late and rest on what is known. Whatever comes,
 //! the copy must be the registry's at rest, and an instance that is registered all the time must never be missing from
 //! what is published, however often its session is swapped. Seeds: [`crate::simulation`].
 
@@ -142,24 +143,32 @@ type Full = (Option<Parent>, Vec<String>, Vec<(String, Read)>);
 /// The follower without its time and its sockets.
 struct Follower {
     tree: Tree,
+    known: Option<Known>,
     full: Option<Full>,
     busy: bool,
     complete: bool,
 }
 
 impl Follower {
-    fn begin(&mut self, full: bool) -> Option<Request> {
+    /// A full read, or what is dirty. Before the first full read of a connection events are followed as well.
+    fn begin(&mut self, full: Option<Trust>) -> Option<Request> {
         if self.busy {
             return None;
         }
-        if full || !self.complete {
+        if let Some(trust) = full {
+            let trust = if self.complete { Trust::Nothing } else { trust };
             self.busy = true;
-            self.tree.begin_full();
+            self.known = Some(self.tree.begin_full(trust));
             self.full = Some((None, Vec::new(), Vec::new()));
             return Some(Request::List);
         }
         self.busy = self.tree.is_dirty();
         self.busy.then(|| Request::Read(self.tree.begin_read()))
+    }
+
+    /// What is owed however long it takes.
+    fn owed(&self) -> Option<Trust> {
+        (self.tree.unlisted || self.tree.is_unverified()).then_some(Trust::Nothing)
     }
 
     fn receive(&mut self, message: Message) -> Option<Request> {
@@ -171,7 +180,11 @@ impl Follower {
             Message::List(list) => {
                 let full = self.full.as_mut().expect("a list was asked for");
                 if let Some((parent, names)) = list {
+                    let known = self.known.take().expect("a list was asked for");
+                    let (same, names): (Vec<_>, Vec<_>) =
+                        names.into_iter().partition(|n| known.is_same(n, parent));
                     (full.0, full.1) = (Some(parent), names);
+                    full.2.extend(same.into_iter().map(|n| (n, Read::Same)));
                 }
             }
             Message::Reads(read) => match &mut self.full {
@@ -191,11 +204,11 @@ impl Follower {
         let (parent, _, read) = self.full.take().expect("just seen");
         let differed = self.tree.replace(parent, read).expect("no server lags");
         assert!(!self.complete || differed.is_empty(), "{differed:?}");
-        (self.busy, self.complete) = (false, true);
+        (self.busy, self.complete) = (false, !self.tree.is_unverified());
         None
     }
 
-    /// The connection, or the session, is over; or a reply was lost. Everything begins again.
+    /// The connection, or the session, is over; or a reply was lost. Everything begins again, sooner or later.
     fn restart(&mut self) {
         self.tree.restart();
         (self.full, self.busy, self.complete) = (None, false, false);
@@ -214,9 +227,10 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
         let mut rng = Rng::with_seed(seed);
         let mut registry = Registry::default();
         let tree = Tree::new(PATH, Arc::new(|_, _| true), Arc::default());
-        let (full, busy, complete) = (None, false, false);
+        let (known, full, busy, complete) = (None, None, false, false);
         let mut follower = Follower {
             tree,
+            known,
             full,
             busy,
             complete,
@@ -226,9 +240,11 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
         // Instances seen in the copy and registered ever since.
         let mut stable: BTreeSet<u8> = BTreeSet::new();
         let doubled = rng.bool();
-        requests.extend(follower.begin(true));
+        requests.extend(follower.begin(Some(Trust::Nothing)));
         for step in 0..400 {
             let mut removed = BTreeSet::new();
+            let trust = [Trust::Nothing, Trust::Nodes][rng.usize(..2)];
+            let full = rng.bool().then_some(trust);
             // The registry comes to rest, and so does everything else.
             let action = if step < 150 {
                 rng.u8(..40)
@@ -250,9 +266,9 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                 }
                 28..37 => {
                     follower.tree.absorb();
-                    requests.extend(follower.begin(false));
+                    requests.extend(follower.begin(None));
                 }
-                37 => requests.extend(follower.begin(true)),
+                37 => requests.extend(follower.begin(Some(trust))),
                 38 => {
                     // A reply is lost with the connection, or the session is expired; changes go on meanwhile.
                     wire.clear();
@@ -261,7 +277,7 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                         registry.change(&mut rng, &mut removed);
                     }
                     follower.restart();
-                    requests.extend(follower.begin(true));
+                    requests.extend(follower.begin(full));
                 }
                 _ => {
                     // A reply is lost alone: the follower gives up what it was doing.
@@ -269,7 +285,7 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                         wire.clear();
                         requests.clear();
                         follower.restart();
-                        requests.extend(follower.begin(true));
+                        requests.extend(follower.begin(full));
                     }
                 }
             }
@@ -293,7 +309,7 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                 requests.extend(follower.receive(message));
             }
             follower.tree.absorb();
-            requests.extend(follower.begin(false));
+            requests.extend(follower.begin(follower.owed()));
         }
         assert!(follower.tree.is_settled() && requests.is_empty() && wire.is_empty());
         assert_eq!(follower.tree.children().as_ref(), &registry.children);

@@ -29,7 +29,7 @@ fn at(pzxid: i64) -> Option<Parent> {
 fn tree() -> Tree {
     let valid: Validity = Arc::new(|_, data| !data.starts_with(b"!"));
     let mut tree = Tree::new(PATH, valid, Arc::default());
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     let read = named(&[("a", child("1", 2, 2)), ("b", child("1", 3, 3))]);
     assert_eq!(tree.replace(at(3), read).unwrap(), ["a", "b"]);
     tree
@@ -48,6 +48,68 @@ fn events(tree: &mut Tree, events: &[(Event, &str)]) -> bool {
         tree.note(*event, path);
     }
     tree.absorb()
+}
+
+#[test]
+fn a_node_proven_the_same_is_not_read_with_the_list_but_later() {
+    let valid: Validity = Arc::new(|_, _| true);
+    let mut tree = Tree::new(PATH, valid, Arc::default());
+    tree.begin_full(Trust::Nothing);
+    let (sequential, other) = ("s_0000000001", "s_0000000002");
+    let all = [
+        ("fixed", child("1", 2, 2)),
+        (sequential, child("1", 3, 3)),
+        (other, child("1", 4, 4)),
+    ];
+    tree.replace(at(4), named(&all)).unwrap();
+    // Read or not: the connection went before it was known.
+    events(&mut tree, &[(Event::Changed, "/services/a/s_0000000002")]);
+    tree.restart();
+    let known = tree.begin_full(Trust::Nodes);
+    let parent = |czxid, pzxid| Parent { czxid, pzxid };
+    let same = |name, parent| known.is_same(name, parent);
+    assert!(same("fixed", parent(1, 4)) && same(sequential, parent(1, 4)));
+    assert!(!same("fixed", parent(1, 5)) && same(sequential, parent(1, 5)));
+    assert!(!same(sequential, parent(2, 4)) && !same("new_0000000003", parent(1, 4)));
+    assert!(!same(other, parent(1, 4)));
+    assert!(tree.begin_full(Trust::Nothing).same.is_none());
+
+    tree.begin_full(Trust::Nodes);
+    let read = named(&[(sequential, Read::Same), (other, child("2", 4, 6))]);
+    assert_eq!(tree.replace(at(5), read).unwrap(), ["fixed", other]);
+    assert_eq!(names(&tree), [sequential, other]);
+    assert!(tree.is_unverified() && !tree.is_settled());
+    tree.begin_full(Trust::Nothing);
+    let read = named(&[(sequential, child("2", 3, 7)), (other, child("2", 4, 6))]);
+    assert_eq!(tree.replace(at(5), read).unwrap(), [sequential]);
+    assert!(!tree.is_unverified() && tree.is_settled());
+}
+
+/// What replaces it may have come while nobody watched.
+#[test]
+fn after_a_reconnection_an_unannounced_deletion_waits_for_the_list() {
+    let mut tree = tree();
+    tree.restart();
+    let swapped = [(Event::Deleted, "/services/a/a_0000000001")];
+    assert!(!events(&mut tree, &swapped));
+    let announced = [
+        (Event::Changed, "/services/a/b"),
+        (Event::Deleted, "/services/a/b"),
+    ];
+    assert!(events(&mut tree, &announced));
+    assert_eq!(names(&tree), ["a"]);
+    events(&mut tree, &[(Event::Deleted, "/services/a/a")]);
+    for _ in 0..20 {
+        tree.reread(vec!["a".to_owned()]);
+        tree.begin_read();
+        tree.apply(Vec::new());
+        assert!(!events(&mut tree, &[]));
+    }
+    assert_eq!(names(&tree), ["a"]);
+    tree.begin_full(Trust::Nodes);
+    tree.replace(at(9), named(&[("c", child("1", 8, 8))]))
+        .unwrap();
+    assert!(names(&tree) == ["c"] && tree.is_settled());
 }
 
 #[test]
@@ -173,7 +235,7 @@ fn a_removal_says_whether_it_was_announced() {
 
     // A full read that is answered between noting and absorbing.
     let mut tree = self::tree();
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.note(Event::Changed, a);
     tree.note(Event::Deleted, a);
     tree.replace(at(9), named(&[("b", child("1", 3, 3))]))
@@ -185,7 +247,7 @@ fn a_removal_says_whether_it_was_announced() {
 /// A tree with the sequential children `s_0000000001` and `s_0000000002`.
 fn sequential() -> Tree {
     let mut tree = Tree::new(PATH, Arc::new(|_, _| true), Arc::default());
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     let read = named(&[
         ("s_0000000001", child("1", 2, 2)),
         ("s_0000000002", child("2", 3, 3)),
@@ -229,7 +291,7 @@ fn a_session_swap_is_never_published_without_both_halves() {
 
     // A full read is outstanding: it brings both.
     let mut tree = sequential();
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     assert!(!events(&mut tree, &[(Event::Deleted, old)]));
     let read = named(&[
         ("s_0000000002", child("2", 3, 3)),
@@ -255,11 +317,11 @@ fn deletions_wait_for_nothing_but_a_read_and_announced_ones_not_even_for_that() 
     assert_eq!(names(&tree), ["s_0000000002"]);
     // A connection that goes takes the waiting with it: the full read settles it.
     let mut tree = sequential();
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     events(&mut tree, &[(Event::Deleted, old)]);
     tree.restart();
     assert!(names(&tree).contains(&"s_0000000001"));
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.replace(at(9), named(&[])).unwrap();
     assert!(tree.children().is_empty() && tree.is_settled());
 }
@@ -284,7 +346,7 @@ fn a_deleted_path_is_an_empty_set() {
     assert!(events(&mut tree, &[(Event::Deleted, PATH)]));
     assert!(tree.children().is_empty() && tree.is_settled());
     // Made anew, it may begin with any transactions.
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.replace(
         Some(Parent {
             czxid: 50,
@@ -293,7 +355,7 @@ fn a_deleted_path_is_an_empty_set() {
         named(&[]),
     )
     .unwrap();
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.replace(None, named(&[])).unwrap();
     assert!(tree.children().is_empty());
 }
@@ -301,18 +363,18 @@ fn a_deleted_path_is_an_empty_set() {
 #[test]
 fn an_older_list_is_refused_and_changes_nothing() {
     let mut tree = tree();
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     assert!(tree.replace(at(2), named(&[])).is_err());
     assert_eq!(names(&tree), ["a", "b"]);
     // What a child tells of the parent counts as well.
     events(&mut tree, &[(Event::Created, "/services/a/c")]);
     tree.begin_read();
     tree.apply(named(&[("c", child("1", 8, 8))]));
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     let error = tree.replace(at(7), named(&[])).unwrap_err();
     assert!(error.to_string().contains("pzxid 0x7"), "{error}");
     // The same transactions of a path deleted and made anew are newer.
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.replace(Some(Parent { czxid: 9, pzxid: 9 }), named(&[]))
         .unwrap();
     assert!(tree.children().is_empty());
@@ -334,7 +396,7 @@ fn a_reply_does_not_bring_back_what_was_deleted_meanwhile() {
         tree.absorb();
         assert_eq!(names(&tree), ["b"]);
 
-        tree.begin_full();
+        tree.begin_full(Trust::Nothing);
         tree.note(Event::Changed, "/services/a/b");
         tree.note(Event::Deleted, "/services/a/b");
         if absorb {
@@ -384,7 +446,7 @@ fn the_last_valid_value_survives_a_restart() {
         },
     )];
     let mut tree = Tree::new(PATH, valid, Arc::new(snapshot.into()));
-    tree.begin_full();
+    tree.begin_full(Trust::Nothing);
     tree.replace(at(9), named(&[("a", child("!", 2, 5))]))
         .unwrap();
     assert_eq!(data(&tree, "a"), "1");
@@ -410,7 +472,10 @@ fn data_above_the_limit_is_skipped_until_the_node_changes() {
         tree.skipped()["c"],
         "65537 bytes of data, above the limit of 65536"
     );
-    assert_eq!(tree.begin_full(), [("c".to_owned(), 4)].into());
+    assert_eq!(
+        tree.begin_full(Trust::Nothing).refused,
+        [("c".to_owned(), 4)].into()
+    );
     let read = named(&[
         ("a", child("1", 2, 2)),
         ("b", child("1", 3, 3)),
@@ -574,7 +639,7 @@ impl Client {
         }
         self.busy = true;
         if compare || !self.complete {
-            self.tree.begin_full();
+            self.tree.begin_full(Trust::Nothing);
             self.full = Some((None, Vec::new(), Vec::new()));
             return Some(Request::List);
         }
