@@ -1,5 +1,7 @@
 //! Answers that come late, in part, or not at all: what was done is read back, and nothing is reloaded for it.
 
+#![expect(clippy::print_stdout, reason = "how far it has come")]
+
 use std::time::Duration;
 
 use smartstack_common::testing::eventually;

@@ -100,7 +100,7 @@ pub(crate) async fn no_such_backend(stage: &mut Stage) {
         fewer.len() < text.len() && fewer.contains("synapse="),
         "{fewer}"
     );
-    std::fs::write(stage.rig.config_file(), fewer).unwrap();
+    let _path = stage.rig.dir.write("haproxy/haproxy.cfg", fewer);
     let target = SocketAddr::from(([127, 0, 0, 1], stage.port("two")));
     stage.foreign_reload().await;
     stage.replied("add server two/", "No such backend").await;
