@@ -84,8 +84,8 @@ pub(crate) async fn a_lost_removal(stage: &mut Stage) {
         stage.retired("silent", &server).await;
         stage.settled().await;
         assert_eq!(stage.gate.left(), 0, "it was not meddled with");
-        // Said twice it is the same.
-        assert!((1..=2).contains(&stage.gate.said(&command).len()));
+        // However often it is said, it is the same.
+        assert!(!stage.gate.said(&command).is_empty());
     }
     assert_eq!(stage.reloads().await, before);
 }

@@ -301,21 +301,25 @@ impl Stage {
         .await;
     }
 
-    /// Somebody else reloads the file as it stands: another worker serves, and synapse has seen it.
+    /// Somebody else reloads the file as it stands: another worker serves, and synapse has seen it. A master that has just
+    /// re-executed itself loses the signal, so that it is sent again when nothing comes of it.
     pub(crate) async fn foreign_reload(&self) {
         let before = self.status().await["foreign_reloads"].as_u64();
         let file = self.rig.dir.join("haproxy/haproxy.cfg.pid");
-        let master: i32 = std::fs::read_to_string(file)
-            .unwrap()
-            .trim()
-            .parse()
-            .unwrap();
-        kill(Pid::from_raw(master), Signal::SIGUSR2).unwrap();
+        let (mut sent, mut looks) = (0, 0);
         eventually("the foreign reload is seen", SOON, async || {
-            match self.status().await["foreign_reloads"].as_u64() {
-                found if found > before => Ok(()),
-                found => Err(format!("{found:?}")),
+            let found = self.status().await["foreign_reloads"].as_u64();
+            if found > before {
+                return Ok(());
             }
+            if looks >= sent * 100 {
+                sent += 1;
+                let master = std::fs::read_to_string(&file).unwrap();
+                let master = Pid::from_raw(master.trim().parse().unwrap());
+                kill(master, Signal::SIGUSR2).unwrap();
+            }
+            looks += 1;
+            Err(format!("{found:?}, sent {sent} times"))
         })
         .await;
     }

@@ -28,10 +28,7 @@ pub(crate) async fn reloaded_by_somebody_else(stage: &mut Stage) {
     let status = stage.settled().await;
     assert_ne!(status["pid"], before["pid"]);
     assert_eq!(status["reloads"], before["reloads"]);
-    assert_eq!(
-        status["foreign_reloads"].as_u64(),
-        before["foreign_reloads"].as_u64().map(|n| n + 1)
-    );
+    assert!(status["foreign_reloads"].as_u64() > before["foreign_reloads"].as_u64());
     stage.up("one", &server).await;
     assert_eq!(
         stage.gate.changes_since(from),
