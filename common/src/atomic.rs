@@ -1,5 +1,6 @@
 //! Replaces a file so that a crash at any moment leaves the old content or the new one, never a mixture.
 
+use std::ffi::OsString;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -44,7 +45,7 @@ pub fn replace(
     };
     let folder = folder_of(path);
     let mut file = tempfile::Builder::new()
-        .prefix(".tmp-")
+        .prefix(&temporary(path))
         .permissions(std::fs::Permissions::from_mode(mode))
         .tempfile_in(folder)
         .map_err(fail("create a temporary file beside"))?;
@@ -70,6 +71,30 @@ pub fn replace(
             .map_err(fail("sync the folder of"))?;
     }
     Ok(())
+}
+
+/// How the names of temporary files beside a file begin.
+fn temporary(path: &Path) -> OsString {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".tmp-");
+    name
+}
+
+/// Removes what processes that were killed while they replaced `path` have left beside it. To be called by the only one
+/// who replaces it, before its first [`replace`]. Blocking; a file that cannot be removed stays.
+pub fn sweep(path: &Path) {
+    let start = temporary(path);
+    let entries = std::fs::read_dir(folder_of(path)).into_iter().flatten();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if name
+            .as_encoded_bytes()
+            .starts_with(start.as_encoded_bytes())
+        {
+            let _stays = std::fs::remove_file(entry.path()).is_err();
+        }
+    }
 }
 
 fn folder_of(path: &Path) -> &Path {
@@ -114,6 +139,25 @@ mod tests {
             0o644
         );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_what_an_earlier_replacement_left_is_swept_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let others = ["x", "y", ".x", ".xx.tmp-1", ".y.tmp-1", "x.tmp-1"];
+        for name in others.iter().chain(&[".x.tmp-", ".x.tmp-Ab1"]) {
+            replace(&folder.path().join(name), b"", 0o600, Durability::Rename).unwrap();
+        }
+        sweep(&path);
+        for name in others {
+            assert!(folder.path().join(name).exists(), "{name}");
+        }
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            others.len()
+        );
+        sweep(&folder.path().join("no/such"));
     }
 
     #[test]

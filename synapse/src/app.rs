@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use hyper::StatusCode;
 use smartstack_common::admin::control::{Command, Commands, Control, ControlError};
 use smartstack_common::admin::{self, Answer, Listener, Routes};
+use smartstack_common::atomic;
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -66,6 +67,7 @@ pub async fn run(
     let started = SystemTime::now();
     let config = Arc::new(config);
     let _locks = locks(&config)?;
+    sweep(&config);
     let loaded = snapshot::read(&config.snapshot_path, &machine_id());
     if let Some(problem) = &loaded.problem {
         warn!(problem = %Chain(problem), "the snapshot cannot be used");
@@ -192,6 +194,16 @@ fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
         Err(error) => warn!(error = %Chain(&error), "the snapshot cannot be locked"),
     }
     Ok(locks)
+}
+
+/// What a former process has left half written, if it was killed. The locks are ours.
+fn sweep(config: &Config) {
+    let haproxy = &config.haproxy;
+    if haproxy.do_writes {
+        atomic::sweep(&haproxy.config_file_path);
+        atomic::sweep(&haproxy.candidate_config_file_path);
+    }
+    atomic::sweep(&config.snapshot_path);
 }
 
 async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {

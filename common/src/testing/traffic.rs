@@ -33,6 +33,8 @@ pub struct Failure {
     pub style: Style,
     /// When it began (to connect, or to send on a kept connection).
     pub began: Instant,
+    /// When its connection was established; `None` = it was not.
+    pub connected: Option<Instant>,
     /// When it had failed.
     pub ended: Instant,
     /// `status 503`, `refused`, `reset`, `closed`, `timeout`, or another error's text.
@@ -129,12 +131,13 @@ fn send(target: SocketAddr, style: Style, pause: Duration, offset: Duration, sha
             Ok(_) => {
                 shared.answered.fetch_add(1, Ordering::AcqRel);
             }
-            Err(kind) => {
+            Err(Broken { connected, kind }) => {
                 kept = None;
                 let ended = Instant::now();
                 let failure = Failure {
                     style,
                     began,
+                    connected,
                     ended,
                     kind,
                 };
@@ -153,19 +156,46 @@ fn send(target: SocketAddr, style: Style, pause: Duration, offset: Duration, sha
 /// # Errors
 /// As [`Failure::kind`].
 pub fn ask_once(target: SocketAddr) -> Result<String, String> {
-    exchange(target, Style::PerRequest, &mut None)
+    exchange(target, Style::PerRequest, &mut None).map_err(|broken| broken.kind)
 }
 
-fn exchange(
+/// A connection and when it was established.
+type Kept = (TcpStream, Instant);
+
+/// How an exchange failed.
+struct Broken {
+    connected: Option<Instant>,
+    kind: String,
+}
+
+fn exchange(target: SocketAddr, style: Style, kept: &mut Option<Kept>) -> Result<String, Broken> {
+    let reused = kept.take().filter(|(stream, _)| is_open(stream));
+    let (stream, connected) = match reused {
+        Some(reused) => reused,
+        None => match connect(target) {
+            Ok(stream) => (stream, Instant::now()),
+            Err(error) => {
+                return Err(Broken {
+                    connected: None,
+                    kind: kind(&error),
+                });
+            }
+        },
+    };
+    let (body, stream) = request(target, style, stream).map_err(|kind| Broken {
+        connected: Some(connected),
+        kind,
+    })?;
+    *kept = stream.map(|stream| (stream, connected));
+    Ok(body)
+}
+
+/// The body, and the connection if it can be used again.
+fn request(
     target: SocketAddr,
     style: Style,
-    kept: &mut Option<TcpStream>,
-) -> Result<String, String> {
-    let reused = kept.take().filter(is_open);
-    let mut stream = match reused {
-        Some(stream) => stream,
-        None => connect(target).map_err(|e| kind(&e))?,
-    };
+    mut stream: TcpStream,
+) -> Result<(String, Option<TcpStream>), String> {
     let close = match style {
         Style::KeepAlive => "",
         Style::PerRequest => "Connection: close\r\n",
@@ -174,14 +204,12 @@ fn exchange(
     stream.write_all(request.as_bytes()).map_err(|e| kind(&e))?;
     let mut reply = Vec::with_capacity(512);
     let (status, body, last) = read_reply(&mut stream, &mut reply)?;
-    match style {
-        Style::KeepAlive if !last => *kept = Some(stream),
-        Style::KeepAlive => {}
+    if style == Style::PerRequest {
         // The server closes first: its side keeps the closed connection in mind, and no local port is used up here.
-        Style::PerRequest => drain(&mut stream),
+        drain(&mut stream);
     }
     if status == 200 {
-        Ok(body)
+        Ok((body, (style == Style::KeepAlive && !last).then_some(stream)))
     } else {
         Err(format!("status {status}"))
     }
@@ -295,9 +323,8 @@ mod tests {
     async fn each_failure_is_kept_with_its_kind_and_times() {
         let failures = failing(Behaviour::Close).await;
         assert!(
-            failures
-                .iter()
-                .all(|f| f.kind == "closed" && f.began <= f.ended),
+            failures.iter().all(|f| f.kind == "closed"
+                && f.connected.is_some_and(|at| f.began <= at && at <= f.ended)),
             "{failures:?}"
         );
         let stub = Stub::start();
@@ -305,5 +332,14 @@ mod tests {
         assert_eq!(ask_once(target), Ok("127.1.1.6".to_owned()));
         drop(stub);
         assert_eq!(ask_once(target), Err("refused".to_owned()));
+        let traffic = Traffic::start(target, Style::PerRequest, 1, 200.0);
+        let refused = eventually("one is refused", LIMIT, async || {
+            traffic.failures().pop().ok_or("none")
+        })
+        .await;
+        assert_eq!(
+            (refused.kind.as_str(), refused.connected),
+            ("refused", None)
+        );
     }
 }

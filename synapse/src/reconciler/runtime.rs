@@ -269,9 +269,15 @@ impl Reconciler {
         }
     }
 
-    /// A server of that name or id may be the one that is wanted: the table tells. Everything else needs the file.
+    /// A server of that name or id may be the one that is wanted, and one that is gone right after it was added was added
+    /// to another worker: the table tells. Everything else needs the file.
     fn note_refusal(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
-        if matches!(refusal, Refusal::AlreadyExists | Refusal::IdUsed) {
+        let seen = [
+            Refusal::AlreadyExists,
+            Refusal::IdUsed,
+            Refusal::NoSuchServer,
+        ];
+        if seen.contains(refusal) {
             return;
         }
         self.fallbacks.learn(backend, refusal, pid);

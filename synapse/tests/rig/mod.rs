@@ -98,11 +98,16 @@ impl Rig {
         }
     }
 
+    /// Starts synapse, which has ended, again, on the configuration as it stands.
+    pub(crate) fn start_synapse(&mut self) {
+        self.synapse = program(&self.dir);
+    }
+
     /// Synapse dies and is started again, on the configuration as it stands.
     pub(crate) async fn restart_synapse(&mut self) {
         self.synapse.signal(Signal::SIGKILL);
         self.synapse.wait(SOON).await;
-        self.synapse = program(&self.dir);
+        self.start_synapse();
         self.synapse.ready(SOON).await;
     }
 
@@ -189,9 +194,14 @@ impl Rig {
         .await
     }
 
+    /// What synapse has logged, of all its starts.
+    pub(crate) fn whole_log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("synapse.log")).unwrap_or_default()
+    }
+
     /// The end of synapse's log.
     pub(crate) fn log(&self) -> String {
-        let text = std::fs::read_to_string(self.dir.join("synapse.log")).unwrap_or_default();
+        let text = self.whole_log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }

@@ -1,17 +1,15 @@
 //! What is right and what is not: haproxy's table beside the registry, failed requests beside the kills.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use smartstack_common::testing::Failure;
+
+use crate::kills::Kill;
 
 /// A server as haproxy has it: address, weight, whether it takes requests.
 pub(crate) type Row = (String, u16, bool);
 /// By backend and name.
 pub(crate) type Table = BTreeMap<(String, String), Row>;
-
-/// From a kill until haproxy answered again.
-pub(crate) type Window = (Instant, Instant);
 
 /// haproxy's table; servers of ours that only wait to be deleted (maint, weight 0) are not in it.
 pub(crate) fn live(rows: &[BTreeMap<String, String>]) -> Table {
@@ -40,57 +38,84 @@ pub(crate) fn differences(wanted: &Table, live: &Table) -> Vec<String> {
         .collect()
 }
 
-/// Failures that no kill explains, and the number of the others by kind. A kill explains a request that was under way, or
-/// began, between it and the first answer after it.
+/// Failures that no kill explains, and the number of the others by what they met. See the header of this program.
 pub(crate) fn judge(
     failures: Vec<Failure>,
-    windows: &[Window],
+    kills: &[Kill],
 ) -> (Vec<Failure>, BTreeMap<String, u32>) {
     let (mut unexplained, mut explained) = (Vec::new(), BTreeMap::new());
     for failure in failures {
-        if windows
-            .iter()
-            .any(|(from, to)| failure.began <= *to && failure.ended >= *from)
-        {
-            *explained.entry(failure.kind).or_default() += 1;
-        } else {
-            unexplained.push(failure);
+        match kills.iter().find_map(|kill| excuse(&failure, kill)) {
+            Some(name) => *explained.entry(name).or_default() += 1,
+            None => unexplained.push(failure),
         }
     }
     (unexplained, explained)
 }
 
+/// What a kill has to do with a failure; `None` = nothing.
+fn excuse(failure: &Failure, kill: &Kill) -> Option<String> {
+    let kind = failure.kind.as_str();
+    let named = match (failure.connected, kind) {
+        // Its connection was the killed one's, and it was under way when that ended.
+        (Some(connected), "reset" | "closed") => connected <= kill.dead && failure.ended >= kill.at,
+        // It tried while nobody listened.
+        (None, "refused") => failure.began <= kill.listens && failure.ended >= kill.at,
+        _ => false,
+    };
+    let met = match failure.connected {
+        Some(_) => "in flight on the killed process",
+        None => "while nobody listened",
+    };
+    named.then(|| format!("{met}: {kind}"))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use smartstack_common::testing::Style;
 
     use super::*;
 
+    /// Killed at 100, dead at 110, listening again at 200.
     #[test]
-    fn a_failure_away_from_every_kill_is_not_explained() {
+    fn only_what_met_the_killed_process_or_nobody_is_excused() {
         let start = Instant::from(tokio::time::Instant::now());
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let failure = |began, ended| Failure {
-            style: Style::KeepAlive,
-            began: at(began),
-            ended: at(ended),
-            kind: "reset".to_owned(),
+        let kill = Kill {
+            at: at(100),
+            dead: at(110),
+            listens: at(200),
         };
-        let windows = [(at(100), at(200)), (at(500), at(600))];
         let cases = [
-            (0, 99, false),
-            (0, 100, true),
-            (150, 160, true),
-            (200, 300, true),
-            (201, 499, false),
-            (601, 700, false),
+            // Established, began, ended.
+            (Some(50), 90, 101, "reset", true),
+            (Some(50), 90, 101, "closed", true),
+            (Some(105), 104, 111, "reset", true),
+            (Some(50), 90, 99, "reset", false),
+            (Some(150), 149, 160, "reset", false),
+            (Some(205), 204, 206, "closed", false),
+            (Some(50), 90, 101, "status 503", false),
+            (Some(50), 90, 101, "timeout", false),
+            (Some(210), 150, 300, "status 503", false),
+            (None, 120, 120, "refused", true),
+            (None, 200, 201, "refused", true),
+            (None, 99, 99, "refused", false),
+            (None, 201, 201, "refused", false),
+            (None, 120, 10_120, "timeout", false),
         ];
-        for (began, ended, explained) in cases {
-            let (unexplained, by_kind) = judge(vec![failure(began, ended)], &windows);
-            assert_eq!(unexplained.is_empty(), explained, "{began}..{ended}");
-            assert_eq!(by_kind.contains_key("reset"), explained);
+        for (connected, began, ended, kind, excused) in cases {
+            let failure = Failure {
+                style: Style::KeepAlive,
+                began: at(began),
+                connected: connected.map(at),
+                ended: at(ended),
+                kind: kind.to_owned(),
+            };
+            let (unexplained, by_kind) = judge(vec![failure.clone()], &[kill]);
+            assert_eq!(unexplained.is_empty(), excused, "{failure:?}");
+            assert_eq!(by_kind.values().sum::<u32>(), u32::from(excused));
         }
     }
 

@@ -1,0 +1,288 @@
+//! What stands between synapse and haproxy's stats socket: it passes every batch on to the real haproxy and notes each
+//! command with its reply and with haproxy.cfg as it stood then. On demand it loses, cuts or delays a reply, changes a
+//! word on the way, hands a batch to a connection that was opened earlier, or does not listen. It listens only while haproxy
+//! does.
+
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// Ends each reply.
+const PROMPT: &str = "\n> ";
+
+/// A command that haproxy was given.
+#[derive(Debug, Clone)]
+pub(crate) struct Said {
+    pub(crate) command: String,
+    pub(crate) reply: String,
+    /// haproxy.cfg when the command arrived.
+    pub(crate) file: Arc<str>,
+}
+
+/// What becomes of a batch.
+pub(crate) enum Meddle {
+    /// haproxy gets it; its answer never arrives, and the connection stays open.
+    Silence,
+    /// haproxy gets it; the connection ends after so many bytes of its answer.
+    Cut(usize),
+    /// haproxy does not get it; the connection ends.
+    Drop,
+    /// haproxy gets it; its answer comes this much later.
+    Late(Duration),
+    /// haproxy gets another word.
+    Replace(&'static str, &'static str),
+    /// It goes over this connection, which is in interactive mode already.
+    Over(UnixStream),
+}
+
+struct Rule {
+    needle: String,
+    left: usize,
+    meddle: Meddle,
+}
+
+struct Shared {
+    real: PathBuf,
+    file: PathBuf,
+    said: Mutex<Vec<Said>>,
+    rules: Mutex<Vec<Rule>>,
+}
+
+pub(crate) struct Gate {
+    path: PathBuf,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("nothing panics under it")
+}
+
+impl Gate {
+    /// At `path`, before the socket `real` of the haproxy that runs on `file`.
+    pub(crate) fn open(path: PathBuf, real: PathBuf, file: PathBuf) -> Self {
+        let shared = Arc::new(Shared {
+            real,
+            file,
+            said: Mutex::default(),
+            rules: Mutex::default(),
+        });
+        Self {
+            task: listen(&path, &shared),
+            path,
+            shared,
+        }
+    }
+
+    /// Nobody listens any more; the socket's file stays.
+    pub(crate) fn close(&self) {
+        self.task.abort();
+    }
+
+    /// It listens again.
+    pub(crate) fn reopen(&mut self) {
+        self.task = listen(&self.path, &self.shared);
+    }
+
+    /// The next `times` batches that contain `needle` are meddled with. [`Meddle::Over`] works once.
+    pub(crate) fn meddle(&self, needle: impl Into<String>, times: usize, meddle: Meddle) {
+        let needle = needle.into();
+        lock(&self.shared.rules).push(Rule {
+            needle,
+            left: times,
+            meddle,
+        });
+    }
+
+    /// How many of them have not come yet.
+    pub(crate) fn left(&self) -> usize {
+        lock(&self.shared.rules).iter().map(|rule| rule.left).sum()
+    }
+
+    /// Nothing is meddled with any more.
+    pub(crate) fn behave(&self) {
+        lock(&self.shared.rules).clear();
+    }
+
+    /// The commands with `needle` that haproxy has been given, in order, and what it said.
+    pub(crate) fn said(&self, needle: &str) -> Vec<Said> {
+        let said = lock(&self.shared.said);
+        said.iter()
+            .filter(|said| said.command.contains(needle))
+            .cloned()
+            .collect()
+    }
+
+    /// Number of commands so far.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.shared.said).len()
+    }
+
+    /// The commands from number `from` on that change something.
+    pub(crate) fn changes_since(&self, from: usize) -> Vec<String> {
+        let said = lock(&self.shared.said);
+        let commands = said[from..].iter().map(|said| &said.command);
+        commands
+            .filter(|command| !command.starts_with("show "))
+            .cloned()
+            .collect()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Listens as long as haproxy does.
+fn listen(path: &Path, shared: &Arc<Shared>) -> JoinHandle<()> {
+    let (path, shared) = (path.to_owned(), Arc::clone(shared));
+    tokio::spawn(async move {
+        loop {
+            while UnixStream::connect(&shared.real).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // Err = it is the first time.
+            let _first = std::fs::remove_file(&path).is_err();
+            let listener = UnixListener::bind(&path).unwrap();
+            let mut connections = JoinSet::new();
+            let mut haproxy_listens = true;
+            while haproxy_listens {
+                // An accept and a join: both cancel-safe.
+                tokio::select! {
+                    Some(served) = connections.join_next() => haproxy_listens = served.unwrap_or(true),
+                    Ok((client, _)) = listener.accept() => {
+                        let shared = Arc::clone(&shared);
+                        connections.spawn(async move {
+                            let error = serve(client, &shared).await.err().map(|error| error.kind());
+                            error != Some(ErrorKind::ConnectionRefused)
+                        });
+                    }
+                }
+            }
+        }
+    })
+}
+
+impl Shared {
+    fn applies(&self, line: &str) -> Option<Meddle> {
+        let mut rules = lock(&self.rules);
+        let at = rules.iter().position(|rule| line.contains(&rule.needle))?;
+        rules[at].left -= 1;
+        if rules[at].left == 0 {
+            return Some(rules.remove(at).meddle);
+        }
+        Some(match &rules[at].meddle {
+            Meddle::Silence => Meddle::Silence,
+            Meddle::Cut(bytes) => Meddle::Cut(*bytes),
+            Meddle::Drop => Meddle::Drop,
+            Meddle::Late(time) => Meddle::Late(*time),
+            Meddle::Replace(from, to) => Meddle::Replace(from, to),
+            Meddle::Over(_) => panic!("a connection can be used once"),
+        })
+    }
+
+    /// Takes note of a batch, without the two commands that only set the mode.
+    fn note(&self, line: &str, replies: &str, file: &Arc<str>) {
+        let said = line.split(';').zip(replies.split(PROMPT)).skip(2);
+        lock(&self.said).extend(said.map(|(command, reply)| Said {
+            command: command.to_owned(),
+            reply: reply.trim().to_owned(),
+            file: Arc::clone(file),
+        }));
+    }
+}
+
+/// One connection: one batch.
+async fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        if client.read_buf(&mut line).await? == 0 {
+            return Ok(());
+        }
+    }
+    let mut line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let file = std::fs::read_to_string(&shared.file).unwrap_or_default();
+    let file: Arc<str> = file.into();
+    let meddle = shared.applies(&line);
+    let mut server = match meddle {
+        Some(Meddle::Drop) => return Ok(()),
+        Some(Meddle::Over(stream)) => {
+            // `prompt` would end the interactive mode.
+            line = line.replacen("prompt;", "show version;", 1);
+            return answer(client, stream, &line, shared, &file).await;
+        }
+        _ => UnixStream::connect(&shared.real).await?,
+    };
+    if let Some(Meddle::Replace(from, to)) = meddle {
+        line = line.replace(from, to);
+    }
+    let replies = ask(&mut server, &line).await?;
+    shared.note(&line, &replies, &file);
+    match meddle {
+        Some(Meddle::Silence) => return gone(client).await,
+        Some(Meddle::Cut(bytes)) => return client.write_all(&replies.as_bytes()[..bytes]).await,
+        Some(Meddle::Late(time)) => tokio::time::sleep(time).await,
+        _ => {}
+    }
+    client.write_all(replies.as_bytes()).await?;
+    gone(client).await
+}
+
+async fn answer(
+    mut client: UnixStream,
+    mut server: UnixStream,
+    line: &str,
+    shared: &Shared,
+    file: &Arc<str>,
+) -> io::Result<()> {
+    let replies = ask(&mut server, line).await?;
+    shared.note(line, &replies, file);
+    client.write_all(replies.as_bytes()).await?;
+    gone(client).await
+}
+
+/// Waits until the client has closed.
+async fn gone(mut client: UnixStream) -> io::Result<()> {
+    while client.read(&mut [0; 64]).await? > 0 {}
+    Ok(())
+}
+
+/// One reply for each command of the line.
+async fn ask(server: &mut UnixStream, line: &str) -> io::Result<String> {
+    let wanted = line.split(';').count();
+    let (mut from, mut to) = server.split();
+    let line = format!("{line}\n");
+    let write = to.write_all(line.as_bytes());
+    let read = async {
+        let mut text = Vec::new();
+        loop {
+            let found = String::from_utf8_lossy(&text);
+            if found.matches(PROMPT).count() >= wanted {
+                return Ok(found.into_owned());
+            }
+            if from.read_buf(&mut text).await? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+    };
+    let ((), text) = tokio::try_join!(write, read)?;
+    Ok(text)
+}
+
+/// A connection to the worker that serves now, in interactive mode: it stays with that worker.
+pub(crate) async fn kept(real: &Path) -> UnixStream {
+    let mut stream = UnixStream::connect(real).await.unwrap();
+    stream.write_all(b"prompt\n").await.unwrap();
+    let mut text = Vec::new();
+    while !text.ends_with(PROMPT.as_bytes()) {
+        assert!(stream.read_buf(&mut text).await.unwrap() > 0, "closed");
+    }
+    stream
+}
