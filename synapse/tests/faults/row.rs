@@ -104,6 +104,7 @@ impl Stage {
         let fault = &row.fault;
         let ended = row.ended.expect("the fault was ended");
         let links = row.sessions.len();
+        self.registry.renew().await;
         let (now, back) = eventually(&format!("agreement after {fault}"), SOON, async || {
             self.agreed().await?;
             let agreed = SystemTime::now();
