@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use smartstack_common::testing::{Mode, ask_once, eventually};
 use tokio::time::Instant;
 
+use crate::clocks::a_host_boots_after_a_jump_of_the_wall_clock;
 use crate::stage::{Plan, SOON, Side, Stage, Way};
 
 /// Ten times the goal.
@@ -55,7 +56,7 @@ async fn a_host_boots_without_the_ensemble() {
             stage.set(Side::Both, Mode::Pass).await;
         }
     }
-    stage.settled().await;
+    a_host_boots_after_a_jump_of_the_wall_clock(&mut stage).await;
 }
 
 pub(crate) async fn first_answer(target: SocketAddr) -> String {

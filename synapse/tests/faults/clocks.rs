@@ -15,15 +15,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::boot::first_answer;
-use crate::stage::{Plan, SOON, Side, Stage, Way};
+use crate::stage::{SOON, Side, Stage};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-#[tokio::test]
-async fn a_host_boots_after_a_jump_of_the_wall_clock() {
-    let mut plan = Plan::new(Way::Proxies);
-    plan.servers = 1;
-    let mut stage = Stage::start(plan).await;
+/// Called by `boot`, on its stage.
+pub(crate) async fn a_host_boots_after_a_jump_of_the_wall_clock(stage: &mut Stage) {
     let now = SystemTime::now();
     for (jump, agreed_at) in [("back by a day", now + DAY), ("ahead by a day", now - DAY)] {
         stage.settled().await;
@@ -33,7 +30,7 @@ async fn a_host_boots_after_a_jump_of_the_wall_clock() {
         stage.rig.synapse.wait(SOON).await;
         stage.rig.haproxy.kill();
         std::fs::remove_file(stage.rig.config_file()).unwrap();
-        shift(&stage, agreed_at).await;
+        shift(stage, agreed_at).await;
         let began = Instant::now();
         stage.launch_synapse();
         first_answer(stage.target).await;

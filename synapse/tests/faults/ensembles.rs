@@ -12,7 +12,7 @@ use smartstack_common::testing::{
 use tokio::time::Instant;
 
 use crate::rig::{Rig, settings};
-use crate::stage::{PATH, SOON, nerve_config, table};
+use crate::stage::{CHECK, CHECK_LIMIT, CHECKED, PATH, SOON, nerve_config, table};
 
 struct Two {
     load: SteadyClient,
@@ -38,8 +38,8 @@ impl Two {
             },
             "haproxy": {
                 "port": target.port(), "bind_address": "127.0.0.1",
-                "server_options": "check inter 200 rise 1 fall 2",
-                "backend": ["option httpchk GET /health"],
+                "server_options": CHECK,
+                "backend": [CHECKED, CHECK_LIMIT],
             },
         });
         let mut two = Self {
@@ -116,6 +116,7 @@ fn zookeeper() -> serde_json::Value {
 
 #[tokio::test]
 async fn either_of_two_ensembles_is_lost_for_good() {
+    let _turn = crate::STAGES.acquire().await.unwrap();
     for lost in [0, 1] {
         let mut two = Two::start().await;
         two.zookeepers[lost].stop_all();

@@ -15,7 +15,7 @@ use smartstack_common::testing::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, SemaphorePermit};
 use zookeeper_client::{Client, Error};
 
 use crate::disk::Disk;
@@ -29,6 +29,10 @@ pub(crate) const SESSION: Duration = Duration::from_secs(3);
 pub(crate) const PATH: &str = "/nerve/services/web/services";
 /// Requests per second of each kind of client.
 const RATE: f64 = 50.0;
+/// haproxy's checks: evidence for the guard in a second, and patient, as apps and haproxy share two busy cores.
+pub(crate) const CHECK: &str = "check inter 1s rise 1 fall 5";
+pub(crate) const CHECKED: &str = "option httpchk GET /health";
+pub(crate) const CHECK_LIMIT: &str = "timeout check 5s";
 /// The app that rows change: its health is what happens meanwhile.
 const CHANGED: usize = 3;
 
@@ -130,6 +134,7 @@ pub(crate) struct Stage {
     /// Where clients go.
     pub(crate) target: SocketAddr,
     healthy: BTreeSet<usize>,
+    _turn: SemaphorePermit<'static>,
 }
 
 fn joined(proxies: &[TcpProxy]) -> String {
@@ -148,6 +153,7 @@ async fn proxies(zookeeper: &ZooKeeper, servers: usize) -> Vec<TcpProxy> {
 impl Stage {
     /// Everything runs and agrees; the fourth app is unhealthy.
     pub(crate) async fn start(plan: Plan) -> Self {
+        let turn = crate::STAGES.acquire().await.unwrap();
         let hosts = (plan.way == Way::Network).then(|| {
             let mut network = Network::new();
             Hosts {
@@ -238,6 +244,7 @@ impl Stage {
             snapshot,
             target,
             healthy: BTreeSet::from([0, 1, 2]),
+            _turn: turn,
         };
         stage.rig.synapse.ready(SOON).await;
         stage.settled().await;
@@ -342,17 +349,20 @@ impl Stage {
         self.rig.synapse = synapse(&self.rig.dir, host);
     }
 
-    /// Waits until haproxy.cfg and the snapshot on disk have the apps that are wanted, and no other.
+    /// Waits until haproxy.cfg and the registry's copy in the snapshot have the apps that are wanted, and no other.
     pub(crate) async fn remembered(&self) {
         let wanted = self.wanted();
         eventually("the files have the wanted apps", SOON, async || {
-            for path in [self.rig.config_file(), self.snapshot.clone()] {
-                let text = std::fs::read_to_string(&path).map_err(|e| e.to_string())?;
-                for app in &self.apps {
-                    let port = app.address.port();
-                    if text.contains(&port.to_string()) != wanted.contains(&port) {
-                        return Err(format!("{}, {wanted:?}: {text}", path.display()));
-                    }
+            let file = self.rig.text();
+            let snapshot = std::fs::read(&self.snapshot).map_err(|e| e.to_string())?;
+            let snapshot: Value = serde_json::from_slice(&snapshot).map_err(|e| e.to_string())?;
+            let sources = snapshot["body"]["sources"].to_string();
+            for app in &self.apps {
+                let port = app.address.port();
+                let in_file = file.contains(&format!(":{port} "));
+                let in_sources = sources.contains(&format!(":{port},"));
+                if [in_file, in_sources] != [wanted.contains(&port); 2] {
+                    return Err(format!("{port}, wanted {wanted:?}: {file}\n{sources}"));
                 }
             }
             Ok(())
@@ -408,8 +418,8 @@ fn service(hosts: &str, target: SocketAddr) -> Value {
         "haproxy": {
             "port": target.port(),
             "bind_address": target.ip().to_string(),
-            "server_options": "check inter 200 rise 1 fall 2",
-            "backend": ["option httpchk GET /health"],
+            "server_options": CHECK,
+            "backend": [CHECKED, CHECK_LIMIT],
         },
     })
 }
