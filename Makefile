@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs; both install what is missing first (see `make deps`).
 CARGO ?= cargo
 
-.PHONY: all help deps build demo test bench soak check fmt clippy doc deny
+.PHONY: all help deps build demo test bench soak faults check fmt clippy doc deny
 
 all: build
 
@@ -10,6 +10,7 @@ help:
 	@echo 'make test   every test, on a real ZooKeeper and a real haproxy'
 	@echo 'make bench  how fast and at what cost, in a release build (SIZES="1x10 100x10" ONLY=propagation shorten it)'
 	@echo 'make soak   everything that can happen to haproxy, under load, for 10 minutes (SOAK_SECONDS, SOAK_SEED)'
+	@echo 'make faults everything that can happen to ZooKeeper, the network and the disks; needs root (FAULTS= for the short forms)'
 	@echo 'make check  format, clippy, documentation: before each commit'
 	@echo 'make deps   install haproxy, ZooKeeper and a Java runtime when missing'
 	@echo 'make build  both programs into target/debug'
@@ -36,6 +37,9 @@ bench: deps
 
 soak: deps build
 	SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p synapse --test soak -- --nocapture
+
+faults: deps build
+	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p synapse --test faults -- --nocapture --test-threads=1
 
 check: fmt clippy doc deny
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::http::{Reply, get};
-use super::{Dir, Process, eventually};
+use super::server::inside;
+use super::{Dir, Host, Process, eventually};
 use crate::admin::Bind;
 
 /// A running program; killed when dropped, with the end of its log printed if the test fails.
@@ -25,7 +26,23 @@ impl Program {
     /// When it was not built, or from other sources than this test, with the command to build it.
     #[must_use]
     pub fn start(name: &str, dir: &Dir, args: &[&str], env: &[(&str, &str)], admin: Bind) -> Self {
-        let mut command = Command::new(Self::path(name));
+        Self::start_on(None, name, dir, args, env, admin)
+    }
+
+    /// The same on a host of a [`super::Network`]; `admin` must be a unix socket to be reached from here.
+    ///
+    /// # Panics
+    /// As [`Program::start`].
+    #[must_use]
+    pub fn start_on(
+        host: Option<&Host>,
+        name: &str,
+        dir: &Dir,
+        args: &[&str],
+        env: &[(&str, &str)],
+        admin: Bind,
+    ) -> Self {
+        let mut command = inside(host, &Self::path(name));
         command
             .args(args)
             .env("RUST_LOG", "debug")

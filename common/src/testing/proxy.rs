@@ -1,4 +1,4 @@
-//! A TCP proxy that can do to a connection what networks do: pass, hold, refuse, cut, delay.
+//! A TCP proxy that can do to a connection what networks do: pass, hold, refuse, cut, delay, drip.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -13,7 +13,8 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::operations::Operations;
-use super::{eventually, free_port};
+use super::session::Reading;
+use super::{SessionKey, eventually, free_port};
 
 /// What the proxy does with connections, old and new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +27,12 @@ pub enum Mode {
     Refuse,
     /// Hands everything on, each chunk of either direction this much later.
     Delay(Duration),
+    /// Hands everything on in pieces of [`DROP`] bytes, each this much later.
+    Drip(Duration),
 }
+
+/// Bytes of one piece in [`Mode::Drip`]: fewer than any frame of ZooKeeper has.
+const DROP: usize = 8;
 
 /// How open connections end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +69,7 @@ struct Counts {
     to_server: AtomicU64,
     to_client: AtomicU64,
     operations: Mutex<BTreeMap<&'static str, u64>>,
+    sessions: Mutex<Vec<SessionKey>>,
 }
 
 impl TcpProxy {
@@ -183,6 +190,17 @@ impl TcpProxy {
             .expect("nothing panics under it")
             .clone()
     }
+
+    /// The sessions that servers gave to clients through this proxy, the last one last. Only for a proxy in front of
+    /// ZooKeeper.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<SessionKey> {
+        self.counts
+            .sessions
+            .lock()
+            .expect("nothing panics under it")
+            .clone()
+    }
 }
 
 impl Drop for TcpProxy {
@@ -265,10 +283,15 @@ async fn relay(
         let mut known = counts.operations.lock().expect("nothing panics under it");
         operations.read(bytes, |name| *known.entry(name).or_default() += 1);
     });
+    let mut answer = Reading::default();
     let down = pump(&server, &client, orders.clone(), Some(born), |bytes| {
         counts
             .to_client
             .fetch_add(bytes.len() as u64, Ordering::AcqRel);
+        if let Some(session) = answer.read(bytes) {
+            let mut known = counts.sessions.lock().expect("nothing panics under it");
+            known.push(session);
+        }
     });
     let mut watched = orders.clone();
     let cut = watched.wait_for(|order| order.cuts > born && !matches!(order.cut, Cut::After(_)));
@@ -322,7 +345,14 @@ async fn pump(
             return shutdown(to.as_raw_fd(), Shutdown::Write).map_err(|_| Broken);
         }
         tell(bytes);
-        write(to, bytes).await?;
+        if let Mode::Drip(pause) = order.mode {
+            for piece in bytes.chunks(DROP) {
+                tokio::time::sleep(pause).await;
+                write(to, piece).await?;
+            }
+        } else {
+            write(to, bytes).await?;
+        }
         if allowed == Some(0) {
             return Err(Broken);
         }

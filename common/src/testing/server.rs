@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use super::eventually;
+use super::{Host, eventually};
 
 /// A folder of one test, removed with it. With `KEEP=1` in the environment, or in a test that panics, it stays and its
 /// path is printed.
@@ -109,6 +109,22 @@ pub fn find_program(name: &str, hint: &str) -> PathBuf {
         .unwrap_or_else(|| {
             panic!("no program `{name}` in PATH, /usr/sbin or /usr/local/sbin\nhint: {hint}")
         })
+}
+
+/// The command that runs `program` on a host of a [`super::Network`], or here.
+pub(super) fn inside(host: Option<&Host>, program: &Path) -> Command {
+    match host {
+        None => Command::new(program),
+        // It becomes the program: pid and process group are the same.
+        Some(host) => {
+            let hint = "`apt-get install util-linux`";
+            let mut command = Command::new(find_program("nsenter", hint));
+            command
+                .arg(format!("--net={}", host.namespace().display()))
+                .arg(program);
+            command
+        }
+    }
 }
 
 /// A child process in a process group of its own; the whole group is killed when this is dropped.

@@ -1,6 +1,6 @@
 //! A real ZooKeeper ensemble of one or more servers on loopback, each with its own data folder and ports.
 
-use std::process::Command;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -8,8 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error};
 
-use super::server::{find_program, write};
-use super::{Dir, Process, eventually, free_port};
+use super::server::{find_program, inside, write};
+use super::{Dir, Host, Process, eventually, free_port};
 use crate::units::Ensemble;
 
 /// Time a server may take until it serves (a JVM on a busy machine).
@@ -29,6 +29,10 @@ pub struct Options {
     pub servers: usize,
     /// `tickTime`: sessions are checked in its steps, and the shortest session time-out is twice this.
     pub tick: Duration,
+    /// `syncLimit`, in ticks: members that hear nothing from each other for so long elect another leader.
+    pub sync_limit: u32,
+    /// Where the servers run, one each. Empty: all of them on loopback.
+    pub hosts: Vec<Host>,
 }
 
 impl Default for Options {
@@ -36,6 +40,8 @@ impl Default for Options {
         Self {
             servers: 1,
             tick: Duration::from_millis(200),
+            sync_limit: 50,
+            hosts: Vec::new(),
         }
     }
 }
@@ -51,6 +57,7 @@ pub struct ZooKeeper {
 #[derive(Debug)]
 struct Server {
     port: u16,
+    host: Option<Host>,
     config: std::path::PathBuf,
     process: Option<Process>,
 }
@@ -86,9 +93,10 @@ impl ZooKeeper {
         let servers = (0..options.servers)
             .map(|index| {
                 let port = free_port();
-                let config = configure(&dir, index, port, &peers, options.tick);
+                let config = configure(&dir, index, port, &peers, &options);
                 Server {
                     port,
+                    host: options.hosts.get(index).cloned(),
                     config,
                     process: None,
                 }
@@ -114,7 +122,8 @@ impl ZooKeeper {
     /// `address:port` of one server.
     #[must_use]
     pub fn host(&self, index: usize) -> String {
-        format!("127.0.0.1:{}", self.servers[index].port)
+        let server = &self.servers[index];
+        format!("{}:{}", address(server.host.as_ref()), server.port)
     }
 
     /// The ensemble as the programs' configuration names it.
@@ -136,11 +145,41 @@ impl ZooKeeper {
         (0..self.servers.len()).for_each(|index| self.stop(index));
     }
 
+    /// Deletes all data of a stopped server: it starts empty.
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn erase(&self, index: usize) {
+        assert!(
+            self.servers[index].process.is_none(),
+            "a server that runs keeps its data"
+        );
+        let data = self.dir.join(&format!("server{index}/version-2"));
+        std::fs::remove_dir_all(&data).unwrap_or_else(|e| panic!("{}: {e}", data.display()));
+    }
+
+    /// The server that leads. (The others follow.)
+    ///
+    /// # Panics
+    /// When none does within 60 s.
+    pub async fn leader(&self) -> usize {
+        eventually("a server leads", START_LIMIT, async || {
+            for index in 0..self.servers.len() {
+                let answer = four_letters(&self.host(index), "srvr").await;
+                if answer.is_ok_and(|text| text.contains("Mode: leader")) {
+                    return Ok(index);
+                }
+            }
+            Err("none")
+        })
+        .await
+    }
+
     /// Starts one stopped server on its old data and ports; does not wait for it.
     pub fn launch(&mut self, index: usize) {
         let log = self.dir.join(&format!("server{index}.log"));
         let server = &mut self.servers[index];
-        let mut command = Command::new(find_program("java", HINT));
+        let mut command = inside(server.host.as_ref(), &find_program("java", HINT));
         command
             .args([
                 "-Xmx128m",
@@ -337,25 +376,32 @@ fn configure(
     index: usize,
     port: u16,
     peers: &[(u16, u16)],
-    tick: Duration,
+    options: &Options,
 ) -> std::path::PathBuf {
     let data = dir.join(&format!("server{index}"));
     write(&data.join("myid"), format!("{}\n", index + 1).as_bytes());
     let mut text = format!(
-        "tickTime={}\ninitLimit=100\nsyncLimit=50\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
+        "tickTime={}\ninitLimit=100\nsyncLimit={}\ndataDir={}\nclientPort={port}\nclientPortAddress={}\n\
          admin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\nmaxSessionTimeout=60000\n",
-        tick.as_millis(),
+        options.tick.as_millis(),
+        options.sync_limit,
         data.display(),
+        address(options.hosts.get(index)),
     );
     if peers.len() > 1 {
         for (peer, (quorum, election)) in peers.iter().enumerate() {
             text.push_str(&format!(
-                "server.{}=127.0.0.1:{quorum}:{election}\n",
-                peer + 1
+                "server.{}={}:{quorum}:{election}\n",
+                peer + 1,
+                address(options.hosts.get(peer)),
             ));
         }
     }
     dir.write(&format!("server{index}.cfg"), text)
+}
+
+fn address(host: Option<&Host>) -> Ipv4Addr {
+    host.map_or(Ipv4Addr::LOCALHOST, |host| host.address)
 }
 
 async fn four_letters(host: &str, word: &str) -> std::io::Result<String> {

@@ -3,7 +3,7 @@
 //! process ends; the file stays and holds the pid of its last holder.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,14 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600);
-        let mut file = options.open(&lock_path).map_err(fail("open"))?;
+        let mut file = options
+            .open(&lock_path)
+            .or_else(|error| match error.kind() {
+                // The file of the last holder does: a read-only disk must not keep synapse from starting.
+                ErrorKind::ReadOnlyFilesystem => File::open(&lock_path).map_err(|_| error),
+                _ => Err(error),
+            })
+            .map_err(fail("open"))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -75,8 +82,12 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(fail("take")(source)),
         }
-        file.set_len(0).map_err(fail("empty"))?;
-        writeln!(file, "{}", std::process::id()).map_err(fail("write"))?;
+        // Err = the disk is full or read-only. The lock is ours all the same; only a second synapse would name no pid, or an
+        // old one.
+        let _untold = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .is_err();
         Ok(Self { _file: file })
     }
 }

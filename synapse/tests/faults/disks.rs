@@ -1,0 +1,88 @@
+//! Disks that take nothing: full, and read-only, under haproxy.cfg, the snapshot and nerve's state. Needs root, for the
+//! small file systems. (More of it, under every other fault of haproxy, is in the soak.)
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use crate::processes::close;
+use crate::stage::{Plan, SOON, Stage, Way};
+
+/// A folder that is read-only until this is dropped. Files that are open stay as they are.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn mount(path: PathBuf) -> Self {
+        mount(&["--bind"], &[&path, &path]);
+        let mounted = Self(path);
+        mount(&["-o", "remount,bind,ro"], &[&mounted.0]);
+        mounted
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn mount(options: &[&str], paths: &[&Path]) {
+    let output = Command::new("mount")
+        .args(options)
+        .args(paths)
+        .output()
+        .unwrap();
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "{problem}\nhint: run this test as root"
+    );
+}
+
+#[tokio::test]
+async fn disks_are_full_or_read_only() {
+    let mut plan = Plan::new(Way::Proxies);
+    plan.disks = true;
+    let mut stage = Stage::start(plan).await;
+    let folders = [
+        stage.nerves[0].dir.join("disk"),
+        stage.rig.dir.join("haproxy"),
+    ];
+    for fault in ["full", "read-only"] {
+        let mut fillers = Vec::new();
+        let mut mounts = Vec::new();
+        let mut row = stage
+            .begin(&format!(
+                "disks {fault}: an app changes, a nerve's session is closed, synapse is killed"
+            ))
+            .await;
+        if fault == "full" {
+            fillers.extend(stage.disks.iter().map(|disk| disk.fill()));
+        } else {
+            mounts.extend(folders.iter().cloned().map(ReadOnly::mount));
+        }
+        // Over as soon as it has begun: all goes on without the disks.
+        row.ended();
+        close(&stage, &stage.nerves[0].program, &stage.to_nerves).await;
+        stage.change();
+        stage.rig.synapse.signal(Signal::SIGKILL);
+        stage.rig.synapse.wait(SOON).await;
+        stage.start_synapse().await;
+        stage.agree(row).await;
+        let failures = stage.nerves[0]
+            .program
+            .metric("nerve_state_failures_total")
+            .await;
+        println!("nerve_state_failures_total {failures:?}");
+
+        // The disks take files again, and these follow.
+        drop(mounts);
+        for filler in fillers {
+            std::fs::remove_file(filler).unwrap();
+        }
+        stage.change();
+        stage.settled().await;
+        stage.remembered().await;
+    }
+}
