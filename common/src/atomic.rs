@@ -147,7 +147,7 @@ mod tests {
         let path = folder.path().join("x");
         let others = ["x", "y", ".x", ".xx.tmp-1", ".y.tmp-1", "x.tmp-1"];
         for name in others.iter().chain(&[".x.tmp-", ".x.tmp-Ab1"]) {
-            replace(&folder.path().join(name), b"", 0o600, Durability::Rename).unwrap();
+            replace(&folder.path().join(name), [""], 0o600, Durability::Rename).unwrap();
         }
         sweep(&path);
         for name in others {
