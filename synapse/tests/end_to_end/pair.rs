@@ -48,6 +48,7 @@ pub(crate) struct Pair {
 pub(crate) struct Nerve {
     pub(crate) program: Program,
     pub(crate) dir: Dir,
+    admin: Bind,
 }
 
 impl Pair {
@@ -149,11 +150,14 @@ impl Pair {
                 "checks": [{"type": "http", "uri": "/health", "timeout": 5, "open_timeout": 5, "rise": 1, "fall": 2}],
             }},
         });
-        let path = dir.write("nerve.json", config.to_string());
-        let arguments = ["-c", path.to_str().unwrap()];
-        let mut program = Program::start("nerve", &dir, &arguments, &[], admin);
+        let _path = dir.write("nerve.json", config.to_string());
+        let mut program = Nerve::program(&dir, &admin);
         program.ready(SOON).await;
-        let nerve = Nerve { program, dir };
+        let nerve = Nerve {
+            program,
+            dir,
+            admin,
+        };
         eventually("nerve has registered", SOON, async || {
             match nerve.node().await {
                 Some(_) => Ok(()),
@@ -262,6 +266,15 @@ impl Pair {
 }
 
 impl Nerve {
+    fn program(dir: &Dir, admin: &Bind) -> Program {
+        Program::start("nerve", dir, &["-c", "nerve.json"], &[], admin.clone())
+    }
+
+    /// Another program in its place, as an upgrade starts it.
+    pub(crate) fn start_again(&mut self) {
+        self.program = Self::program(&self.dir, &self.admin);
+    }
+
     /// Its node's name, once that stands.
     pub(crate) async fn node(&self) -> Option<String> {
         let status = self.program.status().await;

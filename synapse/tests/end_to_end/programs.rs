@@ -8,6 +8,57 @@ use smartstack_common::testing::{App, Program, eventually, free_port};
 
 use crate::pair::{Pair, SOON, Traffic, Way, answer, answers, in_step, reloads, status};
 
+/// Every nerve of a service leaves at once, and others come: haproxy is told nothing.
+#[tokio::test]
+async fn all_nerves_are_upgraded_at_once_and_no_server_goes() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    pair.config["services"]["web"]["haproxy"]["server_options"] = json!("check inter 500");
+    let mut nerves = Vec::new();
+    let mut apps = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        let app = App::start(name).await;
+        nerves.push(pair.nerve(&app).await);
+        apps.push(app);
+    }
+    let synapse = pair.serving().await;
+    for app in &apps {
+        pair.until(app, "ready").await;
+    }
+    let before = in_step(&synapse).await;
+    let traffic = Traffic::start(pair.port).await;
+    for round in 0..5 {
+        let mut former = Vec::new();
+        for nerve in &nerves {
+            former.push(nerve.node().await.unwrap());
+        }
+        for nerve in &nerves {
+            nerve.program.signal(Signal::SIGUSR2);
+        }
+        for nerve in &mut nerves {
+            assert_eq!(nerve.program.wait(SOON).await.code(), Some(0));
+            nerve.start_again();
+        }
+        for (nerve, former) in nerves.iter_mut().zip(&former) {
+            nerve.program.ready(SOON).await;
+            eventually("its node is another one", SOON, async || {
+                match nerve.node().await {
+                    Some(node) if node != *former => Ok(()),
+                    other => Err(format!("round {round}: {other:?}")),
+                }
+            })
+            .await;
+        }
+        traffic.more(20).await;
+    }
+    let after = in_step(&synapse).await;
+    let told = |status: &Value| {
+        ["pid", "reloads", "runtime_ops"].map(|key| status["haproxy"][key].as_u64().unwrap())
+    };
+    assert_eq!(told(&after), told(&before), "{}", pair.log());
+    assert_eq!(after["services"]["web"]["guard"]["trips"], 0);
+    traffic.unharmed().await;
+}
+
 #[tokio::test]
 async fn a_hangup_applies_the_differences_and_a_broken_file_changes_nothing() {
     let mut pair = Pair::start(Way::Supervise).await;
