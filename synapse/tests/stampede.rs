@@ -375,7 +375,7 @@ async fn after_an_outage_followers_come_back_spread_over_a_quarter_of_it() {
     // The bytes are those of this many; all clients of all these nodes are served by one thread here.
     let nodes = size.min(100);
     // One thread answers the pings of all of them while it reads.
-    let timeout = Duration::from_secs(if size < 500 { 1 } else { 10 });
+    let timeout = Duration::from_secs(if size < 500 { 2 } else { 10 });
     let zookeeper = ZooKeeper::start_with(Options::default()).await;
     let direct = patient(&zookeeper.hosts()).await;
     create_many(&direct, (0..nodes).map(|n| format!("i-{n:06}_{n:010}"))).await;
@@ -415,8 +415,8 @@ async fn after_an_outage_followers_come_back_spread_over_a_quarter_of_it() {
         );
         if !jitter.is_zero() {
             assert!(
-                timeline.total("getChildren") <= 2 * size as u64,
-                "the list, and everything"
+                2 * timeline.total("getChildren") <= 5 * size as u64,
+                "the list, and everything; a machine that is too slow loses a connection here and there"
             );
             // The first of the later reads of everything fall into the same second.
             let most = most_within_a_second(size, length, 4.0 / 3.0);
