@@ -218,6 +218,7 @@ pub(crate) async fn with_connections(stage: &mut Stage) {
     app.set(Behaviour::Healthy);
     finished(requests).await;
     stage.absent("busy", &server.name).await;
+    stage.replied(&command, "Server deleted.").await;
     let said = stage.gate.said(&command);
     let (last, refused) = said.split_last().unwrap();
     assert!(last.reply.contains("Server deleted."), "{last:?}");

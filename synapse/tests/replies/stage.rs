@@ -11,7 +11,7 @@ use smartstack_common::testing::{Dir, Stub, ZooKeeper, ask_once, eventually, fre
 use zookeeper_client::{Acls, Client, CreateMode};
 
 use crate::gate::{Gate, kept};
-use crate::rig::{Rig, SOON, settings};
+use crate::rig::{Rig, SOON, patient, settings};
 
 /// A registered server.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ impl Stage {
     /// Services with what their `haproxy` section has besides the port; each has one server, but those called `no_...`.
     pub(crate) async fn start(services: &[(&str, Value)]) -> Self {
         let (zookeeper, stub, dir) = (ZooKeeper::start().await, Stub::start(), Dir::new());
-        let client = zookeeper.connect().await;
+        let client = patient(&zookeeper).await;
         let (gate, real) = (dir.join("gate.sock"), dir.join("stats.sock"));
         let mut config = settings(&dir);
         config["guard"] = json!("off");

@@ -12,7 +12,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{Dir, Haproxy, Program, eventually};
+use smartstack_common::testing::{Dir, Haproxy, Program, ZooKeeper, eventually};
+use zookeeper_client::Client;
 
 /// Ten times what anything here should take.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
@@ -229,6 +230,12 @@ impl Rig {
             panic!("{when}: haproxy refuses the file on disk: {words}");
         }
     }
+}
+
+/// A client whose session outlives a machine that is too busy for it.
+pub(crate) async fn patient(zookeeper: &ZooKeeper) -> Client {
+    let connector = Client::connector().with_session_timeout(Duration::from_secs(60));
+    connector.connect(&zookeeper.hosts()).await.unwrap()
 }
 
 fn write(dir: &Dir, config: &Value) {
