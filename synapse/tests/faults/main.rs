@@ -38,7 +38,7 @@
 //! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
 //! | **Disks** | | |
-//! | haproxy.cfg, snapshot and nerve's state on a full disk; on a read-only one; synapse killed and a session closed meanwhile | all goes on without the disks, and they follow when they can | `disks::disks_are_full_or_read_only` |
+//! | haproxy.cfg, snapshot and nerve's state on a full disk; on a read-only one; a session is closed and synapse killed meanwhile | all that needs no reload goes on without the disks, and they follow when they can | `disks::disks_are_full_or_read_only` |
 //! | full disk under all else that happens to haproxy | | `synapse/tests/soak` |
 //! | **Boot and clocks** | | |
 //! | boot with the ensemble blackholed; refused | the first request is answered in under 1 s (printed, asserted at ten times that) | `boot::a_host_boots_without_the_ensemble` |

@@ -76,6 +76,11 @@ impl Stage {
     /// Waits until all agree, and begins to count.
     pub(crate) async fn begin(&mut self, fault: &str) -> Row {
         self.settled().await;
+        self.begin_unsettled(fault).await
+    }
+
+    /// The same while another fault goes on.
+    pub(crate) async fn begin_unsettled(&mut self, fault: &str) -> Row {
         let tally = self.tally();
         assert_eq!(tally.failed(), 0, "before {fault}: {tally}");
         let before = self.wanted().len();
