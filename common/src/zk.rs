@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Error, SessionInfo, StateWatcher};
 
-pub use self::link::{Link, LinkStatus, Live};
+pub use self::link::{Doubt, Link, LinkStatus, Live};
 use self::machine::{Action, Event, Machine, Phase, Refusal};
 pub use self::trouble::{CallError, Trouble, call};
 use crate::backoff::Backoff;
@@ -89,6 +89,8 @@ struct Supervisor {
     machine: Machine,
     /// The client and the watcher of its state. At most one, and never dropped but in a terminal state or at the end.
     open: Option<(Client, StateWatcher)>,
+    /// Raised by users of the present client.
+    doubt: Doubt,
     /// The last client's session.
     session: Option<SessionInfo>,
     backoff: Backoff,
@@ -109,6 +111,7 @@ impl Supervisor {
             link,
             machine,
             open: None,
+            doubt: Doubt::default(),
             session: None,
             backoff,
             away: Some(Instant::now()),
@@ -121,7 +124,7 @@ impl Supervisor {
         let mut action = Action::Connect;
         loop {
             let event = match action {
-                Action::Attend => next_state(self.open().1).await,
+                Action::Attend => self.attend().await,
                 Action::Sync => self.sync(Duration::ZERO).await,
                 Action::SyncLater => {
                     let pause = self.backoff.next(&mut self.rng);
@@ -150,6 +153,21 @@ impl Supervisor {
         (client, states)
     }
 
+    /// Waits for the client's next state, or for a user's doubt.
+    async fn attend(&mut self) -> Event {
+        let doubt = self.doubt.clone();
+        let ensemble = self.settings.ensemble.clone();
+        // A watch receive and a notification: both cancel-safe. State first: the end of a session fails its calls as well.
+        tokio::select! {
+            biased;
+            event = next_state(self.open().1) => event,
+            () = doubt.0.notified() => {
+                tracing::warn!(%ensemble, "zookeeper does not know the session of a connection that stands");
+                Event::Doubted
+            }
+        }
+    }
+
     /// Gives up the present client, if any (in a terminal state, says the machine), and opens the next.
     async fn connect(&mut self, pause: Duration) -> Event {
         self.open = None;
@@ -168,6 +186,7 @@ impl Supervisor {
         {
             Ok(client) => {
                 self.session = Some(client.session().clone());
+                self.doubt = Doubt::default();
                 let states = client.state_watcher();
                 self.open = Some((client, states));
                 Event::Opened
@@ -234,6 +253,7 @@ impl Supervisor {
                     since: Instant::now(),
                     away,
                     client: client.clone(),
+                    doubt: self.doubt.clone(),
                 };
                 let session = client.session_id();
                 let timeout = client.session_timeout();

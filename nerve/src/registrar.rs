@@ -170,6 +170,7 @@ impl Registrar {
             live.epoch,
             ZooKeeper {
                 client: live.client.clone(),
+                doubt: live.doubt.clone(),
                 limit: self.setup.manner.session_timeout,
             },
         ));

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use smartstack_common::report::Chain;
-use smartstack_common::zk::{CallError, Trouble, call};
+use smartstack_common::zk::{CallError, Doubt, Trouble, call};
 use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriter};
 
 use crate::config::NodeType;
@@ -85,6 +85,8 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
 #[derive(Clone)]
 pub(crate) struct ZooKeeper {
     pub(crate) client: Client,
+    /// Raised when the servers do not know the session.
+    pub(crate) doubt: Doubt,
     /// Limit of each call.
     pub(crate) limit: Duration,
 }
@@ -104,9 +106,19 @@ impl ZooKeeper {
             step,
             path: path.to_owned(),
             reason: Chain(&error).to_string(),
-            trouble: error.trouble(),
+            trouble: self.judged(error.trouble()),
         };
         call(self.limit, request).await.map_err(fail)
+    }
+}
+
+impl ZooKeeper {
+    /// Tells the supervisor of a session that is gone.
+    fn judged(&self, trouble: Trouble) -> Trouble {
+        if trouble == Trouble::Terminal {
+            self.doubt.raise();
+        }
+        trouble
     }
 }
 
@@ -231,7 +243,7 @@ impl Registry for ZooKeeper {
                 step: STEP,
                 path: path.unwrap_or_default().to_owned(),
                 reason: Chain(&error).to_string(),
-                trouble: error.trouble(),
+                trouble: self.judged(error.trouble()),
             },
         })
     }

@@ -1,8 +1,10 @@
 //! The session as its users see it, and as `/status` shows it. Written by the supervisor only.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use zookeeper_client::Client;
 
@@ -44,6 +46,21 @@ pub struct Live {
     pub away: Duration,
     /// The client. Do not keep a clone beyond this link value.
     pub client: Client,
+    /// Where to tell that the servers do not know the session any more.
+    pub doubt: Doubt,
+}
+
+/// Tells the supervisor that a call was answered with "session expired" although the connection stands, which the client
+/// does not take for an end. (A client that comes back at the very moment of its session's close can be left with a
+/// connection that reads and cannot write; seen on a 3.8 ensemble.)
+#[derive(Debug, Clone, Default)]
+pub struct Doubt(pub(super) Arc<Notify>);
+
+impl Doubt {
+    /// The session is to be looked after: resumed, or replaced if the servers refuse it.
+    pub fn raise(&self) {
+        self.0.notify_one();
+    }
 }
 
 impl std::fmt::Debug for Live {

@@ -35,6 +35,8 @@ pub(super) enum Event {
     OpenFailed(Refusal),
     /// The client's state changed (at least once) and is now this.
     State(SessionState),
+    /// A user's call was answered with "session expired" on a connection that stands.
+    Doubted,
     /// `sync` was answered.
     Synced,
     /// `sync` failed or was not answered in time.
@@ -113,7 +115,10 @@ impl Machine {
                 }
                 Action::Attend
             }
-            Event::State(SessionState::Expired | SessionState::Closed) => self.lose(now),
+            // Resumed rather than replaced: the servers' refusal is the proof.
+            Event::State(SessionState::Expired | SessionState::Closed) | Event::Doubted => {
+                self.lose(now)
+            }
             Event::State(SessionState::AuthFailed) => {
                 self.phase = Phase::Fatal("the servers refuse the credentials".to_owned());
                 Action::ConnectMuchLater

@@ -71,6 +71,8 @@ fn every_event_in_every_phase() {
         (live(), state(ConnectedReadOnly), "suspended", 1, Action::Attend),
         (live(), state(Expired), "lost", 1, Action::Connect),
         (live(), state(Closed), "lost", 1, Action::Connect),
+        (live(), Event::Doubted, "lost", 1, Action::Connect),
+        (suspended.clone(), Event::Doubted, "lost", 1, Action::Connect),
         (live(), state(AuthFailed), "fatal", 1, Action::ConnectMuchLater),
         // Suspended.
         (suspended.clone(), state(SyncConnected), "live", 2, Action::Attend),

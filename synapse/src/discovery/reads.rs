@@ -33,6 +33,8 @@ pub(super) struct Caution {
 pub(super) struct Full {
     /// `None`: the path is absent.
     pub(super) parent: Option<Parent>,
+    /// It was read after a `sync`: nothing newer can be known.
+    pub(super) synced: bool,
     /// Bytes of data on the path itself.
     pub(super) parent_data: usize,
     /// Every listed child.
@@ -84,6 +86,7 @@ impl Reader {
             (None, watcher) => {
                 return Ok(Full {
                     parent: None,
+                    synced: sync,
                     parent_data: 0,
                     read: Vec::new(),
                     watcher,
@@ -116,6 +119,7 @@ impl Reader {
         read.append(&mut unread);
         Ok(Full {
             parent: Some(parent),
+            synced: sync,
             parent_data: usize::try_from(stat.data_length).unwrap_or_default(),
             read,
             watcher,

@@ -420,6 +420,12 @@ impl Tree {
         Ok(differed)
     }
 
+    /// The next list is current, whatever its transactions are: an ensemble that was wiped, or restored from a backup,
+    /// counts from an earlier one.
+    pub fn forget_parent(&mut self) {
+        self.parent = None;
+    }
+
     /// Judges a listing (`None`: the path is absent).
     ///
     /// # Errors

@@ -348,6 +348,9 @@ impl Follower {
             }
             Done::Full(full) => {
                 let count = full.read.len();
+                if full.synced {
+                    self.tree.forget_parent();
+                }
                 let differed = self.tree.replace(full.parent, full.read)?;
                 self.parent_data = full.parent_data;
                 if let Some(watcher) = full.watcher {

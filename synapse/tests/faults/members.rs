@@ -95,6 +95,33 @@ async fn all_members_are_wiped_and_come_back_empty() {
     assert_eq!(web["guard"]["hold"], Value::Null);
 }
 
+/// The nerves are first: synapse never sees the path empty, only made anew by earlier transactions than it knows.
+#[tokio::test]
+async fn all_members_are_wiped_and_the_nerves_are_first() {
+    let mut stage = Stage::start(Plan::new(Way::Proxies)).await;
+    let mut row = stage
+        .begin("the ensemble wiped, the nerves back before synapse")
+        .await;
+    stage.set(Side::Synapse, Mode::Refuse).await;
+    stage.zookeeper.stop_all();
+    (0..3).for_each(|index| stage.zookeeper.erase(index));
+    stage.zookeeper.start_all().await;
+    stage.registry.renew().await;
+    eventually("the nerves have registered", SOON, async || {
+        let ports = stage.registry.ports().await?;
+        let wanted = stage.wanted();
+        match ports.iter().eq(&wanted) {
+            true => Ok(()),
+            false => Err(format!("{ports:?}")),
+        }
+    })
+    .await;
+    stage.change();
+    stage.set(Side::Synapse, Mode::Pass).await;
+    row.ended();
+    stage.agree(row).await;
+}
+
 async fn member(stage: &Stage, role: &str) -> usize {
     let leader = stage.zookeeper.leader().await;
     match role {
