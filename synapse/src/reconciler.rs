@@ -72,8 +72,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const RETRY_DOUBT: Duration = Duration::from_millis(200);
 /// How often a server that awaits its first passed check is looked at.
 const LOOK_AT_CHECKS: Duration = Duration::from_millis(100);
-/// The view of a service follows its change after this time: nothing that has to be fast waits for it, and several steps
-/// of a change make one view.
+/// The view of a large service follows its change after this time: nothing that has to be fast waits for it, and several
+/// steps of a change make one view.
 const SHOW_PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two states handed to the snapshot's writer. What they may lack, the registry, haproxy and its file
 /// know; what only we know does not wait for it.
@@ -276,7 +276,7 @@ impl Reconciler {
                     continue;
                 }
                 () = sleep_until(show.unwrap_or_else(Instant::now)), if show.is_some() => {
-                    self.show();
+                    self.show(&BTreeSet::new());
                     continue;
                 }
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {}

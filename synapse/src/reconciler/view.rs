@@ -17,6 +17,9 @@ use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
 use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, seconds};
 
+/// The view of a service with more servers follows its change a little later.
+const LARGE: usize = 100;
+
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
     pub(super) fn publish(&mut self, next: Option<&Next>) {
@@ -32,9 +35,16 @@ impl Reconciler {
         }
         let view = self.view_now(next);
         let was_ready = self.view.borrow().ready;
-        if !was_ready {
-            self.show();
-        } else if !self.unseen.is_empty() {
+        let large = |index: &usize| {
+            let state = self.services.get(*index);
+            state.is_some_and(|state| state.servers.len() > LARGE)
+        };
+        let later: BTreeSet<usize> = match was_ready {
+            true => self.unseen.iter().copied().filter(large).collect(),
+            false => BTreeSet::new(),
+        };
+        self.show(&later);
+        if !later.is_empty() {
             self.show_at.get_or_insert(now + SHOW_PAUSE);
         }
         if view.ready && !was_ready {
@@ -46,11 +56,15 @@ impl Reconciler {
         self.view.send_replace(Arc::new(view));
     }
 
-    /// Publishes the views of the services that have changed.
-    pub(super) fn show(&mut self) {
-        self.show_at = None;
-        for index in std::mem::take(&mut self.unseen) {
-            if let Some(state) = self.services.get(index) {
+    /// Publishes the views of the services that have changed, but for these.
+    pub(super) fn show(&mut self, later: &BTreeSet<usize>) {
+        if later.is_empty() {
+            self.show_at = None;
+        }
+        for index in std::mem::replace(&mut self.unseen, later.clone()) {
+            if !later.contains(&index)
+                && let Some(state) = self.services.get(index)
+            {
                 self.board
                     .put(&state.service.name, self.service_view(state));
             }
