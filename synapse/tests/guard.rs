@@ -403,3 +403,42 @@ async fn a_full_replacement_through_one_ensemble_is_not_undone_by_the_blackholed
     two.rig.serves("web", &names(&new)).await;
     two.assert_no_failures();
 }
+
+/// A host boots without the registry, and with a snapshot that cannot be used: the configured servers serve.
+#[tokio::test]
+async fn a_boot_with_an_unusable_snapshot_is_served_by_the_default_servers() {
+    let app = App::start("default").await;
+    let good = br#"{"format":1,"sha256":"00","body":{}}"#;
+    let foreign = br#"{"format":99,"sha256":"00","body":{}}"#;
+    let damages: [(&str, &[u8]); 3] = [
+        ("corrupt", good),
+        ("truncated", &good[..20]),
+        ("foreign version", foreign),
+    ];
+    for (damage, bytes) in damages {
+        let (dir, frontend) = (Dir::new(), free_port());
+        let mut config = settings(&dir);
+        let nobody = format!("127.0.0.1:{}", free_port());
+        let discovery = json!({"method": "zookeeper", "hosts": [nobody], "path": PATH});
+        config["services"]["web"] = service(&discovery, frontend, &json!("on"));
+        let address = app.address;
+        config["services"]["web"]["default_servers"] =
+            json!([{"name": "d", "host": address.ip().to_string(), "port": address.port()}]);
+        std::fs::create_dir_all(dir.join("state")).unwrap();
+        let _path = dir.write("state/snapshot.json", bytes);
+        let mut rig = Rig::start(dir, &config).await;
+        rig.serves("web", &[format!("d_{address}")]).await;
+        load(frontend).more(10, SOON).await;
+        assert!(
+            rig.log().contains("the snapshot cannot be used"),
+            "{damage}: {}",
+            rig.log()
+        );
+        let names = std::fs::read_dir(rig.dir.join("state")).unwrap();
+        let aside = names
+            .filter_map(Result::ok)
+            .map(|entry| std::fs::read(entry.path()).unwrap_or_default())
+            .any(|kept| kept == bytes);
+        assert!(aside, "{damage}: what was there is kept beside");
+    }
+}
