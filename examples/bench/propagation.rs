@@ -2,7 +2,7 @@
 //! floor meet the same machine: an addition and a removal seen by the port, the same seen by the table, the same two for
 //! the floor. Between two changes nothing happens for a random 100 to 300 ms: each is a change of its own, not a burst.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -133,14 +133,15 @@ async fn upcoming_id(site: &mut Site, service: u32) -> (String, u32) {
     // The frontend has the same name.
     let backend = rows.first().map(|row| row["be_id"].clone());
     let backend = backend.expect("a backend has servers");
-    let taken: BTreeSet<u32> = rows
+    let taken: HashSet<u32> = rows
         .iter()
         .filter_map(|row| row["srv_id"].parse().ok())
         .collect();
     loop {
         let wanted = wanted(&site.upcoming(service));
-        let ids = allocate(|_| None, &[wanted], &BTreeSet::new(), MAX_ID).ids;
-        match ids.into_values().next() {
+        let none = HashSet::new();
+        let ids = allocate(|_| None, &[wanted], none.clone(), &none, MAX_ID).ids;
+        match ids.into_iter().next() {
             Some(id) if !taken.contains(&id) => return (backend, id),
             _ => site.skip(),
         }

@@ -4,6 +4,7 @@
 //! is their concatenation. Which form a service gets (as configured, as last accepted, none) is decided elsewhere; this
 //! module only says what the file, its generation and the wanted state are for a given choice.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -83,7 +84,8 @@ impl Piece {
         renderer: &Renderer,
         servers: &[Identified],
     ) -> Result<Self, RenderError> {
-        let Some(lines) = renderer.server_lines(&self.service, servers, &self.lines()) else {
+        let mut known = self.lines();
+        let Some(lines) = renderer.server_lines(&self.service, servers, &mut known) else {
             return Self::render(renderer, &self.service, servers);
         };
         let head = match &self.head {
@@ -93,7 +95,19 @@ impl Piece {
                 Arc::new(Fragment::new(text, &BTreeMap::new()))
             }
         };
-        let Some(model) = head.model.with_servers(self.backend(), &lines) else {
+        let unchanged = self
+            .head
+            .as_ref()
+            .and(self.fragment.model.servers.get(self.backend()));
+        let mut unchanged = unchanged.cloned().unwrap_or_default();
+        for name in known.unwanted() {
+            unchanged.remove(name);
+        }
+        let new = lines.iter().filter_map(|line| match line {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(line) => Some(line.as_str()),
+        });
+        let Some(model) = head.model.with_servers(self.backend(), unchanged, new) else {
             return Self::render(renderer, &self.service, servers);
         };
         let length = head.text.len() + lines.iter().map(|line| line.len() + 2).sum::<usize>();
@@ -180,9 +194,17 @@ impl Piece {
         let found = self.fragment.model.servers.values().flatten();
         let (kept, gone): (Vec<_>, Vec<_>) = found.partition(|(name, _)| keep(name));
         let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
+        let goes = |index: usize| match &self.head {
+            None => gone.contains(&(index + 1)),
+            Some(head) => {
+                let server = index.checked_sub(head.model.lines);
+                let server = server.and_then(|server| self.servers.get(server));
+                server.is_some_and(|server| !keep(&server.server.name))
+            }
+        };
         let lines = self.fragment.text.lines().enumerate();
         let text = lines
-            .filter(|(index, _)| !gone.contains(&(index + 1)))
+            .filter(|(index, _)| !goes(*index))
             .fold(String::new(), |text, (_, line)| text + line + "\n");
         let servers = self.servers.iter().filter(|s| keep(&s.server.name));
         Self {

@@ -102,12 +102,13 @@ pub struct Line {
 /// One of our server lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerLine {
-    /// Line number.
+    /// Line number. Of those that [`Model::with_servers`] has put behind a text, that of the first: another one among them
+    /// leaves the others as they are.
     pub number: usize,
     /// What haproxy connects to.
     pub address: SocketAddr,
     /// Everything after the address.
-    pub options: String,
+    pub options: Arc<str>,
 }
 
 impl Model {
@@ -157,13 +158,18 @@ impl Model {
         model
     }
 
-    /// The model of the same text with these server lines of a backend after it: every one is ours, none of another name,
-    /// all plain. `None` when one cannot be read, a name stands twice, or the text has conditions or servers of its own.
+    /// The model of the same text with server lines of a backend after it: every one is ours, none of another name, all
+    /// plain. `servers` are those that were there the last time, `lines` the others. `None` when one cannot be read, a name
+    /// stands twice, or the text has conditions or servers of its own.
     #[must_use]
-    pub fn with_servers(&self, backend: &str, lines: &[impl AsRef<str>]) -> Option<Self> {
-        let mut servers = BTreeMap::new();
-        for (index, text) in lines.iter().enumerate() {
-            let (name, server) = read_server(self.lines + index + 1, text.as_ref())?;
+    pub fn with_servers<'a>(
+        &self,
+        backend: &str,
+        mut servers: BTreeMap<String, ServerLine>,
+        lines: impl IntoIterator<Item = &'a str>,
+    ) -> Option<Self> {
+        for text in lines {
+            let (name, server) = read_server(self.lines + 1, text)?;
             if servers.insert(name, server).is_some() {
                 return None;
             }
@@ -172,7 +178,7 @@ impl Model {
         let plain = |line: &Line| !line.text.starts_with(['.']) && !line.text.starts_with("server");
         let simple = self.servers.is_empty() && last.lines.iter().all(plain);
         let mut model = self.clone();
-        model.lines += lines.len();
+        model.lines += servers.len();
         if !servers.is_empty() {
             model.servers.insert(backend.to_owned(), servers);
         }
@@ -279,7 +285,7 @@ fn read_server(number: usize, text: &str) -> Option<(String, ServerLine)> {
     let server = ServerLine {
         number,
         address: parse_address(address)?,
-        options: options.to_owned(),
+        options: options.into(),
     };
     Some((name.to_owned(), server))
 }

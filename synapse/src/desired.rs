@@ -15,17 +15,21 @@ mod steps;
 mod tests;
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Service;
 use crate::decode;
 use crate::intake;
+use crate::resolve;
 use crate::server::{Rejected, Server};
+use crate::sorted::Walk;
 use crate::source::{Child, Children, SourceView};
 use crate::validate::{Candidate, Gate};
-use steps::{Entrant, Remarks, default_label, discovery_order, elect, filter, unique};
+use steps::{Entrant, Remarks, default_label, elect, filter, unique};
+
+pub(crate) use steps::discovery_order;
 
 /// Everything the funnel looks at.
 #[derive(Clone, Copy)]
@@ -108,6 +112,8 @@ pub struct ServiceDesired {
     pub filtered: Vec<(String, String)>,
     /// NAMEs of servers that are only held.
     pub held: BTreeSet<String>,
+    /// Hosts in the registry that are names, also of entries that are not used.
+    pub names: BTreeSet<String>,
     /// Where the servers come from.
     pub origin: Origin,
     /// To be kept by the caller and given back next time.
@@ -154,6 +160,7 @@ pub fn funnel(input: Input<'_>) -> ServiceDesired {
                 // What is wrong with remembered znodes was said when they were there.
                 let mut unsaid = Remarks::default();
                 let remembered = discover(&input, children, &mut unsaid);
+                remarks.names.append(&mut unsaid.names);
                 (assemble(&input, remembered, &mut unsaid), Origin::Held)
             }
             Previous::Servers(servers) => {
@@ -202,6 +209,7 @@ fn finish(
         notes,
         withdrawn,
         filtered,
+        names,
     } = remarks;
     ServiceDesired {
         servers,
@@ -210,6 +218,7 @@ fn finish(
         withdrawn,
         filtered,
         held,
+        names,
         origin,
         previous,
     }
@@ -226,23 +235,12 @@ enum Found {
 /// What was found in the children of a large service: those that have not changed are not examined again. Valid for one
 /// configuration. Kept by the caller; what depends on more than the child (a host that is a name) is not in it.
 #[derive(Debug, Default)]
-pub struct Memo(HashMap<String, (Arc<[u8]>, Found)>);
+pub struct Memo(BTreeMap<String, (Arc<[u8]>, Found)>);
 
 /// Services with fewer children are examined whole: that is quick, and the memory is worth more.
 const WORTH_A_MEMO: usize = 100;
 
 impl Memo {
-    /// Whether this child is known; then its host is an address.
-    #[must_use]
-    pub fn knows(&self, znode: &str, child: &Child) -> bool {
-        self.get(znode, child).is_some()
-    }
-
-    fn get(&self, znode: &str, child: &Child) -> Option<&Found> {
-        let (data, found) = self.0.get(znode)?;
-        Arc::ptr_eq(data, &child.data).then_some(found)
-    }
-
     fn keep(&mut self, children: &Children, examined: Vec<(String, Arc<[u8]>, Found)>) {
         if children.len() < WORTH_A_MEMO {
             return self.0.clear();
@@ -257,30 +255,28 @@ impl Memo {
 }
 
 /// Examines one child, with the port override.
-fn examine(input: &Input<'_>, znode: &str, child: &Child) -> Found {
+fn examine(input: &Input<'_>, znode: &str, child: &Child, names: &mut BTreeSet<String>) -> Found {
     let gate = Gate {
         resolved: input.resolved,
         allowed_options: input.allowed_options,
     };
     let decode = intake::decode(&input.service.discovery);
     let instance = match decode::child(znode, &child.data, decode) {
-        Ok(instance) if !instance.available => return Found::Withdrawn,
         Ok(instance) => instance,
         Err(reason) => return Found::Rejected(reason),
     };
+    if resolve::is_name(&instance.host) {
+        names.insert(instance.host.clone());
+    }
+    if !instance.available {
+        return Found::Withdrawn;
+    }
     let port = input.service.backend_port_override.unwrap_or(instance.port);
     match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
         Err(reason) => Found::Rejected(reason),
         Ok((server, notes)) => {
             let notes = instance.weight_problem.into_iter().chain(notes);
-            let entrant = Entrant {
-                server: Arc::new(server),
-                published: instance.name.map(Arc::from),
-                labels: Arc::new(instance.labels),
-                czxid: child.czxid,
-                default: None,
-                held: false,
-            };
+            let entrant = Entrant::new(server, instance.name.map(Arc::from), instance.labels);
             Found::Used(entrant, notes.collect())
         }
     }
@@ -291,11 +287,12 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
     let mut entrants = Vec::with_capacity(children.len());
     let mut examined = Vec::new();
     let mut memo = input.memo.borrow_mut();
+    let mut known = Walk::of(&memo.0);
     for (znode, child) in children {
-        let found = match memo.get(znode, child) {
-            Some(found) => found.clone(),
-            None => {
-                let found = examine(input, znode, child);
+        let found = match known.get(znode) {
+            Some((data, found)) if Arc::ptr_eq(data, &child.data) => found.clone(),
+            _ => {
+                let found = examine(input, znode, child, &mut remarks.names);
                 let literal = |e: &Entrant| e.server.host.parse::<IpAddr>().is_ok();
                 if matches!(&found, Found::Used(entrant, _) if literal(entrant)) {
                     examined.push((znode.clone(), Arc::clone(&child.data), found.clone()));
@@ -322,7 +319,8 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
         }
     }
     memo.keep(children, examined);
-    entrants.sort_by(|a, b| discovery_order(&a.server).cmp(&discovery_order(&b.server)));
+    // Those with one sequence number are in the order of their znodes already.
+    entrants.sort_by_cached_key(|e| discovery_order(&e.server).0);
     entrants
 }
 
@@ -359,13 +357,10 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
                 for text in notes {
                     remarks.note(default_label(index), text);
                 }
+                let published = default.name.as_deref().map(Arc::from);
                 entrants.push(Entrant {
-                    server: Arc::new(server),
-                    published: default.name.as_deref().map(Arc::from),
-                    labels: Arc::new(default.labels.clone()),
-                    czxid: 0,
                     default: Some(index),
-                    held: false,
+                    ..Entrant::new(server, published, default.labels.clone())
                 });
             }
         }

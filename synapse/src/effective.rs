@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cfg::{Model, Section, ServerLine, is_plain};
 use crate::generation::hex;
+use crate::sorted::Walk;
 
 mod balance;
 pub mod keyword;
@@ -227,7 +228,7 @@ impl Scope {
     pub fn read_after(
         &mut self,
         model: &Model,
-        former: Option<(&Model, &BTreeMap<String, Arc<Backend>>)>,
+        mut former: Option<(&Model, BTreeMap<String, Arc<Backend>>)>,
     ) -> BTreeMap<String, Arc<Backend>> {
         let mut backends = BTreeMap::new();
         for section in &model.sections {
@@ -255,10 +256,11 @@ impl Scope {
                         .and_then(|f| self.named.get(f))
                         .unwrap_or(&self.last);
                     let servers = model.servers.get(&section.name);
-                    let former = former.and_then(|(model, backends)| {
-                        Former::of(section, servers, model, backends)
+                    let former = former.as_mut().and_then(|(model, backends)| {
+                        let backend = backends.remove(&section.name)?;
+                        Former::of(section, servers, model, backend)
                     });
-                    let backend = Backend::of(section, servers, layer, former.as_ref());
+                    let backend = Backend::of(section, servers, layer, former);
                     backends.insert(section.name.clone(), Arc::new(backend));
                 }
                 _ => {}
@@ -293,9 +295,14 @@ impl Backend {
         section: &Section,
         servers: Option<&BTreeMap<String, ServerLine>>,
         inherited: &Layer,
-        former: Option<&Former<'_>>,
+        former: Option<Former<'_>>,
     ) -> Self {
+        let mut in_order: Vec<(&String, &ServerLine)> = servers.into_iter().flatten().collect();
         let mut backend = Self::default();
+        if let Some(former) = former {
+            (backend, in_order) = former.with(servers);
+        }
+        in_order.sort_by_key(|(_, line)| line.number);
         let mut layer = inherited.clone();
         // The cookie directive counts wherever it stands; default-server only from its line on.
         layer.cookie |= section
@@ -303,17 +310,11 @@ impl Backend {
             .iter()
             .any(|l| l.text.split_ascii_whitespace().next() == Some("cookie"));
         let mut unread = section.lines.iter().peekable();
-        let mut in_order: Vec<(&String, &ServerLine)> = servers.into_iter().flatten().collect();
-        in_order.sort_by_key(|(_, line)| line.number);
         let mut known: HashMap<Vec<&str>, Common> = HashMap::new();
         for (name, line) in in_order {
             while let Some(earlier) = unread.next_if(|l| l.number < line.number) {
                 layer.read(&earlier.text, earlier.number);
                 known.clear();
-            }
-            if let Some(same) = former.and_then(|f| f.server(name, line)) {
-                backend.servers.insert(name.clone(), same.clone());
-                continue;
             }
             let own = Own::of(&line.options, &layer);
             let common = known
@@ -368,10 +369,10 @@ impl Backend {
     }
 }
 
-/// What the same section was before, with the servers that can be taken over.
+/// What the same section was before.
 struct Former<'a> {
     lines: &'a BTreeMap<String, ServerLine>,
-    servers: &'a BTreeMap<String, Effective>,
+    backend: Arc<Backend>,
 }
 
 impl<'a> Former<'a> {
@@ -381,10 +382,9 @@ impl<'a> Former<'a> {
         section: &Section,
         servers: Option<&BTreeMap<String, ServerLine>>,
         model: &'a Model,
-        backends: &'a BTreeMap<String, Arc<Backend>>,
+        backend: Arc<Backend>,
     ) -> Option<Self> {
         let lines = model.servers.get(&section.name)?;
-        let backend = backends.get(&section.name)?;
         let before = model
             .sections
             .iter()
@@ -397,16 +397,30 @@ impl<'a> Former<'a> {
             && backend.reload_only.is_none()
             && all_after(before, lines)
             && servers.is_none_or(|servers| all_after(section, servers)))
-        .then_some(Self {
-            lines,
-            servers: &backend.servers,
-        })
+        .then_some(Self { lines, backend })
     }
 
-    fn server(&self, name: &str, line: &ServerLine) -> Option<&'a Effective> {
-        let before = self.lines.get(name)?;
-        (before.address == line.address && before.options == line.options)
-            .then(|| self.servers.get(name))?
+    /// What can be taken over when these are the lines, and the lines that have to be read.
+    fn with<'b>(
+        self,
+        lines: Option<&'b BTreeMap<String, ServerLine>>,
+    ) -> (Backend, Vec<(&'b String, &'b ServerLine)>) {
+        let none = BTreeMap::new();
+        let mut backend = Arc::unwrap_or_clone(self.backend);
+        let mut now = Walk::of(lines.unwrap_or(&none));
+        for name in self.lines.keys() {
+            if now.get(name).is_none() {
+                backend.servers.remove(name);
+            }
+        }
+        let mut before = Walk::of(self.lines);
+        let same = |before: &ServerLine, line: &ServerLine| {
+            before.address == line.address && before.options == line.options
+        };
+        let new = lines.into_iter().flatten();
+        let new = new.filter(|(name, line)| !before.get(*name).is_some_and(|b| same(b, line)));
+        let new = new.collect();
+        (backend, new)
     }
 }
 

@@ -4,74 +4,58 @@
 //! server everywhere (Ruby's lowest free number differs from host to host). Called by the reconciler per backend.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::server::{Identified, Server};
+use crate::server::Server;
 
 /// Highest id haproxy can hold.
 const HAPROXY_MAX: u32 = i32::MAX as u32;
 
-/// Ids of a backend.
+/// Ids of servers of a backend.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Allocation {
-    /// One for every server, unique.
-    pub ids: BTreeMap<String, u32>,
+    /// One for each server, in the order given; unique.
+    pub ids: Vec<u32>,
     /// Explicit ids that could not be given, and exhaustion: NAME and why.
     pub notes: Vec<(String, String)>,
 }
 
-impl Allocation {
-    /// Each server with its id, in the order given.
-    #[must_use]
-    pub fn identify(&self, servers: Vec<Arc<Server>>) -> Vec<Identified> {
-        servers
-            .into_iter()
-            .filter_map(|server| {
-                self.ids
-                    .get(&server.name)
-                    .map(|id| Identified { id: *id, server })
-            })
-            .collect()
-    }
-}
-
 /// Gives every server an id: its known one, else its explicit one, else a hash of `host:port` into 1..=`max`, the next
-/// free number if that is taken. The order of `servers` does not matter.
+/// free number if that is taken. The order of `servers` does not matter to which they get.
 ///
-/// `known` tells the id a server of this backend had; `reserved` are all ids in use in the live table (a known name's
-/// own id may be among them). With more servers than ids the numbers go on above `max`.
+/// `known` tells the id a server of this backend had; `used` are the ids of its other servers, `reserved` all ids in use in
+/// the live table (a known name's own id may be among them). With more servers than ids the numbers go on above `max`.
 #[must_use]
 pub fn allocate(
     known: impl Fn(&str) -> Option<u32>,
     servers: &[impl Borrow<Server>],
-    reserved: &BTreeSet<u32>,
+    mut used: HashSet<u32>,
+    reserved: &HashSet<u32>,
     max: u32,
 ) -> Allocation {
-    let mut out = Allocation::default();
-    let mut used: BTreeSet<u32> = BTreeSet::new();
-    let by_name: BTreeMap<&str, &Server> = servers
-        .iter()
-        .map(|server| (server.borrow().name.as_str(), server.borrow()))
-        .collect();
+    let mut out = Allocation {
+        ids: vec![0; servers.len()],
+        notes: Vec::new(),
+    };
+    let mut by_name: Vec<(usize, &Server)> =
+        servers.iter().map(Borrow::borrow).enumerate().collect();
+    by_name.sort_by(|(_, a), (_, b)| a.name.cmp(&b.name));
 
     let mut new = Vec::new();
-    for (name, server) in by_name {
-        match known(name) {
-            Some(id) if (1..=HAPROXY_MAX).contains(&id) && used.insert(id) => {
-                out.ids.insert(name.to_owned(), id);
-            }
-            _ => new.push(server),
+    for (index, server) in by_name {
+        match known(&server.name) {
+            Some(id) if (1..=HAPROXY_MAX).contains(&id) && used.insert(id) => out.ids[index] = id,
+            _ => new.push((index, server)),
         }
     }
-    new.retain(|server| {
+    new.retain(|(index, server)| {
         let Some(id) = server.explicit_id else {
             return true;
         };
         if (1..=HAPROXY_MAX).contains(&id) && !reserved.contains(&id) && used.insert(id) {
-            out.ids.insert(server.name.clone(), id);
+            out.ids[*index] = id;
             return false;
         }
         out.notes.push((
@@ -80,7 +64,7 @@ pub fn allocate(
         ));
         true
     });
-    for server in new {
+    for (index, server) in new {
         let taken = |id: u32| used.contains(&id) || reserved.contains(&id);
         let id = free_id(&format!("{}:{}", server.host, server.port), max, taken);
         if id > max {
@@ -90,7 +74,7 @@ pub fn allocate(
             ));
         }
         used.insert(id);
-        out.ids.insert(server.name.clone(), id);
+        out.ids[index] = id;
     }
     out
 }
@@ -112,6 +96,7 @@ fn free_id(address: &str, max: u32, taken: impl Fn(u32) -> bool) -> u32 {
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
 
     /// A server named by its address; a host that is a name stands for 192.0.2.1.
     pub(crate) fn server(host: &str, port: u16) -> Server {
@@ -129,14 +114,27 @@ pub(crate) mod tests {
         }
     }
 
-    fn ids(known: &[(&str, u32)], servers: &[Server], reserved: &[u32], max: u32) -> Allocation {
+    /// Ids by name, and the notes.
+    fn ids(
+        known: &[(&str, u32)],
+        servers: &[Server],
+        reserved: &[u32],
+        max: u32,
+    ) -> (BTreeMap<String, u32>, Vec<(String, String)>) {
         let known = |name: &str| {
             known
                 .iter()
                 .find(|(known, _)| *known == name)
                 .map(|(_, id)| *id)
         };
-        allocate(known, servers, &reserved.iter().copied().collect(), max)
+        let reserved = reserved.iter().copied().collect();
+        let out = allocate(known, servers, HashSet::new(), &reserved, max);
+        (by_name(servers, &out), out.notes)
+    }
+
+    fn by_name(servers: &[Server], out: &Allocation) -> BTreeMap<String, u32> {
+        let names = servers.iter().map(|s| s.name.clone());
+        names.zip(out.ids.iter().copied()).collect()
     }
 
     /// The numbers are part of the contract: every build and every host must give them.
@@ -147,8 +145,8 @@ pub(crate) mod tests {
             server("10.0.0.2", 9001),
             server("db.example", 5432),
         ];
-        let out = ids(&[], &servers, &[], 65535);
-        let numbers: Vec<u32> = servers.iter().map(|s| out.ids[&s.name]).collect();
+        let (out, _) = ids(&[], &servers, &[], 65535);
+        let numbers: Vec<u32> = servers.iter().map(|s| out[&s.name]).collect();
         assert_eq!(numbers, [57576, 25280, 64516]);
     }
 
@@ -164,27 +162,27 @@ pub(crate) mod tests {
             explicit("10.0.0.3", 7),
             explicit("10.0.0.4", 9),
         ];
-        let out = ids(&[("10.0.0.3:80", 42)], &servers, &[9], 65535);
-        assert_eq!((out.ids["10.0.0.1:80"], out.ids["10.0.0.3:80"]), (5, 42));
+        let (out, notes) = ids(&[("10.0.0.3:80", 42)], &servers, &[9], 65535);
+        assert_eq!((out["10.0.0.1:80"], out["10.0.0.3:80"]), (5, 42));
         assert!(
-            ![5, 7, 9, 42].contains(&out.ids["10.0.0.2:80"]),
+            ![5, 7, 9, 42].contains(&out["10.0.0.2:80"]),
             "a duplicate is renumbered"
         );
-        assert_ne!(out.ids["10.0.0.4:80"], 9, "reserved by another");
-        assert_eq!(out.notes.len(), 2);
+        assert_ne!(out["10.0.0.4:80"], 9, "reserved by another");
+        assert_eq!(notes.len(), 2);
     }
 
     #[test]
     fn reserved_does_not_take_a_known_id_away() {
         let servers = [server("10.0.0.1", 80), server("10.0.0.2", 80)];
-        let out = ids(
+        let (out, _) = ids(
             &[("10.0.0.1:80", 3), ("10.0.0.2:80", 3), ("gone:80", 4)],
             &servers,
             &[3, 4],
             5,
         );
-        assert_eq!(out.ids["10.0.0.1:80"], 3);
-        assert!([1, 2, 5].contains(&out.ids["10.0.0.2:80"]), "{out:?}");
+        assert_eq!(out["10.0.0.1:80"], 3);
+        assert!([1, 2, 5].contains(&out["10.0.0.2:80"]), "{out:?}");
     }
 
     #[test]
@@ -192,12 +190,12 @@ pub(crate) mod tests {
         let servers: Vec<Server> = (1..=5)
             .map(|n| server(&format!("10.0.0.{n}"), 80))
             .collect();
-        let out = ids(&[], &servers, &[], 3);
+        let (out, notes) = ids(&[], &servers, &[], 3);
         assert_eq!(
-            out.ids.values().copied().collect::<BTreeSet<_>>(),
+            out.values().copied().collect::<BTreeSet<_>>(),
             (1..=5).collect()
         );
-        assert_eq!(out.notes.len(), 2);
+        assert_eq!(notes.len(), 2);
     }
 
     proptest! {
@@ -211,15 +209,24 @@ pub(crate) mod tests {
             let known: BTreeMap<String, u32> = known.iter().map(|(n, id)| (name(n), *id)).collect();
             let mut servers: Vec<Server> = hosts.iter()
                 .map(|n| Server { explicit_id: explicit.get(n).copied(), ..server(&format!("10.0.0.{n}"), 80) }).collect();
-            let first = allocate(|name| known.get(name).copied(), &servers, &reserved, max);
+            let reserved: HashSet<u32> = reserved.into_iter().collect();
+            let given = |servers: &[Server]| allocate(|name| known.get(name).copied(), servers, HashSet::new(), &reserved, max);
+            let first = given(&servers);
             prop_assert_eq!(first.ids.len(), servers.len());
-            prop_assert_eq!(first.ids.values().collect::<BTreeSet<_>>().len(), servers.len());
-            prop_assert!(first.ids.values().all(|id| *id > 0));
-            fastrand::Rng::with_seed(seed).shuffle(&mut servers);
-            prop_assert_eq!(&allocate(|name| known.get(name).copied(), &servers, &reserved, max), &first);
+            prop_assert_eq!(first.ids.iter().collect::<BTreeSet<_>>().len(), servers.len());
+            prop_assert!(first.ids.iter().all(|id| *id > 0));
+            let first = by_name(&servers, &first);
+            let mut mixed = fastrand::Rng::with_seed(seed);
+            mixed.shuffle(&mut servers);
+            prop_assert_eq!(&by_name(&servers, &given(&servers)), &first);
             // What was given stays when it is known, whatever else joins the live table.
-            let again = allocate(|name| first.ids.get(name).copied(), &servers, &(1..70).collect(), max);
-            prop_assert_eq!(again.ids, first.ids);
+            let again = allocate(|name| first.get(name).copied(), &servers, HashSet::new(), &(1..70).collect(), max);
+            prop_assert_eq!(by_name(&servers, &again), first.clone());
+            // Those that come later get none of theirs.
+            let later = mixed.usize(0..=servers.len());
+            let used: HashSet<u32> = servers[later..].iter().map(|s| first[&s.name]).collect();
+            let late = allocate(|name| known.get(name).copied(), &servers[..later], used.clone(), &reserved, max);
+            prop_assert!(late.ids.iter().all(|id| !used.contains(id)));
         }
     }
 }

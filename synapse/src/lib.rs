@@ -32,6 +32,7 @@ pub mod services;
 #[cfg(test)]
 mod simulation;
 pub mod snapshot;
+pub mod sorted;
 pub mod source;
 pub mod sources;
 pub mod status;

@@ -1,6 +1,6 @@
 //! `synapse check` and `synapse render`: what would stand in haproxy.cfg, without a network and without a change.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -51,7 +51,8 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
         resolved: &|host: &str| resolve(&snapshot, host),
         operator_maint: &BTreeSet::new(),
         refused_options: &BTreeMap::new(),
-        live_ids: &|_| HashMap::new(),
+        live: &|_| None,
+        looks: 0,
         host: &crate::reconciler::host_name(),
     };
     let rendered = config

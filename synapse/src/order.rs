@@ -10,16 +10,21 @@ use crate::config::BackendOrder;
 use crate::server::Identified;
 
 /// Orders the servers of a service. `servers` comes in discovery order, which `no_shuffle` keeps.
-pub fn arrange(servers: &mut [Identified], order: BackendOrder, seed: &str, service: &str) {
+pub fn arrange(servers: &mut Vec<Identified>, order: BackendOrder, seed: &str, service: &str) {
     match order {
         BackendOrder::NoShuffle => {}
         BackendOrder::Asc => servers.sort_by(|a, b| a.server.name.cmp(&b.server.name)),
         BackendOrder::Desc => servers.sort_by(|a, b| b.server.name.cmp(&a.server.name)),
         BackendOrder::Shuffle => {
             let key = key(seed, service);
+            let place = |server: Identified| (place(key, &server.server.name), server);
+            let mut placed: Vec<_> = servers.drain(..).map(place).collect();
             // Two with one place are as good as impossible; by name they have an order all the same.
-            servers.sort_by(|a, b| a.server.name.cmp(&b.server.name));
-            servers.sort_by_cached_key(|s| place(key, &s.server.name));
+            placed.sort_unstable_by(|(a, one), (b, other)| {
+                let names = || one.server.name.cmp(&other.server.name);
+                a.cmp(b).then_with(names)
+            });
+            servers.extend(placed.into_iter().map(|(_, server)| server));
         }
     }
 }

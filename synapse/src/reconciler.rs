@@ -159,6 +159,8 @@ pub struct Reconciler {
     good: Good,
     api: RuntimeApi,
     observed: Option<Observed>,
+    /// How often the whole table was read.
+    looks: u64,
     digests: Digests,
     proven: Proven,
     fallbacks: Fallbacks,
@@ -360,16 +362,13 @@ impl Reconciler {
             taken.insert(index, self.take_in(index));
         }
         let resolved = self.sources.resolved().borrow().clone();
+        let live = self.observed.as_ref();
         let world = World {
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
             operator_maint: &self.operator_maint,
             refused_options: &self.refused_options,
-            live_ids: &|backend: &str| {
-                self.observed
-                    .as_ref()
-                    .map(|o| o.ids(backend))
-                    .unwrap_or_default()
-            },
+            live: &|backend: &str| live?.running.backends.get(backend),
+            looks: self.looks,
             host: &self.host,
         };
         let mut other_names = false;

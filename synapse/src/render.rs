@@ -52,17 +52,23 @@ const FRAME_VARIABLES: [&str; 8] = [
 
 /// Lines that were written before, for servers that may still be the same.
 #[derive(Default)]
-pub struct KnownLines<'a>(HashMap<(*const Server, u32), &'a str>);
+pub struct KnownLines<'a>(HashMap<(*const Server, u32), (&'a Identified, &'a str)>);
 
 impl<'a> KnownLines<'a> {
     /// One line for each of `servers`, in the same order.
     pub fn of(servers: &'a [Identified], lines: impl Iterator<Item = &'a str>) -> Self {
-        let keys = servers.iter().map(Self::key);
-        Self(keys.zip(lines).collect())
+        let lines = servers.iter().zip(lines);
+        Self(lines.map(|line| (Self::key(line.0), line)).collect())
     }
 
-    fn get(&self, server: &Identified) -> Option<&'a str> {
-        self.0.get(&Self::key(server)).copied()
+    fn take(&mut self, server: &Identified) -> Option<&'a str> {
+        let (_, line) = self.0.remove(&Self::key(server))?;
+        Some(line)
+    }
+
+    /// Names of the servers whose lines nobody wanted.
+    pub fn unwanted(&self) -> impl Iterator<Item = &str> {
+        self.0.values().map(|(known, _)| known.server.name.as_str())
     }
 
     /// Servers are never changed in place while they are shared, so that the place says which it is.
@@ -260,12 +266,12 @@ impl Renderer {
         &self,
         service: &Service,
         servers: &[Identified],
-        known: &KnownLines<'a>,
+        known: &mut KnownLines<'a>,
     ) -> Option<Vec<Cow<'a, str>>> {
         let haproxy = service.haproxy.as_ref()?;
         let built_in = self.templates.whole.is_none() && self.templates.service == SERVICE.0;
         let line = |server: &Identified| {
-            if let Some(line) = known.get(server) {
+            if let Some(line) = known.take(server) {
                 return Some(Cow::Borrowed(line));
             }
             let line = ServerView::new(server, haproxy, self.use_nerve_weights).line();

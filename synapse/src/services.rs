@@ -4,22 +4,22 @@
 //! Owned by the reconciler.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::assembly::Piece;
 use crate::config::{Config, Service};
-use crate::decode;
-use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, funnel};
+use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, discovery_order, funnel};
 use crate::ids;
-use crate::intake::{self, Intake, Taken, watched};
+use crate::intake::{Intake, Taken, watched};
 use crate::order;
+use crate::plan::RunningServer;
 use crate::render::Renderer;
 use crate::resolve;
 use crate::seed;
 use crate::server::{Identified, Rejected, Server};
-use crate::source::{SourceKey, SourceView};
+use crate::source::SourceKey;
 use smartstack_common::report::Chain;
 
 /// One service and everything derived for it.
@@ -41,6 +41,9 @@ pub struct State {
     pub names: BTreeSet<String>,
     /// What the funnel has found in children that have not changed.
     memo: RefCell<Memo>,
+    /// What has got ids: in order of discovery, and at which of [`World::looks`].
+    given: Vec<Identified>,
+    given_at: Option<u64>,
     /// What `use_previous_backends` falls back to.
     previous: Previous,
     /// What it has until its source is confirmed.
@@ -57,8 +60,10 @@ pub struct World<'a> {
     pub operator_maint: &'a BTreeSet<(String, String)>,
     /// `(backend, options)` that haproxy refused.
     pub refused_options: &'a BTreeMap<(String, String), String>,
-    /// Ids in use in a backend of the live table, by NAME.
-    pub live_ids: &'a dyn Fn(&str) -> HashMap<&'a str, u32>,
+    /// A backend of the live table, by NAME.
+    pub live: &'a dyn Fn(&str) -> Option<&'a BTreeMap<String, RunningServer>>,
+    /// Counts the times that the live table was read whole: ids given before may not be those of its servers.
+    pub looks: u64,
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
 }
@@ -77,6 +82,8 @@ impl State {
             piece: None,
             names: BTreeSet::new(),
             memo: RefCell::default(),
+            given: Vec::new(),
+            given_at: None,
             previous,
             seed: None,
         }
@@ -103,6 +110,7 @@ impl State {
         }
         self.intake.configure(&service);
         self.memo = RefCell::default();
+        self.given_at = None;
         self.service = service;
         self.piece = None;
     }
@@ -158,27 +166,6 @@ impl State {
         .servers
     }
 
-    /// Hosts that are names, in the registry and among the default servers.
-    fn names_in(&self, view: &SourceView) -> BTreeSet<String> {
-        let defaults = self
-            .service
-            .default_servers
-            .iter()
-            .map(|server| server.host.clone());
-        let decode = intake::decode(&self.service.discovery);
-        let memo = self.memo.borrow();
-        let registered = view
-            .children
-            .iter()
-            .filter(|(znode, child)| !memo.knows(znode, child))
-            .filter_map(|(znode, child)| decode::child(znode, &child.data, decode).ok())
-            .map(|instance| instance.host);
-        defaults
-            .chain(registered)
-            .filter(|host| resolve::is_name(host))
-            .collect()
-    }
-
     /// Runs the funnel on what its [`Intake`] has taken and allocates ids: [`State::servers`] is what is wanted now; it is not rendered yet. `known` holds
     /// the ids this backend's servers have had and is brought up to date.
     pub fn assess(
@@ -206,7 +193,6 @@ impl State {
             // The guard has held the last set for as long as it may be held.
             self.previous = Previous::None;
         }
-        self.names = self.names_in(&view);
         let desired = funnel(Input {
             service: &self.service,
             view: &view,
@@ -219,6 +205,9 @@ impl State {
         if confirmed {
             self.previous = desired.previous.clone();
         }
+        let defaults = self.service.default_servers.iter().map(|s| s.host.clone());
+        self.names = defaults.filter(|host| resolve::is_name(host)).collect();
+        self.names.extend(desired.names.iter().cloned());
         let servers = match &self.seed {
             // Only what runs, or stands in the file, may not be taken away by what is remembered or configured.
             Some(seed::Seed {
@@ -277,22 +266,8 @@ impl State {
             }
             admitted.push(server);
         }
-        let live = (world.live_ids)(&backend);
-        let reserved = live.values().copied().collect();
-        let id = |name: &str| live.get(name).or_else(|| known.get(name)).copied();
-        let allocation = ids::allocate(id, &admitted, &reserved, config.haproxy.max_server_id);
-        self.id_notes = allocation
-            .notes
-            .iter()
-            .map(|(name, text)| Rejected {
-                znode: name.clone(),
-                reason: text.clone(),
-            })
-            .collect();
-        self.servers = allocation.identify(admitted);
-        if **known != allocation.ids {
-            *known = Arc::new(allocation.ids);
-        }
+        self.give_ids(admitted, &backend, config, world, known);
+        self.servers.clone_from(&self.given);
         if let Some(haproxy) = &self.service.haproxy {
             let seed = config
                 .haproxy
@@ -307,4 +282,88 @@ impl State {
             );
         }
     }
+
+    /// Servers that have got an id keep it, as long as haproxy's table has not been read anew; others get one.
+    fn give_ids(
+        &mut self,
+        servers: Vec<Arc<Server>>,
+        backend: &str,
+        config: &Config,
+        world: &World<'_>,
+        known: &mut Arc<BTreeMap<String, u32>>,
+    ) {
+        let anew = self.given_at.replace(world.looks) != Some(world.looks);
+        let mut before = std::mem::take(&mut self.given);
+        if anew {
+            before.clear();
+            self.id_notes.clear();
+        }
+        let (ids, gone) = kept(&before, &servers);
+        let (mut new, mut used) = (Vec::new(), HashSet::new());
+        let without = servers.iter().zip(&ids).filter(|(_, id)| id.is_none());
+        new.extend(without.map(|(server, _)| Arc::clone(server)));
+        let live = (world.live)(backend);
+        let mut reserved = HashSet::new();
+        if !new.is_empty() {
+            used.extend(ids.iter().flatten());
+            reserved.extend(live.into_iter().flat_map(BTreeMap::values).map(|s| s.id));
+        }
+        let id = |name: &str| {
+            let live = live.and_then(|live| live.get(name)).map(|s| s.id);
+            live.or_else(|| known.get(name).copied())
+        };
+        let max = config.haproxy.max_server_id;
+        let given = ids::allocate(id, &new, used, &reserved, max);
+        if !self.id_notes.is_empty() {
+            self.id_notes
+                .retain(|note| gone.iter().all(|server| server.name != note.znode));
+        }
+        let note = |(znode, reason)| Rejected { znode, reason };
+        self.id_notes.extend(given.notes.into_iter().map(note));
+        let mut others = given.ids.iter().copied();
+        let ids = ids.into_iter().map(|id| id.or_else(|| others.next()));
+        let identified = servers.into_iter().zip(ids);
+        self.given = identified
+            .filter_map(|(server, id)| id.map(|id| Identified { server, id }))
+            .collect();
+        if anew {
+            let ids = self.given.iter().map(|s| (s.server.name.clone(), s.id));
+            let ids: BTreeMap<String, u32> = ids.collect();
+            if **known != ids {
+                *known = Arc::new(ids);
+            }
+        } else if !(gone.is_empty() && new.is_empty()) {
+            let known = Arc::make_mut(known);
+            for server in gone {
+                known.remove(&server.name);
+            }
+            let new = new.iter().map(|server| server.name.clone());
+            known.extend(new.zip(given.ids));
+        }
+    }
+}
+
+/// The ids of those servers that were there before, and those that are not there any more. Both lists are in order of
+/// discovery; a server that has left that order (a default one) counts as gone and as new.
+fn kept<'a>(
+    before: &'a [Identified],
+    now: &[Arc<Server>],
+) -> (Vec<Option<u32>>, Vec<&'a Arc<Server>>) {
+    let mut rest = before.iter().peekable();
+    let mut gone = Vec::new();
+    let ids = now.iter().map(|server| {
+        while let Some(former) = rest.peek() {
+            if Arc::ptr_eq(&former.server, server) {
+                return rest.next().map(|former| former.id);
+            }
+            if discovery_order(&former.server) > discovery_order(server) {
+                return None;
+            }
+            gone.extend(rest.next().map(|former| &former.server));
+        }
+        None
+    });
+    let ids = ids.collect();
+    gone.extend(rest.map(|former| &former.server));
+    (ids, gone)
 }

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -141,13 +141,17 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
         allowed_options: &config.haproxy.allowed_server_options,
         memo: &std::cell::RefCell::default(),
     });
-    let ids = ids::allocate(
+    let given = ids::allocate(
         |_| None,
         &desired.servers,
-        &BTreeSet::new(),
+        HashSet::new(),
+        &HashSet::new(),
         config.haproxy.max_server_id,
     );
-    let mut servers = ids.identify(desired.servers);
+    let servers = desired.servers.into_iter().zip(given.ids);
+    let mut servers: Vec<Identified> = servers
+        .map(|(server, id)| Identified { server, id })
+        .collect();
     let seed = config
         .haproxy
         .server_order_seed

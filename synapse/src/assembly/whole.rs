@@ -150,13 +150,13 @@ impl Whole {
                 let Some(piece) = &slot.piece else {
                     return Ok(touched);
                 };
-                let before = former
-                    .as_ref()
-                    .map(|f| (&*f.fragment.model, &slot.backends));
-                let backends = pieces.scope.read_after(&piece.fragment.model, before);
-                for name in slot.backends.keys() {
+                // Nobody else has them now: what has not changed in them stays where it is.
+                let backends = std::mem::take(&mut slot.backends);
+                for name in backends.keys() {
                     self.desired.backends.remove(name);
                 }
+                let before = former.as_ref().map(|f| (&*f.fragment.model, backends));
+                let backends = pieces.scope.read_after(&piece.fragment.model, before);
                 self.desired
                     .backends
                     .extend(backends.iter().map(|(n, b)| (n.clone(), Arc::clone(b))));

@@ -1,7 +1,7 @@
 //! The steps of the funnel after discovery: duplicates, label filters, leader election; and what they report.
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::Hash;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -23,9 +23,40 @@ pub(super) struct Entrant {
     pub(super) default: Option<usize>,
     /// The registry does not have it any more.
     pub(super) held: bool,
+    /// Hashes of what may be in one service only once: its triple, its name.
+    pub(super) hashes: [u64; 2],
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Entrant {
+    pub(super) fn new(
+        server: Server,
+        published: Option<Arc<str>>,
+        labels: BTreeMap<String, Value>,
+    ) -> Self {
+        let mut entrant = Self {
+            server: Arc::new(server),
+            published,
+            labels: Arc::new(labels),
+            czxid: 0,
+            default: None,
+            held: false,
+            hashes: [0; 2],
+        };
+        entrant.hashes = [hash(entrant.triple()), hash(&entrant.server.name)];
+        entrant
+    }
+
+    fn triple(&self) -> (&str, u16, &str) {
+        let published = self.published.as_deref().unwrap_or("");
+        (&self.server.host, self.server.port, published)
+    }
+
     /// Among duplicates the greatest stays: registry before defaults, then the newest.
     fn rank(&self) -> impl Ord + '_ {
         (
@@ -58,6 +89,8 @@ pub(super) struct Remarks {
     pub(super) notes: Vec<Note>,
     pub(super) withdrawn: Vec<String>,
     pub(super) filtered: Vec<(String, String)>,
+    /// Hosts that are names.
+    pub(super) names: BTreeSet<String>,
 }
 
 impl Remarks {
@@ -67,7 +100,7 @@ impl Remarks {
 }
 
 /// By sequence number, unnumbered ones last, then by znode.
-pub(super) fn discovery_order(server: &Server) -> (u64, Option<&str>) {
+pub(crate) fn discovery_order(server: &Server) -> (u64, Option<&str>) {
     (server.sequence.unwrap_or(u64::MAX), server.znode.as_deref())
 }
 
@@ -77,20 +110,22 @@ pub(super) fn default_label(index: usize) -> String {
 
 /// One entrant for each (host, port, published name), then one for each server name. Order is kept.
 pub(super) fn unique(entrants: Vec<Entrant>, remarks: &mut Remarks) -> Vec<Entrant> {
-    let best = strongest(
-        &entrants,
-        |e| {
-            (
-                &e.server.host,
-                e.server.port,
-                e.published.as_deref().unwrap_or(""),
-            )
-        },
-        remarks,
-    );
+    if all_differ(&entrants) {
+        return entrants;
+    }
+    let best = strongest(&entrants, Entrant::triple, remarks);
     let entrants = keep(entrants, &best);
     let best = strongest(&entrants, |e| &e.server.name, remarks);
     keep(entrants, &best)
+}
+
+/// Whether no two can be the same: nearly always so, and quickly known.
+fn all_differ(entrants: &[Entrant]) -> bool {
+    [0, 1].into_iter().all(|which| {
+        let mut hashes: Vec<u64> = entrants.iter().map(|e| e.hashes[which]).collect();
+        hashes.sort_unstable();
+        hashes.windows(2).all(|pair| pair[0] != pair[1])
+    })
 }
 
 /// Which entrants stay when only one may have each key.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::{Address, Member};
 use crate::config::Decode;
 use crate::decode;
+use crate::sorted::Walk;
 use crate::source::{Child, Children, SourceView};
 
 /// A source's set by address.
@@ -100,8 +101,9 @@ impl Registry {
         let now = &view.children;
         // Addresses touched, with a znode that had each at the last look.
         let mut touched: BTreeMap<Address, Option<Arc<str>>> = BTreeMap::new();
+        let mut there = Walk::of(now);
         for (name, child) in last.iter() {
-            if now.get(name).is_some_and(|now| same(now, child)) {
+            if there.get(name).is_some_and(|now| same(now, child)) {
                 continue;
             }
             if let Some((name, address)) = self.known.remove_entry(name.as_str()) {
@@ -115,8 +117,9 @@ impl Registry {
             }
         }
         let mut withdrawn = BTreeSet::new();
+        let mut there = Walk::of(&last);
         for (name, child) in now.iter() {
-            if last.get(name).is_some_and(|last| same(last, child)) {
+            if there.get(name).is_some_and(|last| same(last, child)) {
                 continue;
             }
             let Some((address, available)) = self.address(name, child) else {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::{
     Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Refuses, ReloadReason, Return,
-    Running, RunningServer, State, desired_has,
+    Running, RunningServer, State,
 };
 use crate::effective::{Backend, Effective};
+use crate::sorted::Walk;
 
 /// More additions at a time than this, and than there are servers, go by the file. haproxy spreads the first checks of a
 /// file's servers and begins those of added ones at once: 10,000 in one second ran into its `maxconn` and put a fifth of
@@ -82,8 +83,9 @@ impl<'a> Draft<'a> {
             .structural
             .iter()
             .any(|s| running.get(s).is_some_and(|s| s.state == State::Ready));
+        let mut there = Walk::of(running);
         for (server, wanted) in &desired.servers {
-            let Some(found) = running.get(server) else {
+            let Some(found) = there.get(server) else {
                 gains += 1;
                 self.missing += 1;
                 match self.addition(name, running, desired, wanted) {
@@ -125,8 +127,10 @@ impl<'a> Draft<'a> {
             self.readdressed
                 .push(op(server, Change::Readdress { address, around }));
         }
+        let mut wanted = Walk::of(&desired.servers);
         let gone = |(server, found): &(&String, &RunningServer)| {
-            !desired_has(desired, server)
+            wanted.get(*server).is_none()
+                && !desired.structural.contains(*server)
                 // An operator's maint takes no requests and is never touched.
                 && matches!(found.state, State::Ready | State::OperatorDrain)
         };

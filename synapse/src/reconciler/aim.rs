@@ -12,6 +12,7 @@ use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
 use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
+use crate::sorted::Walk;
 
 /// Backends whose servers may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,28 +196,27 @@ impl Reconciler {
             else {
                 continue;
             };
-            let wanted: BTreeSet<&str> = state.servers.iter().map(|s| &*s.server.name).collect();
-            let shown = || observed.running.backends.get(backend).into_iter().flatten();
-            let takes = |state| matches!(state, ServerState::Ready | ServerState::OperatorDrain);
-            let gone: Vec<&String> = shown()
-                .filter(|(name, found)| {
-                    takes(found.state)
-                        && before.servers.contains_key(*name)
-                        && !wanted.contains(name.as_str())
-                })
-                .map(|(name, _)| name)
-                .collect();
-            let stays = shown().any(|(name, found)| {
-                found.state == ServerState::Ready
-                    && (wanted.contains(name.as_str()) || before.structural.contains(name))
-            });
+            let shown = observed.running.backends.get(backend).into_iter().flatten();
+            let Some(wanted) = self.ids.get(backend) else {
+                continue;
+            };
+            let (mut wanted, mut gone, mut stays) = (Walk::of(wanted), Vec::new(), false);
+            for (name, found) in shown {
+                let takes = matches!(found.state, ServerState::Ready | ServerState::OperatorDrain);
+                let is_wanted = wanted.get(name).is_some();
+                if !is_wanted && takes && before.servers.contains_key(name) {
+                    gone.push(Op {
+                        backend: backend.to_owned(),
+                        server: name.clone(),
+                        change: Change::Retire,
+                    });
+                }
+                stays |= found.state == ServerState::Ready
+                    && (is_wanted || before.structural.contains(name));
+            }
             emptied |= !gone.is_empty() && !stays;
             if stays {
-                ops.extend(gone.into_iter().map(|name| Op {
-                    backend: backend.to_owned(),
-                    server: name.clone(),
-                    change: Change::Retire,
-                }));
+                ops.append(&mut gone);
             }
         }
         if emptied {

@@ -1,6 +1,6 @@
 //! What the worker was last seen to run, and the little about it that only we know.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::cfg::Model;
@@ -147,14 +147,6 @@ impl Observed {
             .get(backend)
             .into_iter()
             .flat_map(BTreeMap::keys)
-    }
-
-    /// Ids in use in a backend, by name.
-    pub(super) fn ids(&self, backend: &str) -> HashMap<&str, u32> {
-        let servers = self.running.backends.get(backend).into_iter().flatten();
-        servers
-            .map(|(name, server)| (name.as_str(), server.id))
-            .collect()
     }
 
     /// Servers an operator has put in maint.

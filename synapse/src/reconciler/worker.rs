@@ -115,6 +115,7 @@ impl Reconciler {
                     // What failed may have failed because nobody was there.
                     self.limiter.forgive();
                 }
+                self.looks += 1;
                 self.observed = Some(observed);
             }
             Err(error) if error.is_absent() => {
