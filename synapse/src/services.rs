@@ -367,3 +367,6 @@ fn kept<'a>(
     gone.extend(rest.map(|former| &former.server));
     (ids, gone)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use proptest::prelude::*;
@@ -96,6 +97,14 @@ fn services() -> Vec<Arc<Service>> {
     ]
 }
 
+/// What the server lines of a piece say, wherever they stand.
+fn meanings(piece: &Piece) -> BTreeMap<&str, (SocketAddr, &str)> {
+    let lines = piece.fragment.model.servers.values().flatten();
+    lines
+        .map(|(name, line)| (name.as_str(), (line.address, &*line.options)))
+        .collect()
+}
+
 proptest! {
     /// However a file came about, piece by piece: it is the one that is made at once, and means the same.
     #[test]
@@ -114,16 +123,26 @@ proptest! {
         let services = services();
         let mut pieces: Vec<Option<Piece>> = vec![None; services.len()];
         let mut kept = Whole::new(&renderer, pieces.clone()).unwrap();
+        // What is the same server in two steps is shared between them, as by the funnel.
+        let mut known: BTreeMap<(u8, u8), Identified> = BTreeMap::new();
         for (index, servers) in steps {
             let piece = servers.map(|servers| {
-                let servers: Vec<Identified> = servers.into_iter().map(|(n, shape)| any_server(n, shape)).collect();
+                let mut server = |(n, shape)| known.entry((n, shape)).or_insert_with(|| any_server(n, shape)).clone();
+                let servers: Vec<Identified> = servers.into_iter().map(&mut server).collect();
                 let rendered = Piece::render(&renderer, &services[index], &servers).unwrap();
                 let piece = match &pieces[index] {
                     Some(former) => former.with_servers(&renderer, &servers).unwrap(),
                     None => rendered.clone(),
                 };
                 assert_eq!(piece.fragment.text, rendered.fragment.text);
-                assert_eq!(piece.fragment.model.servers, rendered.fragment.model.servers);
+                assert_eq!(meanings(&piece), meanings(&rendered));
+                let some: Vec<Identified> = servers.iter().filter(|s| s.id % 2 == 0).cloned().collect();
+                let some = Piece::render(&renderer, &services[index], &some).unwrap();
+                let fewer = piece.keeping(|name| some.names().contains(name));
+                // Quoted lines are structure and stay.
+                if whole_template || meanings(&rendered).len() == servers.len() {
+                    assert_eq!((&fewer.fragment.text, meanings(&fewer)), (&some.fragment.text, meanings(&some)));
+                }
                 assert_eq!(piece.fragment.model.lines, rendered.fragment.model.lines);
                 assert_eq!(piece.structure(), rendered.structure());
                 piece

@@ -1,0 +1,128 @@
+//! Assessing step by step, with what was found before, gives what assessing anew gives.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::guard::Clock;
+use crate::plan::State as ServerState;
+use crate::render::tests::{config, service};
+use crate::snapshot::Snapshot;
+use crate::source::{Child, Children, SourceView};
+
+/// How many znodes there are to choose from: more than are worth a memo.
+const NODES: u8 = 130;
+
+/// A registration in one of several shapes: plain, with an id of its own, under a name, of a twin, of a host that is a name,
+/// withdrawn, unreadable.
+fn child(node: u8, shape: u8) -> Child {
+    let host = match shape {
+        3 => format!("10.0.0.{}", node / 2),
+        4 => "app.example".to_owned(),
+        _ => format!("10.0.0.{node}"),
+    };
+    let mut payload = json!({"host": host, "port": 80 + u16::from(shape == 5) });
+    match shape {
+        1 => payload["haproxy_server_options"] = json!(format!("id {}", node % 9 + 1)),
+        2 => payload["name"] = json!(format!("n{}", node % 7)),
+        6 => payload["available"] = json!(false),
+        7 => payload = json!("?"),
+        _ => {}
+    }
+    Child {
+        data: payload.to_string().into_bytes().into(),
+        czxid: i64::from(node),
+        mzxid: i64::from(shape),
+    }
+}
+
+fn view(children: &Arc<Children>) -> SourceView {
+    SourceView {
+        children: Arc::clone(children),
+        confirmed: true,
+        fresh: true,
+        ..SourceView::default()
+    }
+}
+
+fn state(service: &Arc<Service>) -> State {
+    let intake = Intake::new(service, &Snapshot::default(), &Clock::new());
+    State::new(Arc::clone(service), Previous::None, intake)
+}
+
+fn row(id: u32) -> RunningServer {
+    RunningServer {
+        address: None,
+        id,
+        weight: 1,
+        state: ServerState::Ready,
+        digest: None,
+        awaits_check: false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn step_by_step_as_anew(
+        first in proptest::collection::vec(0u8..9, usize::from(NODES)),
+        steps in proptest::collection::vec((proptest::collection::btree_map(0..NODES, 0u8..10, 0..4), 0u32..40, any::<bool>()), 1..12),
+        no_shuffle: bool,
+    ) {
+        let config = config();
+        let mut service = service("web");
+        service.guard.mode = crate::guard::Mode::Off;
+        if no_shuffle {
+            service.haproxy.as_mut().unwrap().backend_order = crate::config::BackendOrder::NoShuffle;
+        }
+        let service = Arc::new(service);
+        let (mut kept, mut known) = (state(&service), Arc::default());
+        let node = |node: u8| format!("i_{:03}_{:010}", node.wrapping_mul(37), node);
+        let children: Children = (0..NODES).zip(first).filter(|(_, shape)| *shape < 8)
+            .map(|(n, shape)| (node(n), child(n, shape))).collect();
+        let mut children = Arc::new(children);
+        let (mut live, mut looks) = (BTreeMap::new(), 0);
+        for (changes, foreign, looked) in std::iter::once((BTreeMap::new(), 0, false)).chain(steps) {
+            let set = Arc::make_mut(&mut children);
+            for (n, shape) in changes {
+                match shape {
+                    8.. => drop(set.remove(&node(n))),
+                    shape => drop(set.insert(node(n), child(n, shape))),
+                }
+            }
+            if looked {
+                // Somebody has loaded a file in which some servers have other ids.
+                looks += 1;
+                let servers = kept.servers.iter().filter(|s| s.id % 5 != 0);
+                let other = |s: &Identified| if s.id % 7 == 1 { s.id + foreign } else { s.id };
+                live = servers.map(|s| (s.server.name.clone(), row(other(s)))).collect();
+            }
+            let assess = |state: &mut State, known: &mut _, looks| {
+                let world = World {
+                    resolved: &|_| Some([10, 1, 1, 1].into()),
+                    operator_maint: &BTreeSet::new(),
+                    refused_options: &BTreeMap::new(),
+                    live: &|_| Some(&live),
+                    looks,
+                    host: "h",
+                };
+                let now = (Duration::from_secs(1), std::time::SystemTime::UNIX_EPOCH);
+                let taken = state.intake.take(&|_| view(&children), None, &crate::intake::Unknown, now);
+                state.assess(&config, &world, taken, known);
+            };
+            let (mut anew, mut known_anew) = (state(&service), Arc::clone(&known));
+            assess(&mut kept, &mut known, looks);
+            assess(&mut anew, &mut known_anew, looks);
+            prop_assert_eq!(&kept.desired, &anew.desired);
+            prop_assert_eq!(&kept.names, &anew.names);
+            prop_assert_eq!(&known, &known_anew);
+            prop_assert_eq!(&kept.servers, &anew.servers);
+            // A note stays for as long as its server; who comes to it anew sees the id as known.
+            let ids: BTreeSet<u32> = kept.servers.iter().map(|s| s.id).collect();
+            prop_assert_eq!(ids.len(), kept.servers.len());
+            prop_assert!(kept.id_notes.iter().all(|note| known.contains_key(&note.znode)));
+        }
+    }
+}
