@@ -7,10 +7,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cfg::{FragmentMap, Model, Ours};
+use crate::cfg::{FragmentMap, Model, Ours, read_server};
 use crate::config::{Admit, Service};
-use crate::effective::{Backend, Options, Scope};
+use crate::effective::{Backend, Changes, Options, Scope};
 use crate::generation::Generation;
 use crate::plan::Desired;
 use crate::render::{KnownLines, RenderError, Renderer};
@@ -37,6 +38,12 @@ impl Fragment {
     }
 }
 
+/// Another number for another piece or file of this process.
+fn next_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    LAST.fetch_add(1, Ordering::Relaxed)
+}
+
 /// One service as it stands in the file.
 #[derive(Debug, Clone)]
 pub struct Piece {
@@ -50,6 +57,17 @@ pub struct Piece {
     pub configured: Arc<Options>,
     /// The same without servers, where one more is only a line more.
     head: Option<Arc<Fragment>>,
+    /// Which piece this is, and how it came from another one.
+    number: u64,
+    since: Option<Since>,
+}
+
+/// How a piece came from another one of the same structure.
+#[derive(Debug, Clone)]
+struct Since {
+    /// That one's number.
+    former: u64,
+    changes: Arc<Changes>,
 }
 
 impl Piece {
@@ -95,21 +113,21 @@ impl Piece {
                 Arc::new(Fragment::new(text, &BTreeMap::new()))
             }
         };
-        let unchanged = self
-            .head
-            .as_ref()
-            .and(self.fragment.model.servers.get(self.backend()));
-        let mut unchanged = unchanged.cloned().unwrap_or_default();
-        for name in known.unwanted() {
-            unchanged.remove(name);
-        }
+        let after = head.model.lines + 1;
         let new = lines.iter().filter_map(|line| match line {
             Cow::Borrowed(_) => None,
-            Cow::Owned(line) => Some(line.as_str()),
+            Cow::Owned(line) => Some(read_server(after, line)),
         });
-        let Some(model) = head.model.with_servers(self.backend(), unchanged, new) else {
+        let Some(new) = new.collect::<Option<Vec<_>>>() else {
             return Self::render(renderer, &self.service, servers);
         };
+        let since = self.head.is_some().then(|| Since {
+            former: self.number,
+            changes: Arc::new(Changes {
+                gone: known.unwanted(),
+                new,
+            }),
+        });
         let length = head.text.len() + lines.iter().map(|line| line.len() + 2).sum::<usize>();
         let mut text = String::with_capacity(length);
         text.push_str(&head.text);
@@ -118,16 +136,29 @@ impl Piece {
             text.push_str(line);
             text.push('\n');
         }
+        let (text, end) = (text.into(), head.text.len());
+        let model = head
+            .model
+            .with_servers(self.backend(), &text, end, lines.len());
+        let Some(model) = model.map(Arc::new) else {
+            return Self::render(renderer, &self.service, servers);
+        };
         Ok(Self {
             service: Arc::clone(&self.service),
             servers: servers.into(),
-            fragment: Fragment {
-                text: text.into(),
-                model: Arc::new(model),
-            },
+            fragment: Fragment { text, model },
             configured: Arc::clone(&self.configured),
             head: Some(head),
+            number: next_number(),
+            since,
         })
+    }
+
+    /// What is different in this one when it came from `former`; `None` = it came from another one, or they have little in
+    /// common.
+    pub(crate) fn changes_since(&self, former: &Self) -> Option<&Changes> {
+        let since = self.since.as_ref()?;
+        (since.former == former.number).then_some(&*since.changes)
     }
 
     /// The lines that [`Piece::with_servers`] has written.
@@ -157,6 +188,8 @@ impl Piece {
             fragment,
             configured: Arc::new(Options::of(options)),
             head: None,
+            number: next_number(),
+            since: None,
         }
     }
 
@@ -194,17 +227,9 @@ impl Piece {
         let found = self.fragment.model.servers.values().flatten();
         let (kept, gone): (Vec<_>, Vec<_>) = found.partition(|(name, _)| keep(name));
         let gone: BTreeSet<usize> = gone.into_iter().map(|(_, line)| line.number).collect();
-        let goes = |index: usize| match &self.head {
-            None => gone.contains(&(index + 1)),
-            Some(head) => {
-                let server = index.checked_sub(head.model.lines);
-                let server = server.and_then(|server| self.servers.get(server));
-                server.is_some_and(|server| !keep(&server.server.name))
-            }
-        };
         let lines = self.fragment.text.lines().enumerate();
         let text = lines
-            .filter(|(index, _)| !goes(*index))
+            .filter(|(index, _)| !gone.contains(&(index + 1)))
             .fold(String::new(), |text, (_, line)| text + line + "\n");
         let servers = self.servers.iter().filter(|s| keep(&s.server.name));
         Self {

@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{Deref, Range};
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 
@@ -60,9 +60,66 @@ pub struct Model {
     /// Sections in order. A text that begins without a section header opens with a section of keyword `""`.
     pub sections: Vec<Arc<Section>>,
     /// Our servers: backend, name. Only names that [`Ours`] admits, only lines that can be read without quoting rules.
-    pub servers: BTreeMap<String, BTreeMap<String, ServerLine>>,
+    pub servers: Servers,
     /// Lines of the text.
     pub lines: usize,
+}
+
+/// Server lines by backend and name. Those that were put behind a text are read when somebody asks for them: mostly nobody
+/// does.
+#[derive(Debug, Clone, Default)]
+pub struct Servers {
+    read: OnceLock<ServerLines>,
+    unread: Option<Tail>,
+}
+
+/// Backend, name.
+type ServerLines = BTreeMap<String, BTreeMap<String, ServerLine>>;
+
+/// Nothing but server lines of one backend, up to the end of a text.
+#[derive(Debug, Clone)]
+struct Tail {
+    text: Arc<str>,
+    from: usize,
+    backend: String,
+    number: usize,
+}
+
+impl Deref for Servers {
+    type Target = ServerLines;
+
+    fn deref(&self) -> &ServerLines {
+        let read = || self.unread.as_ref().map(Tail::read).unwrap_or_default();
+        self.read.get_or_init(read)
+    }
+}
+
+impl From<ServerLines> for Servers {
+    fn from(lines: ServerLines) -> Self {
+        Self {
+            read: lines.into(),
+            unread: None,
+        }
+    }
+}
+
+impl Servers {
+    pub(crate) fn into_lines(self) -> ServerLines {
+        let _read = self.len();
+        self.read.into_inner().unwrap_or_default()
+    }
+}
+
+impl Tail {
+    fn read(&self) -> ServerLines {
+        let lines = self.text.get(self.from..).unwrap_or_default().lines();
+        let servers = lines
+            .enumerate()
+            .filter_map(|(index, line)| read_server(self.number + index, line.trim()));
+        let servers: BTreeMap<String, ServerLine> = servers.collect();
+        let any = (!servers.is_empty()).then(|| (self.backend.clone(), servers));
+        any.into_iter().collect()
+    }
 }
 
 /// A section without our server lines. Equal when header and lines are, wherever they stand.
@@ -102,13 +159,12 @@ pub struct Line {
 /// One of our server lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerLine {
-    /// Line number. Of those that [`Model::with_servers`] has put behind a text, that of the first: another one among them
-    /// leaves the others as they are.
+    /// Line number.
     pub number: usize,
     /// What haproxy connects to.
     pub address: SocketAddr,
     /// Everything after the address.
-    pub options: Arc<str>,
+    pub options: String,
 }
 
 impl Model {
@@ -116,6 +172,7 @@ impl Model {
     #[must_use]
     pub fn parse(text: &str, ours: Ours<'_>) -> Self {
         let mut model = Self::default();
+        let mut servers = ServerLines::new();
         let mut open = Draft::default();
         let mut conditions = 0_usize;
         for (index, raw) in text.lines().enumerate() {
@@ -145,7 +202,7 @@ impl Model {
                 && let Some((name, server)) = open.server(index + 1, text)
                 && ours.has(&open.name, &name)
             {
-                let servers = model.servers.entry(open.name.clone()).or_default();
+                let servers = servers.entry(open.name.clone()).or_default();
                 // Two equal names are fatal to the file: the second stays visible as structure.
                 if let std::collections::btree_map::Entry::Vacant(free) = servers.entry(name) {
                     free.insert(server);
@@ -155,34 +212,37 @@ impl Model {
             open.lines.push(line());
         }
         model.sections.extend(open.close());
+        model.servers = Servers::from(servers);
         model
     }
 
-    /// The model of the same text with server lines of a backend after it: every one is ours, none of another name, all
-    /// plain. `servers` are those that were there the last time, `lines` the others. `None` when one cannot be read, a name
-    /// stands twice, or the text has conditions or servers of its own.
+    /// The model of `text`: the first `from` bytes are this one's, then come `count` server lines of a backend, plain, all
+    /// ours, none of another's name. `None` when the former text has conditions or servers of its own.
     #[must_use]
-    pub fn with_servers<'a>(
+    pub fn with_servers(
         &self,
         backend: &str,
-        mut servers: BTreeMap<String, ServerLine>,
-        lines: impl IntoIterator<Item = &'a str>,
+        text: &Arc<str>,
+        from: usize,
+        count: usize,
     ) -> Option<Self> {
-        for text in lines {
-            let (name, server) = read_server(self.lines + 1, text)?;
-            if servers.insert(name, server).is_some() {
-                return None;
-            }
-        }
         let last = self.sections.last()?;
         let plain = |line: &Line| !line.text.starts_with(['.']) && !line.text.starts_with("server");
         let simple = self.servers.is_empty() && last.lines.iter().all(plain);
-        let mut model = self.clone();
-        model.lines += servers.len();
-        if !servers.is_empty() {
-            model.servers.insert(backend.to_owned(), servers);
-        }
-        (last.keyword == "backend" && last.name == backend && simple).then_some(model)
+        let tail = Tail {
+            text: Arc::clone(text),
+            from,
+            backend: backend.to_owned(),
+            number: self.lines + 1,
+        };
+        (last.keyword == "backend" && last.name == backend && simple).then(|| Self {
+            sections: self.sections.clone(),
+            servers: Servers {
+                read: OnceLock::new(),
+                unread: Some(tail),
+            },
+            lines: self.lines + count,
+        })
     }
 
     /// Appends the model of the text that follows this one. Costs the size of `next` only; line numbers stay those of
@@ -190,12 +250,13 @@ impl Model {
     pub fn merge(&mut self, next: &Self) {
         self.sections.extend(next.sections.iter().cloned());
         self.lines += next.lines;
-        for (backend, servers) in &next.servers {
-            self.servers
-                .entry(backend.clone())
+        let mut all = std::mem::take(&mut self.servers).into_lines();
+        for (backend, servers) in &*next.servers {
+            all.entry(backend.clone())
                 .or_default()
                 .extend(servers.iter().map(|(n, s)| (n.clone(), s.clone())));
         }
+        self.servers = all.into();
     }
 
     /// Whether both say the same apart from our servers.
@@ -277,15 +338,15 @@ impl Draft {
     }
 }
 
-/// A plain server line.
-fn read_server(number: usize, text: &str) -> Option<(String, ServerLine)> {
+/// A plain server line: name and the rest.
+pub(crate) fn read_server(number: usize, text: &str) -> Option<(String, ServerLine)> {
     let (_, rest) = next_word(text).filter(|(word, _)| *word == "server")?;
     let (name, rest) = next_word(rest)?;
     let (address, options) = next_word(rest)?;
     let server = ServerLine {
         number,
         address: parse_address(address)?,
-        options: options.into(),
+        options: options.to_owned(),
     };
     Some((name.to_owned(), server))
 }

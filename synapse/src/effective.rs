@@ -13,7 +13,6 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cfg::{Model, Section, ServerLine, is_plain};
 use crate::generation::hex;
-use crate::sorted::Walk;
 
 mod balance;
 pub mod keyword;
@@ -221,16 +220,19 @@ struct Layer {
 impl Scope {
     /// Reads on: the backends of `model`, with what earlier sections hand down.
     pub fn read(&mut self, model: &Model) -> BTreeMap<String, Arc<Backend>> {
-        self.read_after(model, None)
+        self.read_after(model, BTreeMap::new(), &Changes::default())
     }
 
-    /// As [`Scope::read`]; `former` is what the same scope made of the model before: what has not changed is taken over.
+    /// As [`Scope::read`]. `former` is what the same scope made of the same sections before; all that is not the same are
+    /// `changes` in the last of them.
     pub fn read_after(
         &mut self,
         model: &Model,
-        mut former: Option<(&Model, BTreeMap<String, Arc<Backend>>)>,
+        mut former: BTreeMap<String, Arc<Backend>>,
+        changes: &Changes,
     ) -> BTreeMap<String, Arc<Backend>> {
         let mut backends = BTreeMap::new();
+        let last = model.sections.last();
         for section in &model.sections {
             match section.keyword.as_str() {
                 "defaults" => {
@@ -255,12 +257,25 @@ impl Scope {
                         .as_ref()
                         .and_then(|f| self.named.get(f))
                         .unwrap_or(&self.last);
-                    let servers = model.servers.get(&section.name);
-                    let former = former.as_mut().and_then(|(model, backends)| {
-                        let backend = backends.remove(&section.name)?;
-                        Former::of(section, servers, model, backend)
-                    });
-                    let backend = Backend::of(section, servers, layer, former);
+                    // Where a former server had something that only the file may hold, that is looked for anew.
+                    let is_last = last.is_some_and(|last| Arc::ptr_eq(last, section));
+                    let former = former.remove(&section.name).filter(|_| is_last);
+                    let former = former.filter(|former| former.reload_only.is_none());
+                    let backend = match former {
+                        Some(former) => {
+                            let mut backend = Arc::unwrap_or_clone(former);
+                            for name in &changes.gone {
+                                backend.servers.remove(name);
+                            }
+                            let new = changes.new.iter().map(|(name, line)| (name, line));
+                            backend.read(section, new.collect(), layer)
+                        }
+                        None => {
+                            let servers = model.servers.get(&section.name);
+                            let servers = servers.into_iter().flatten().collect();
+                            Backend::default().read(section, servers, layer)
+                        }
+                    };
                     backends.insert(section.name.clone(), Arc::new(backend));
                 }
                 _ => {}
@@ -291,18 +306,14 @@ impl Layer {
 }
 
 impl Backend {
-    fn of(
+    /// Takes these servers in as well.
+    fn read(
+        mut self,
         section: &Section,
-        servers: Option<&BTreeMap<String, ServerLine>>,
+        mut servers: Vec<(&String, &ServerLine)>,
         inherited: &Layer,
-        former: Option<Former<'_>>,
     ) -> Self {
-        let mut in_order: Vec<(&String, &ServerLine)> = servers.into_iter().flatten().collect();
-        let mut backend = Self::default();
-        if let Some(former) = former {
-            (backend, in_order) = former.with(servers);
-        }
-        in_order.sort_by_key(|(_, line)| line.number);
+        servers.sort_by_key(|(_, line)| line.number);
         let mut layer = inherited.clone();
         // The cookie directive counts wherever it stands; default-server only from its line on.
         layer.cookie |= section
@@ -311,7 +322,7 @@ impl Backend {
             .any(|l| l.text.split_ascii_whitespace().next() == Some("cookie"));
         let mut unread = section.lines.iter().peekable();
         let mut known: HashMap<Vec<&str>, Common> = HashMap::new();
-        for (name, line) in in_order {
+        for (name, line) in servers {
             while let Some(earlier) = unread.next_if(|l| l.number < line.number) {
                 layer.read(&earlier.text, earlier.number);
                 known.clear();
@@ -321,29 +332,29 @@ impl Backend {
                 .entry(own.words.clone())
                 .or_insert_with(|| Common::of(&own.words, &layer));
             let server = common.server(line.address, &own);
-            if backend.reload_only.is_none() {
-                backend.reload_only.clone_from(&common.file_only);
+            if self.reload_only.is_none() {
+                self.reload_only.clone_from(&common.file_only);
             }
-            backend.servers.insert(name.clone(), server);
+            self.servers.insert(name.clone(), server);
         }
         unread.for_each(|line| layer.read(&line.text, line.number));
         if layer.quoted.is_some() {
-            backend.reload_only.get_or_insert_with(|| {
+            self.reload_only.get_or_insert_with(|| {
                 "a `default-server` line uses quotes, escapes or variables".to_owned()
             });
         }
         let has_cookie = |server: &Effective| server.options.has("cookie");
-        backend.cookie = backend.servers.values().any(has_cookie)
-            || (backend.servers.is_empty() && layer.cookie);
-        if backend.servers.is_empty() && backend.reload_only.is_none() {
-            backend.reload_only = layer.expected();
+        self.cookie =
+            self.servers.values().any(has_cookie) || (self.servers.is_empty() && layer.cookie);
+        if self.servers.is_empty() && self.reload_only.is_none() {
+            self.reload_only = layer.expected();
         }
-        backend.reload_only = backend.reload_only.or_else(|| layer.balance.is_static());
+        self.reload_only = self.reload_only.or_else(|| layer.balance.is_static());
         section
             .lines
             .iter()
-            .for_each(|line| backend.read_structural(&line.text));
-        backend
+            .for_each(|line| self.read_structural(&line.text));
+        self
     }
 
     /// Notes the name of a server line that is structure.
@@ -369,59 +380,13 @@ impl Backend {
     }
 }
 
-/// What the same section was before.
-struct Former<'a> {
-    lines: &'a BTreeMap<String, ServerLine>,
-    backend: Arc<Backend>,
-}
-
-impl<'a> Former<'a> {
-    /// `None` where a server's meaning may have changed with its place in the section, or where one of the former servers
-    /// had something that only the file may hold: that is looked for anew.
-    fn of(
-        section: &Section,
-        servers: Option<&BTreeMap<String, ServerLine>>,
-        model: &'a Model,
-        backend: Arc<Backend>,
-    ) -> Option<Self> {
-        let lines = model.servers.get(&section.name)?;
-        let before = model
-            .sections
-            .iter()
-            .find(|s| s.name == section.name && s.keyword == section.keyword)?;
-        let last = |section: &Section| section.lines.last().map_or(0, |line| line.number);
-        let all_after = |section: &Section, lines: &BTreeMap<String, ServerLine>| {
-            lines.values().all(|line| line.number > last(section))
-        };
-        (**before == *section
-            && backend.reload_only.is_none()
-            && all_after(before, lines)
-            && servers.is_none_or(|servers| all_after(section, servers)))
-        .then_some(Self { lines, backend })
-    }
-
-    /// What can be taken over when these are the lines, and the lines that have to be read.
-    fn with<'b>(
-        self,
-        lines: Option<&'b BTreeMap<String, ServerLine>>,
-    ) -> (Backend, Vec<(&'b String, &'b ServerLine)>) {
-        let none = BTreeMap::new();
-        let mut backend = Arc::unwrap_or_clone(self.backend);
-        let mut now = Walk::of(lines.unwrap_or(&none));
-        for name in self.lines.keys() {
-            if now.get(name).is_none() {
-                backend.servers.remove(name);
-            }
-        }
-        let mut before = Walk::of(self.lines);
-        let same = |before: &ServerLine, line: &ServerLine| {
-            before.address == line.address && before.options == line.options
-        };
-        let new = lines.into_iter().flatten();
-        let new = new.filter(|(name, line)| !before.get(*name).is_some_and(|b| same(b, line)));
-        let new = new.collect();
-        (backend, new)
-    }
+/// What is different in the server lines at the end of a text.
+#[derive(Debug, Clone, Default)]
+pub struct Changes {
+    /// Names whose lines are not there any more.
+    pub gone: Vec<String>,
+    /// Lines that were not there, by name.
+    pub new: Vec<(String, ServerLine)>,
 }
 
 /// What a server line says about this server alone, apart from what it says like its neighbours.

@@ -117,6 +117,6 @@ impl Good {
 fn with_wanted(service: &Arc<Service>, text: &str, servers: &[Identified]) -> Piece {
     let wanted: BTreeSet<&str> = servers.iter().map(|s| s.server.name.as_str()).collect();
     let found = Model::parse(text, Ours::All).servers;
-    let names = found.into_values().flatten().map(|(name, _)| name);
+    let names = found.values().flatten().map(|(name, _)| name.clone());
     Piece::of_text(service, text.to_owned(), names.collect()).keeping(|name| wanted.contains(name))
 }

@@ -312,24 +312,27 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
         ops.iter()
             .any(|op| op.backend == backend && matches!(op.change, Change::Add(_)))
     };
-    let named = |(name, _): &(&String, _)| ops.iter().any(|op| op.backend == **name);
-    let mut after = Running {
-        backends: running
-            .backends
-            .iter()
-            .filter(named)
-            .map(|(name, servers)| (name.clone(), servers.clone()))
-            .collect(),
-        ..Running::default()
-    };
     let (retires, others): (Vec<&Op>, Vec<&Op>) = ops
         .iter()
         .filter(|op| !matches!(op.change, Change::Add(_)))
         .partition(|op| op.change == Change::Retire);
+    // The servers that they change, and how those are then.
+    let mut after = Running::default();
+    for op in retires.iter().chain(&others) {
+        let found = running.backends.get(&op.backend);
+        if let Some(found) = found.and_then(|servers| servers.get(&op.server)) {
+            let servers = after.backends.entry(op.backend.clone()).or_default();
+            servers.insert(op.server.clone(), found.clone());
+        }
+    }
     retires.iter().chain(&others).for_each(|op| after.apply(op));
     let serves = |backend: &str| {
-        let servers = after.backends.get(backend);
-        servers.is_some_and(|servers| servers.values().any(|s| s.state == State::Ready))
+        let changed = after.backends.get(backend);
+        let mut servers = running.backends.get(backend).into_iter().flatten();
+        servers.any(|(name, found)| {
+            let then = changed.and_then(|servers| servers.get(name));
+            then.unwrap_or(found).state == State::Ready
+        })
     };
     let retires = retires
         .into_iter()

@@ -13,7 +13,7 @@ mod server_line;
 pub(crate) mod tests;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use tera::{Context, ErrorKind, Tera};
 
 use crate::cfg::is_plain;
 use crate::config::{Config, FrontendPort, Service, ServiceHaproxy, TemplateText};
-use crate::server::{Identified, Server};
+use crate::server::Identified;
 use frame::Frame;
 use server_line::ServerView;
 
@@ -52,28 +52,44 @@ const FRAME_VARIABLES: [&str; 8] = [
 
 /// Lines that were written before, for servers that may still be the same.
 #[derive(Default)]
-pub struct KnownLines<'a>(HashMap<(*const Server, u32), (&'a Identified, &'a str)>);
+pub struct KnownLines<'a> {
+    /// Those that have not been asked for yet, in the order of the file.
+    rest: VecDeque<(&'a Identified, &'a str)>,
+    unwanted: Vec<String>,
+}
+
+/// So many neighbours may leave the file at once without the lines after them being written anew.
+const NEIGHBOURS: usize = 64;
 
 impl<'a> KnownLines<'a> {
     /// One line for each of `servers`, in the same order.
     pub fn of(servers: &'a [Identified], lines: impl Iterator<Item = &'a str>) -> Self {
-        let lines = servers.iter().zip(lines);
-        Self(lines.map(|line| (Self::key(line.0), line)).collect())
+        Self {
+            rest: servers.iter().zip(lines).collect(),
+            unwanted: Vec::new(),
+        }
     }
 
+    /// The line of a server that was there. Servers keep their order from one file to the next: it is one of the next ones,
+    /// or counts as new.
     fn take(&mut self, server: &Identified) -> Option<&'a str> {
-        let (_, line) = self.0.remove(&Self::key(server))?;
-        Some(line)
+        // Servers are never changed in place while they are shared, so that the place says which it is.
+        let same = |known: &Identified| {
+            Arc::ptr_eq(&known.server, &server.server) && known.id == server.id
+        };
+        let mut next = self.rest.iter().take(NEIGHBOURS);
+        let at = next.position(|(known, _)| same(known))?;
+        let passed = self.rest.drain(..at);
+        let names = passed.map(|(known, _)| known.server.name.clone());
+        self.unwanted.extend(names);
+        self.rest.pop_front().map(|(_, line)| line)
     }
 
     /// Names of the servers whose lines nobody wanted.
-    pub fn unwanted(&self) -> impl Iterator<Item = &str> {
-        self.0.values().map(|(known, _)| known.server.name.as_str())
-    }
-
-    /// Servers are never changed in place while they are shared, so that the place says which it is.
-    fn key(server: &Identified) -> (*const Server, u32) {
-        (Arc::as_ptr(&server.server), server.id)
+    pub fn unwanted(self) -> Vec<String> {
+        let rest = self.rest.iter();
+        let rest = rest.map(|(known, _)| known.server.name.clone());
+        self.unwanted.into_iter().chain(rest).collect()
     }
 }
 

@@ -29,6 +29,8 @@ pub struct State {
     pub service: Arc<Service>,
     /// What the funnel last said.
     pub desired: Option<ServiceDesired>,
+    /// NAMEs that the last assessment has taken away; `None` = it was made anew, anything may have gone.
+    pub gone: Option<Vec<String>>,
     /// Its servers with their ids, in the order of the file. For a service that is not rendered: in order of discovery.
     pub servers: Vec<Identified>,
     /// Left out after the funnel (options that haproxy refused), and notes about ids.
@@ -76,6 +78,7 @@ impl State {
             intake,
             service,
             desired: None,
+            gone: None,
             servers: Vec::new(),
             refused: Vec::new(),
             id_notes: Vec::new(),
@@ -320,6 +323,7 @@ impl State {
         }
         let note = |(znode, reason)| Rejected { znode, reason };
         self.id_notes.extend(given.notes.into_iter().map(note));
+        self.gone = (!anew).then(|| gone.iter().map(|server| server.name.clone()).collect());
         let mut others = given.ids.iter().copied();
         let ids = ids.into_iter().map(|id| id.or_else(|| others.next()));
         let identified = servers.into_iter().zip(ids);

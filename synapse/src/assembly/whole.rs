@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Assembly, Backends, EffectiveCache, Fragment, Piece, admits_checked, assemble};
+use super::{
+    Assembly, Backends, EffectiveCache, Fragment, Piece, admits_checked, assemble, next_number,
+};
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
 use crate::generation::Generation;
@@ -44,11 +45,6 @@ struct Pieces {
     shared: Fragment,
 }
 
-fn next_revision() -> u64 {
-    static LAST: AtomicU64 = AtomicU64::new(0);
-    LAST.fetch_add(1, Ordering::Relaxed)
-}
-
 impl Whole {
     /// Puts a file together; `pieces` in the order of the services, `None` for one that has none.
     ///
@@ -68,7 +64,7 @@ impl Whole {
                 backends: Backends::new(),
                 admits_checked: BTreeSet::new(),
             },
-            revision: next_revision(),
+            revision: next_number(),
         };
         whole.make(None)?;
         Ok(whole)
@@ -155,8 +151,12 @@ impl Whole {
                 for name in backends.keys() {
                     self.desired.backends.remove(name);
                 }
-                let before = former.as_ref().map(|f| (&*f.fragment.model, backends));
-                let backends = pieces.scope.read_after(&piece.fragment.model, before);
+                let model = &piece.fragment.model;
+                let changes = former.as_ref().and_then(|f| piece.changes_since(f));
+                let backends = match changes {
+                    Some(changes) => pieces.scope.read_after(model, backends, changes),
+                    None => pieces.scope.read(model),
+                };
                 self.desired
                     .backends
                     .extend(backends.iter().map(|(n, b)| (n.clone(), Arc::clone(b))));
@@ -175,7 +175,7 @@ impl Whole {
                 }
             }
         }
-        self.revision = next_revision();
+        self.revision = next_number();
         touched.extend(self.slots[index].backends.keys().cloned());
         Ok(touched)
     }

@@ -12,7 +12,6 @@ use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
 use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
-use crate::sorted::Walk;
 
 /// Backends whose servers may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -196,25 +195,36 @@ impl Reconciler {
             else {
                 continue;
             };
-            let shown = observed.running.backends.get(backend).into_iter().flatten();
-            let Some(wanted) = self.ids.get(backend) else {
+            let shown = observed.running.backends.get(backend);
+            let (Some(shown), Some(wanted)) = (shown, self.ids.get(backend)) else {
                 continue;
             };
-            let (mut wanted, mut gone, mut stays) = (Walk::of(wanted), Vec::new(), false);
-            for (name, found) in shown {
-                let takes = matches!(found.state, ServerState::Ready | ServerState::OperatorDrain);
-                let is_wanted = wanted.get(name).is_some();
-                if !is_wanted && takes && before.servers.contains_key(name) {
-                    gone.push(Op {
-                        backend: backend.to_owned(),
-                        server: name.clone(),
-                        change: Change::Retire,
-                    });
-                }
-                stays |= found.state == ServerState::Ready
-                    && (is_wanted || before.structural.contains(name));
+            let may_go: Vec<&String> = match &state.gone {
+                Some(gone) => gone.iter().collect(),
+                None => shown.keys().collect(),
+            };
+            let goes = |name: &&String| {
+                let found = shown.get(*name).map(|found| found.state);
+                let takes = matches!(found, Some(ServerState::Ready | ServerState::OperatorDrain));
+                takes && before.servers.contains_key(*name) && !wanted.contains_key(*name)
+            };
+            let mut gone: Vec<Op> = may_go
+                .into_iter()
+                .filter(goes)
+                .map(|name| Op {
+                    backend: backend.to_owned(),
+                    server: name.clone(),
+                    change: Change::Retire,
+                })
+                .collect();
+            if gone.is_empty() {
+                continue;
             }
-            emptied |= !gone.is_empty() && !stays;
+            let stays = shown.iter().any(|(name, found)| {
+                found.state == ServerState::Ready
+                    && (wanted.contains_key(name) || before.structural.contains(name))
+            });
+            emptied |= !stays;
             if stays {
                 ops.append(&mut gone);
             }
