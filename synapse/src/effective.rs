@@ -389,6 +389,15 @@ pub struct Changes {
     pub new: Vec<(String, ServerLine)>,
 }
 
+impl Changes {
+    /// All names.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let new = self.new.iter().map(|(name, _)| name);
+        self.gone.iter().chain(new).cloned().collect()
+    }
+}
+
 /// What a server line says about this server alone, apart from what it says like its neighbours.
 struct Own<'a> {
     id: Option<u32>,

@@ -263,29 +263,36 @@ impl fmt::Display for Op {
 /// Compares everything.
 #[must_use]
 pub fn plan(running: &Running, desired: &Desired) -> Plan {
-    plan_backends(running, desired, desired.backends.iter())
+    let all = desired.backends.keys();
+    plan_some(running, desired, all.map(|name| (name, &Reach::Backend)))
 }
 
-/// Compares only the named backends (and the generation): for a change whose reach is known.
+/// What of a backend a change has reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reach {
+    /// Any of its servers.
+    Backend,
+    /// These servers, by NAME: all others are as they should be.
+    Servers(BTreeSet<String>),
+}
+
+impl Reach {
+    /// Both.
+    pub fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Servers(names), Self::Servers(others)) => names.extend(others),
+            (Self::Backend, _) => {}
+            (_, Self::Backend) => *self = Self::Backend,
+        }
+    }
+}
+
+/// Compares only what a change has reached in the named backends (and the generation).
 #[must_use]
 pub fn plan_some<'a>(
     running: &Running,
     desired: &Desired,
-    backends: impl IntoIterator<Item = &'a String>,
-) -> Plan {
-    plan_backends(
-        running,
-        desired,
-        backends
-            .into_iter()
-            .filter_map(|name| desired.backends.get_key_value(name)),
-    )
-}
-
-fn plan_backends<'a>(
-    running: &Running,
-    desired: &Desired,
-    backends: impl Iterator<Item = (&'a String, &'a Arc<Backend>)>,
+    reached: impl IntoIterator<Item = (&'a String, &'a Reach)>,
 ) -> Plan {
     let mut draft = Draft::new(running, desired);
     if running.generation.as_ref() != Some(&desired.generation) {
@@ -294,11 +301,12 @@ fn plan_backends<'a>(
             desired: desired.generation.clone(),
         });
     }
-    for (name, backend) in backends {
-        match running.backends.get(name) {
-            Some(servers) => draft.compare(name, servers, backend),
-            // `show servers state` does not name a backend without servers.
-            None => draft.compare(name, &BTreeMap::new(), backend),
+    // `show servers state` does not name a backend without servers.
+    let none = BTreeMap::new();
+    for (name, reach) in reached {
+        if let Some(backend) = desired.backends.get(name) {
+            let servers = running.backends.get(name).unwrap_or(&none);
+            draft.compare(name, reach, servers, backend);
         }
     }
     draft.finish()

@@ -10,7 +10,7 @@ use super::{
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
 use crate::generation::Generation;
-use crate::plan::Desired;
+use crate::plan::{Desired, Reach};
 use crate::render::{RenderError, Renderer};
 
 /// A whole file. Equal inputs give the same text as [`assemble`].
@@ -113,8 +113,8 @@ impl Whole {
         }) && rest.is_empty()
     }
 
-    /// Takes another piece of the service with this index. Returns the backends that may have changed; after an error the
-    /// file is as before.
+    /// Takes another piece of the service with this index. Returns what may have changed of which backends; after an error
+    /// the file is as before.
     ///
     /// # Errors
     /// As [`Whole::new`].
@@ -122,11 +122,17 @@ impl Whole {
         &mut self,
         index: usize,
         piece: Option<Piece>,
-    ) -> Result<BTreeSet<String>, RenderError> {
+    ) -> Result<BTreeMap<String, Reach>, RenderError> {
         let Some(slot) = self.slots.get_mut(index) else {
-            return Ok(BTreeSet::new());
+            return Ok(BTreeMap::new());
         };
-        let mut touched: BTreeSet<String> = slot.backends.keys().cloned().collect();
+        let all = |backends: &Backends| {
+            let names = backends.keys();
+            names
+                .map(|name| (name.clone(), Reach::Backend))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let mut touched = all(&slot.backends);
         let alike = |same: fn(&Piece, &Piece) -> bool| match (&slot.piece, &piece) {
             (Some(before), Some(after)) => same(before, after),
             (before, after) => before.is_none() && after.is_none(),
@@ -154,7 +160,10 @@ impl Whole {
                 let model = &piece.fragment.model;
                 let changes = former.as_ref().and_then(|f| piece.changes_since(f));
                 let backends = match changes {
-                    Some(changes) => pieces.scope.read_after(model, backends, changes),
+                    Some(changes) => {
+                        touched.insert(piece.backend().to_owned(), Reach::Servers(changes.names()));
+                        pieces.scope.read_after(model, backends, changes)
+                    }
                     None => pieces.scope.read(model),
                 };
                 self.desired
@@ -176,7 +185,9 @@ impl Whole {
             }
         }
         self.revision = next_number();
-        touched.extend(self.slots[index].backends.keys().cloned());
+        for (name, reach) in all(&self.slots[index].backends) {
+            touched.entry(name).or_insert(reach);
+        }
         Ok(touched)
     }
 

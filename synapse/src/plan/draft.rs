@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{
-    Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Refuses, ReloadReason, Return,
-    Running, RunningServer, State,
+    Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Reach, Refuses, ReloadReason,
+    Return, Running, RunningServer, State, desired_has,
 };
 use crate::effective::{Backend, Effective};
 use crate::sorted::Walk;
@@ -68,6 +68,7 @@ impl<'a> Draft<'a> {
     pub(super) fn compare(
         &mut self,
         name: &str,
+        reach: &Reach,
         running: &BTreeMap<String, RunningServer>,
         desired: &Backend,
     ) {
@@ -83,9 +84,8 @@ impl<'a> Draft<'a> {
             .structural
             .iter()
             .any(|s| running.get(s).is_some_and(|s| s.state == State::Ready));
-        let mut there = Walk::of(running);
-        for (server, wanted) in &desired.servers {
-            let Some(found) = there.get(server) else {
+        for (server, found, wanted) in wanted_of(reach, running, desired) {
+            let Some(found) = found else {
                 gains += 1;
                 self.missing += 1;
                 match self.addition(name, running, desired, wanted) {
@@ -120,33 +120,28 @@ impl<'a> Draft<'a> {
             let found = running.get(name).map(|found| found.state);
             found == Some(State::Ready) && elsewhere.iter().all(|(other, ..)| *other != name)
         };
-        let others = desired.servers.keys().any(stays_there);
+        let others = !elsewhere.is_empty() && desired.servers.keys().any(stays_there);
         for (server, found, wanted) in &elsewhere {
             let around = (others && found.state == State::Ready).then(|| Return::of(wanted));
             let address = wanted.address;
             self.readdressed
                 .push(op(server, Change::Readdress { address, around }));
         }
-        let mut wanted = Walk::of(&desired.servers);
-        let gone = |(server, found): &(&String, &RunningServer)| {
-            wanted.get(*server).is_none()
-                && !desired.structural.contains(*server)
-                // An operator's maint takes no requests and is never touched.
-                && matches!(found.state, State::Ready | State::OperatorDrain)
+        let gone = unwanted_of(reach, running, desired);
+        let Some(first) = gone.first() else {
+            return;
         };
-        let mut gone = running.iter().filter(gone).map(|(server, _)| server);
-        if !desired.unreadable {
-            let retires = gone.map(|server| op(server, Change::Retire));
-            if gains > 0 && !stays {
-                self.late.extend(retires);
-            } else {
-                self.retires.extend(retires);
-            }
-        } else if let Some(server) = gone.next() {
-            self.reload(ReloadReason::RemovalUnsure {
+        if desired.unreadable {
+            return self.reload(ReloadReason::RemovalUnsure {
                 backend: name.to_owned(),
-                server: server.clone(),
+                server: (*first).clone(),
             });
+        }
+        let retires = gone.iter().map(|server| op(server, Change::Retire));
+        if gains > 0 && !stays && !unreached_stays(reach, running, desired) {
+            self.late.extend(retires);
+        } else {
+            self.retires.extend(retires);
         }
     }
 
@@ -257,6 +252,71 @@ impl<'a> Draft<'a> {
             }
         }
     }
+}
+
+/// The wanted servers that a change has reached, each with what the worker has.
+fn wanted_of<'a>(
+    reach: &Reach,
+    running: &'a BTreeMap<String, RunningServer>,
+    desired: &'a Backend,
+) -> Vec<(&'a String, Option<&'a RunningServer>, &'a Effective)> {
+    match reach {
+        Reach::Backend => {
+            let mut there = Walk::of(running);
+            let wanted = desired.servers.iter();
+            wanted
+                .map(|(name, wanted)| (name, there.get(name), wanted))
+                .collect()
+        }
+        Reach::Servers(names) => names
+            .iter()
+            .filter_map(|name| desired.servers.get_key_value(name))
+            .map(|(name, wanted)| (name, running.get(name), wanted))
+            .collect(),
+    }
+}
+
+/// The servers in the worker that a change has reached, that may take requests, and that nobody wants. An operator's maint
+/// takes none and is never touched.
+fn unwanted_of<'a>(
+    reach: &Reach,
+    running: &'a BTreeMap<String, RunningServer>,
+    desired: &Backend,
+) -> Vec<&'a String> {
+    let may_take =
+        |found: &RunningServer| matches!(found.state, State::Ready | State::OperatorDrain);
+    match reach {
+        Reach::Backend => {
+            let mut wanted = Walk::of(&desired.servers);
+            let gone = running.iter().filter(|(name, found)| {
+                wanted.get(*name).is_none()
+                    && may_take(found)
+                    && !desired.structural.contains(*name)
+            });
+            gone.map(|(name, _)| name).collect()
+        }
+        Reach::Servers(names) => names
+            .iter()
+            .filter(|name| !desired_has(desired, name))
+            .filter_map(|name| running.get_key_value(name))
+            .filter(|(_, found)| may_take(found))
+            .map(|(name, _)| name)
+            .collect(),
+    }
+}
+
+/// Whether a wanted server takes requests that the change has not reached.
+fn unreached_stays(
+    reach: &Reach,
+    running: &BTreeMap<String, RunningServer>,
+    desired: &Backend,
+) -> bool {
+    let Reach::Servers(names) = reach else {
+        return false;
+    };
+    running.iter().any(|(name, found)| {
+        found.state == State::Ready && desired.servers.contains_key(name) && !names.contains(name)
+    })
 }
 
 impl Return {

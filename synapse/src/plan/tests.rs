@@ -461,11 +461,15 @@ fn only_the_named_backends_are_compared() {
     let running = Running::loaded(&two(""));
     let changed = two("weight 9");
     assert_eq!(
-        plan_some(&running, &changed, [&"a".to_owned()]),
+        plan_some(&running, &changed, [(&"a".to_owned(), &Reach::Backend)]),
         Plan::Unchanged
     );
     assert_eq!(
-        ops(&plan_some(&running, &changed, [&"b".to_owned()])),
+        ops(&plan_some(
+            &running,
+            &changed,
+            [(&"b".to_owned(), &Reach::Backend)]
+        )),
         ["weight b/s 9"]
     );
 }
@@ -509,12 +513,36 @@ fn alive(running: &Running) -> BTreeMap<String, BTreeMap<String, RunningServer>>
     backends
 }
 
+/// The servers in which the two differ.
+fn reached(one: &Desired, other: &Desired) -> BTreeMap<String, Reach> {
+    let all = [one, other].map(|d| d.backends.iter());
+    let named = all.into_iter().flatten().map(|(backend, servers)| {
+        let of =
+            |d: &Desired, name: &String| Some(d.backends.get(backend)?.servers.get(name)?.clone());
+        let names = servers.servers.keys();
+        let names = names.filter(|name| of(one, name) != of(other, name));
+        (backend, names.cloned().collect::<BTreeSet<_>>())
+    });
+    let mut reached: BTreeMap<String, Reach> = BTreeMap::new();
+    for (backend, names) in named {
+        let reach = Reach::Servers(names);
+        let known = reached.entry(backend.clone());
+        known.and_modify(|r| r.add(reach.clone())).or_insert(reach);
+    }
+    reached
+}
+
 proptest! {
     #[test]
     fn applying_the_plan_gives_what_was_desired(a in any_desired(), b in any_desired(), c in any_desired()) {
         let mut running = Running::loaded(&a);
+        let mut former = &a;
         for wanted in [&b, &c, &a, &b] {
             let plan = plan(&running, wanted);
+            // Where all else agrees it is enough to look at what has changed.
+            let reached = reached(former, wanted);
+            prop_assert_eq!(&plan_some(&running, wanted, &reached), &plan);
+            former = wanted;
             match plan {
                 Plan::Unchanged => {}
                 Plan::Runtime(ops) => {

@@ -1,7 +1,7 @@
 //! Which file is worked towards: the wanted one, or, while its structure has to wait for a reload, the servers in the
 //! structure that the worker has loaded. Both are kept piece by piece.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use smartstack_common::report::Chain;
@@ -11,21 +11,35 @@ use tracing::error;
 use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
-use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
+use crate::plan::{Change, Op, Plan, Reach, Running, plan, plan_some};
 
-/// Backends whose servers may differ from what is wanted.
+/// What may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Touched {
-    /// Any: the worker was read, or another file is worked towards.
+    /// Anything: the worker was read, or another file is worked towards.
     All,
-    /// These.
-    Some(BTreeSet<String>),
+    /// So much of these backends.
+    Some(BTreeMap<String, Reach>),
 }
 
 impl Touched {
-    pub(super) fn add(&mut self, backends: impl IntoIterator<Item = String>) {
-        if let Self::Some(set) = self {
-            set.extend(backends);
+    /// These backends.
+    pub(super) fn whole(backends: impl IntoIterator<Item = String>) -> Self {
+        let backends = backends.into_iter();
+        Self::Some(backends.map(|name| (name, Reach::Backend)).collect())
+    }
+
+    /// More.
+    pub(super) fn add(&mut self, more: Self) {
+        match (&mut *self, more) {
+            (Self::Some(touched), Self::Some(more)) => {
+                for (name, reach) in more {
+                    let known = touched.entry(name);
+                    known.and_modify(|r| r.add(reach.clone())).or_insert(reach);
+                }
+            }
+            (Self::All, _) => {}
+            (_, Self::All) => *self = Self::All,
         }
     }
 }
@@ -57,7 +71,7 @@ impl Reconciler {
             }
             if let Some(whole) = &mut self.wanted {
                 match whole.set(index, piece) {
-                    Ok(backends) => self.touched.add(backends),
+                    Ok(touched) => self.touched.add(Touched::Some(touched)),
                     Err(error) => {
                         self.wanted = None;
                         return Err(Chain(&error).to_string());
@@ -153,19 +167,13 @@ impl Reconciler {
             Touched::All if waiting.is_empty() => plan(running, desired),
             Touched::All => {
                 let names = desired.backends.keys();
-                plan_some(
-                    running,
-                    desired,
-                    names.filter(|n| !waiting.contains(n.as_str())),
-                )
+                let names = names.filter(|n| !waiting.contains(n.as_str()));
+                plan_some(running, desired, names.map(|name| (name, &Reach::Backend)))
             }
-            Touched::Some(names) => {
-                let names = names.iter();
-                plan_some(
-                    running,
-                    desired,
-                    names.filter(|n| !waiting.contains(n.as_str())),
-                )
+            Touched::Some(touched) => {
+                let rendered = touched.iter();
+                let rendered = rendered.filter(|(name, _)| !waiting.contains(name.as_str()));
+                plan_some(running, desired, rendered)
             }
         }
     }
@@ -174,7 +182,7 @@ impl Reconciler {
     pub(super) fn planned(&self, whole: &Whole) -> Vec<String> {
         match &self.touched {
             Touched::All => whole.desired().backends.keys().cloned().collect(),
-            Touched::Some(names) => names.iter().cloned().collect(),
+            Touched::Some(touched) => touched.keys().cloned().collect(),
         }
     }
 

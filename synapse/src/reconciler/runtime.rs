@@ -194,7 +194,7 @@ impl Reconciler {
         if wanted == Plan::Unchanged && !self.stale {
             let waiting = self.unrendered.iter();
             let waiting = waiting.filter_map(|i| self.services.get(*i)?.backend());
-            self.touched = Touched::Some(waiting.map(str::to_owned).collect());
+            self.touched = Touched::whole(waiting.map(str::to_owned));
         }
         Next { wanted, meanwhile }
     }
@@ -313,7 +313,7 @@ impl Reconciler {
         for key in observed.await_checks(&self.awaited) {
             self.awaited.remove(&key);
         }
-        self.touched.add(backends.iter().cloned());
+        self.touched.add(Touched::whole(backends.iter().cloned()));
         self.see(backends);
     }
 
