@@ -20,6 +20,8 @@ pub struct Whole {
     form: Form,
     desired: Desired,
     revision: u64,
+    /// The text: the frame, the services in order (nothing for an absent one), the shared frontend; or all in one.
+    parts: Arc<Vec<Arc<str>>>,
 }
 
 /// A service, or its absence.
@@ -65,8 +67,10 @@ impl Whole {
                 admits_checked: BTreeSet::new(),
             },
             revision: next_number(),
+            parts: Arc::default(),
         };
         whole.make(None)?;
+        whole.gather();
         Ok(whole)
     }
 
@@ -90,23 +94,30 @@ impl Whole {
 
     /// The text, in pieces.
     #[must_use]
-    pub fn parts(&self) -> Vec<Arc<str>> {
-        match &self.form {
+    pub fn parts(&self) -> Arc<Vec<Arc<str>>> {
+        Arc::clone(&self.parts)
+    }
+
+    fn gather(&mut self) {
+        let text = |slot: &Slot| match &slot.piece {
+            Some(piece) => Arc::clone(&piece.fragment.text),
+            None => Arc::default(),
+        };
+        let parts = match &self.form {
             Form::One(text) => vec![Arc::clone(text)],
-            Form::Pieces(pieces) => std::iter::once(&pieces.marked)
-                .chain(self.pieces().map(|piece| &piece.fragment.text))
-                .chain(std::iter::once(&pieces.shared.text))
-                .cloned()
+            Form::Pieces(pieces) => std::iter::once(Arc::clone(&pieces.marked))
+                .chain(self.slots.iter().map(text))
+                .chain(std::iter::once(Arc::clone(&pieces.shared.text)))
                 .collect(),
-        }
+        };
+        self.parts = Arc::new(parts);
     }
 
     /// Whether this is the text.
     #[must_use]
     pub fn is(&self, text: &str) -> bool {
         let mut rest = text;
-        let parts = self.parts();
-        parts.iter().all(|part| {
+        self.parts.iter().all(|part| {
             let after = rest.strip_prefix(&**part);
             rest = after.unwrap_or_default();
             after.is_some()
@@ -176,12 +187,16 @@ impl Whole {
                 } else {
                     self.desired.admits_checked.remove(backend);
                 }
+                if let Some(part) = Arc::make_mut(&mut self.parts).get_mut(index + 1) {
+                    *part = Arc::clone(&piece.fragment.text);
+                }
             }
             _ => {
                 if let Err(error) = self.make(Some(index)) {
                     self.slots[index].piece = former;
                     return Err(error);
                 }
+                self.gather();
             }
         }
         self.revision = next_number();
