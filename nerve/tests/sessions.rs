@@ -8,8 +8,12 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{
-    Behaviour, Cut, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
+    Behaviour, Cut, Mode, Program, TcpProxy, ZooKeeper, error_reply, eventually, free_port,
+    read_frame, relay, request_header,
 };
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
 use self::rig::{Host, PARENT, SOON, Seen, What, Witness};
@@ -323,4 +327,76 @@ async fn a_deleted_tree_is_made_again() {
         .await;
     }
     assert_eq!(host.one_node("").await.len(), node.len());
+}
+
+/// From the moment `forgotten` is set, the connections that stand answer every write as a member does that has applied the
+/// session's end and kept its connection (a client that was back before the end had gone round): "session expired",
+/// while reads are answered. Later connections are handed on.
+async fn forget(client: TcpStream, server: TcpStream, forgotten: watch::Receiver<bool>) {
+    const WRITES: [i32; 8] = [1, 2, 5, 14, 15, 19, 20, 21];
+    const SESSION_EXPIRED: i32 = -112;
+    let knows = *forgotten.borrow();
+    let (mut from_client, to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    let to_client = Mutex::new(to_client);
+    let up = async {
+        while let Ok(frame) = read_frame(&mut from_client).await {
+            let header = request_header(&frame).filter(|_| !knows && *forgotten.borrow());
+            let handed_on = match header {
+                Some((xid, operation)) if WRITES.contains(&operation) => {
+                    let reply = error_reply(xid, SESSION_EXPIRED);
+                    to_client.lock().await.write_all(&reply).await
+                }
+                _ => to_server.write_all(&frame).await,
+            };
+            if handed_on.is_err() {
+                return;
+            }
+        }
+    };
+    let down = async {
+        while let Ok(frame) = read_frame(&mut from_server).await {
+            if to_client.lock().await.write_all(&frame).await.is_err() {
+                return;
+            }
+        }
+    };
+    // The first of them ends the connection.
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}
+
+/// Nothing but the answers to writes tells that the session is gone: the connection stands and reads. nerve gives it up,
+/// and what it could not write is written over the next one.
+#[tokio::test]
+async fn a_connection_whose_writes_say_expired_is_replaced() {
+    let host = Host::start().await;
+    let forgotten = watch::Sender::new(false);
+    let (connections, known) = (watch::Sender::new(0), forgotten.subscribe());
+    let mut accepted = connections.subscribe();
+    let (hosts, _relay) = relay(&host.zookeeper.hosts(), move |client, server| {
+        connections.send_modify(|count| *count += 1);
+        forget(client, server, known.clone())
+    })
+    .await;
+    let (nerve, _) = host.nerve_with(&hosts, &json!({})).await;
+    let node = host.one_node("").await;
+    let before = nerve.status().await["zookeeper"][0].clone();
+    assert_eq!(before["epoch"], 1);
+    forgotten.send_replace(true);
+    host.app.set(Behaviour::Unhealthy);
+    let replaced = accepted.wait_for(|count| *count == 2);
+    tokio::time::timeout(SOON, replaced).await.unwrap().unwrap();
+    host.no_node().await;
+    let after = nerve.status().await["zookeeper"][0].clone();
+    // The servers do know the session: it is resumed.
+    assert_eq!(
+        (&after["epoch"], &after["session"]),
+        (&json!(2), &before["session"])
+    );
+    host.app.set(Behaviour::Healthy);
+    host.one_node(&node).await;
+    assert_eq!(*accepted.borrow(), 2, "one connection given up");
 }
