@@ -29,7 +29,7 @@ mod source;
 mod text;
 mod tree;
 
-pub use cursor::{Cursor, Map};
+pub use cursor::{Cursor, Map, may_be_secret};
 pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use report::{Finding, Loaded, Report, Severity};
 pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path, session, zk_path};
