@@ -32,7 +32,7 @@ pub use self::http::{Reply, get};
 pub use self::network::{Host, Network, Partition};
 pub use self::program::Program;
 pub use self::proxy::{Cut, Mode, TcpProxy};
-pub use self::relay::{error_reply, read_frame, relay, request_header};
+pub use self::relay::{read_frame, relay, reply, request_header};
 pub use self::server::{Dir, Process, find_program, free_port};
 pub use self::session::{SessionKey, close_session};
 pub use self::steady::{Load, SteadyClient, Tally};

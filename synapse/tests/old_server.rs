@@ -6,9 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use smartstack_common::testing::{
-    ZooKeeper, error_reply, eventually, read_frame, relay, request_header,
-};
+use smartstack_common::testing::{ZooKeeper, eventually, read_frame, relay, reply, request_header};
 use smartstack_common::units::{Ensemble, ZkPath};
 use smartstack_common::zk::{self, Link, supervise};
 use synapse::discovery::{Counters, Settings, Shared, Source, Watch, follow};
@@ -53,7 +51,7 @@ async fn look_old(client: TcpStream, server: TcpStream, seen: &Seen) -> std::io:
         xid = unknown => xid?,
         ended = tokio::io::copy(&mut from_server, &mut to_client) => return ended.map(drop),
     };
-    to_client.write_all(&error_reply(xid, UNIMPLEMENTED)).await
+    to_client.write_all(&reply(xid, UNIMPLEMENTED, &[])).await
 }
 
 /// A source followed over an old server.

@@ -52,15 +52,15 @@ pub fn request_header(frame: &[u8]) -> Option<(i32, i32)> {
     Some((number(4)?, number(8)?))
 }
 
-/// An answer that is an error and nothing else (`ReplyHeader`), as a frame.
+/// An answer as a frame: `ReplyHeader` with that error (0 = none), and what follows it.
 #[must_use]
-pub fn error_reply(xid: i32, code: i32) -> Vec<u8> {
-    let zxid = 0i64.to_be_bytes();
-    [
-        &16i32.to_be_bytes()[..],
-        &xid.to_be_bytes(),
-        &zxid,
-        &code.to_be_bytes(),
+pub fn reply(xid: i32, error: i32, body: &[u8]) -> Vec<u8> {
+    let header = [
+        &xid.to_be_bytes()[..],
+        &0i64.to_be_bytes(),
+        &error.to_be_bytes(),
     ]
-    .concat()
+    .concat();
+    let length = i32::try_from(header.len() + body.len()).expect("a few bytes");
+    [&length.to_be_bytes()[..], &header, body].concat()
 }
