@@ -1,5 +1,7 @@
 # `make demo` and `make test` are all a newcomer needs; both install what is missing first (see `make deps`).
 CARGO ?= cargo
+# Where cargo builds when the environment does not say otherwise.
+CARGO_TARGET_DIR ?= target
 
 .PHONY: all help deps build demo test bench soak faults check fmt clippy doc deny
 
@@ -25,7 +27,7 @@ build:
 
 # KEEP is the demo's option here, not the harness's variable that keeps the folders of a test.
 demo: deps build
-	@env -u KEEP target/debug/examples/demo $(if $(KEEP),--keep)
+	@env -u KEEP $(CARGO_TARGET_DIR)/debug/examples/demo $(if $(KEEP),--keep)
 
 test: deps build
 	$(CARGO) test --locked --workspace
@@ -33,7 +35,7 @@ test: deps build
 # Nothing else should run on the machine meanwhile.
 bench: deps
 	$(CARGO) build --locked --release --workspace --bins --example bench
-	@target/release/examples/bench $(SIZES) $(if $(ONLY),--only $(ONLY)) $(BENCH)
+	@$(CARGO_TARGET_DIR)/release/examples/bench $(SIZES) $(if $(ONLY),--only $(ONLY)) $(BENCH)
 
 soak: deps build
 	SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p synapse --test soak -- --nocapture

@@ -12,7 +12,7 @@
 //! cursor         a value and where it stands
 //! readers        text, numbers, durations, lists of lines …: they note what is wrong and go on
 //! keys           the programs' tables of keys: classes of key, README tables, JSON Schema
-//! shared         readers of what both programs have: ensembles, session, listeners
+//! shared         readers of what both programs have: paths, ensembles, session, listeners
 //! golden         (feature) the harness of the programs' configuration tests
 //! report         findings and how they are printed
 //! ```
@@ -29,10 +29,10 @@ mod source;
 mod text;
 mod tree;
 
-pub use cursor::{Cursor, Map};
+pub use cursor::{Cursor, Map, may_be_secret};
 pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use report::{Finding, Loaded, Report, Severity};
-pub use shared::{Listeners, Session, ensemble, listeners, session, zk_path};
+pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path, session, zk_path};
 pub use source::{Environment, Program, Source, Winner};
 
 #[cfg(test)]

@@ -194,10 +194,9 @@ impl App {
             }
             Err(error) if admin.configured => Err(error.into()),
             Err(error) => {
-                let error = Chain(&error).to_string();
+                let error = Chain(&error);
                 tracing::warn!(
-                    error,
-                    "no /status and no metrics\nhint: set `admin.bind`, or `admin: false`"
+                    "no /status and no metrics: {error}\nhint: set `admin.bind`, or `admin: false`"
                 );
                 Ok(())
             }
@@ -228,10 +227,9 @@ impl App {
             }
             Err(error) if socket.configured => Err(error.into()),
             Err(error) => {
-                let error = Chain(&error).to_string();
+                let error = Chain(&error);
                 tracing::warn!(
-                    error,
-                    "no drain, enable and disable\nhint: set `admin.socket`, or `admin: {{socket: false}}`"
+                    "no drain, enable and disable: {error}\nhint: make its folder, or set `admin.socket`, or `admin: {{socket: false}}`"
                 );
                 Ok(())
             }

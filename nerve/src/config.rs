@@ -12,8 +12,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::admin::Bind;
-pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
+pub use smartstack_common::config::{
+    Admin, Environment, Finding, Loaded, Report, Severity, Socket,
+};
 use smartstack_common::units::{Ensemble, ZkPath};
 
 use crate::throttle::Mode;
@@ -70,24 +71,6 @@ pub struct Config {
     pub linger: Duration,
     /// At most this long for a clean stop; default 10 s.
     pub stop_deadline: Duration,
-}
-
-/// The admin listener's settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// Where to listen.
-    pub bind: Bind,
-    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
-    pub configured: bool,
-}
-
-/// The control socket's settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Socket {
-    /// Default `$RUNTIME_DIRECTORY/nerve.sock` or `/run/nerve/nerve.sock`.
-    pub path: PathBuf,
-    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
-    pub configured: bool,
 }
 
 /// One service of this host.

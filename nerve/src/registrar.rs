@@ -178,7 +178,10 @@ impl Registrar {
 
     fn without_state(&self, reason: &dyn std::fmt::Display) -> BTreeSet<i64> {
         let path = self.setup.state_path.display();
-        tracing::warn!(%path, %reason, "state not kept: after a crash the old nodes would stay until their session expires");
+        tracing::warn!(
+            %path,
+            "state not kept, so that after a crash the old nodes would stay until their session expires: {reason}\nhint: nerve needs a folder it may write in for `state_path`"
+        );
         self.setup.metrics.state_failures.inc();
         BTreeSet::new()
     }

@@ -105,7 +105,7 @@ impl ZooKeeper {
         let fail = |error: CallError<E>| Failure {
             step,
             path: path.to_owned(),
-            reason: Chain(&error).to_string(),
+            reason: reason(&error),
             trouble: self.judged(error.trouble()),
         };
         call(self.limit, request).await.map_err(fail)
@@ -119,6 +119,17 @@ impl ZooKeeper {
             self.doubt.raise();
         }
         trouble
+    }
+}
+
+/// The error, and what an administrator can do about an answer that will not change by itself.
+fn reason<E: std::error::Error + 'static>(error: &CallError<E>) -> String
+where
+    for<'a> Trouble: From<&'a E>,
+{
+    match error.trouble() {
+        Trouble::NoAuth => format!("{} (its ACL does not let this client)", Chain(error)),
+        _ => Chain(error).to_string(),
     }
 }
 
@@ -242,7 +253,7 @@ impl Registry for ZooKeeper {
             failure: Failure {
                 step: STEP,
                 path: path.unwrap_or_default().to_owned(),
-                reason: Chain(&error).to_string(),
+                reason: reason(&error),
                 trouble: self.judged(error.trouble()),
             },
         })

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use smartstack_common::atomic::{Durability, ReplaceError, replace};
+use smartstack_common::atomic::{Durability, ReplaceError, replace, sweep};
 use smartstack_common::process::ProcessId;
 
 use crate::service::Hold;
@@ -116,6 +116,8 @@ fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, Sta
         path: lock_path,
         source,
     })?;
+    // With the lock nobody else replaces the file: what looks half written was left by a nerve that was killed.
+    sweep(path);
     let mut state = read(path)?;
     state.format = 1;
     let out = change(&mut state);
@@ -255,6 +257,30 @@ mod tests {
         assert_eq!(
             std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
             0o600
+        );
+    }
+
+    #[test]
+    fn what_a_killed_nerve_left_half_written_goes_with_the_next_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        for name in [".state.json.tmp-x7Yz01", ".other.json.tmp-x7Yz01"] {
+            std::fs::File::create(folder.path().join(name)).unwrap();
+        }
+        holds(&path).unwrap();
+        assert!(
+            folder.path().join(".state.json.tmp-x7Yz01").exists(),
+            "reading takes no lock, so it may be another's work"
+        );
+        remember(&path, "a:1", 1, &process(1)).unwrap();
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [".other.json.tmp-x7Yz01", "state.json", "state.lock"]
         );
     }
 

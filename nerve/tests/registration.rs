@@ -102,6 +102,7 @@ async fn a_killed_nerve_leaves_no_twin_and_no_hole() {
     let observer = Observer::start(&host).await;
     nerve.signal(Signal::SIGKILL);
     nerve.wait(SOON).await;
+    let half_written = host.dir.write(".state.json.tmp-x7Yz01", "{");
     // One failed check at the start takes nobody out: `fall` is 2.
     host.app.set(Behaviour::Unhealthy);
     let (mut nerve, _) = {
@@ -131,6 +132,7 @@ async fn a_killed_nerve_leaves_no_twin_and_no_hole() {
     assert_eq!(host.nodes().await, std::slice::from_ref(&new));
     let one = |name: &String| BTreeSet::from([name.clone()]);
     assert_eq!(observer.sets(), [one(&old), one(&new)]);
+    assert!(!half_written.exists(), "left for ever");
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
 }

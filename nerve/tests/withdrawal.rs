@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::testing::{Behaviour, ZooKeeper, eventually};
-use zookeeper_client::Client;
+use zookeeper_client::{Acl, Acls, AuthId, Client, Permission};
 
 use self::rig::{Host, PARENT, SOON, What, Witness};
 
@@ -203,4 +203,33 @@ async fn a_leave_does_not_wait_for_zookeeper() {
     host.zookeeper.stop_all();
     nerve.signal(Signal::SIGUSR2);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
+
+/// The path's ACL forbids to delete below it (a nerve without credentials can do nothing about that): the status says so,
+/// and the node goes once it is allowed. That the pauses grow is tested on the reconciler.
+#[tokio::test]
+async fn a_withdrawal_that_is_denied_is_reported_and_done_once_it_is_allowed() {
+    let host = Host::start().await;
+    let (nerve, _) = host.nerve().await;
+    host.one_node("").await;
+    let but_delete = Permission::CREATE | Permission::READ | Permission::WRITE | Permission::ADMIN;
+    let no_delete = [Acl::new(but_delete, AuthId::anyone())];
+    let no_delete = Acls::new(&no_delete);
+    host.client.set_acl(PARENT, &no_delete, None).await.unwrap();
+    host.app.set(Behaviour::Unhealthy);
+    eventually("the denial in the status", SOON, async || {
+        let status = nerve.status().await;
+        let there = &status["services"]["web"]["registrations"][0];
+        let error = there["error"].as_str().unwrap_or_default();
+        let told = error.contains("not authorized (its ACL") && error.contains(PARENT);
+        if told && there["observed"] == "present" {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    })
+    .await;
+    let all = Acls::anyone_all();
+    host.client.set_acl(PARENT, &all, None).await.unwrap();
+    host.no_node().await;
 }

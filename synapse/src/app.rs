@@ -191,7 +191,12 @@ fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
     match Lock::acquire(&config.snapshot_path) {
         Ok(lock) => locks.push(lock),
         Err(error @ snapshot::lock::LockError::Held { .. }) => return Err(error.into()),
-        Err(error) => warn!(error = %Chain(&error), "the snapshot cannot be locked"),
+        Err(error) => {
+            let error = Chain(&error);
+            warn!(
+                "the snapshot cannot be locked, nor probably written: {error}\nhint: synapse needs a folder it may write in for `snapshot_path`"
+            );
+        }
     }
     Ok(locks)
 }
@@ -214,7 +219,8 @@ async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.configured => Err(error.into()),
         Err(error) => {
-            warn!(error = %Chain(&error), "no admin listener (set `admin.bind` or `admin: false`)");
+            let error = Chain(&error);
+            warn!("no /status and no metrics: {error}\nhint: set `admin.bind`, or `admin: false`");
             Ok(None)
         }
     }
@@ -231,10 +237,9 @@ fn control(config: &Config) -> Result<Option<Control>, StartError> {
         }
         Err(error) if socket.configured => Err(error.into()),
         Err(error) => {
-            let error = Chain(&error).to_string();
+            let error = Chain(&error);
             warn!(
-                error,
-                "no release\nhint: set `admin.socket`, or `admin: {{socket: false}}`"
+                "no `synapse release`: {error}\nhint: make its folder, or set `admin.socket`, or `admin: {{socket: false}}`"
             );
             Ok(None)
         }

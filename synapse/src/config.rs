@@ -14,8 +14,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::admin::Bind;
-pub use smartstack_common::config::{Environment, Finding, Loaded, Report, Severity};
+pub use smartstack_common::config::{
+    Admin, Environment, Finding, Loaded, Report, Severity, Socket,
+};
 use smartstack_common::units::{Ensemble, ZkPath};
 
 /// What to load.
@@ -64,24 +65,6 @@ pub struct Config {
     pub audit_interval: Duration,
     /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
     pub coalesce: (Duration, Duration),
-}
-
-/// The control socket's settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Socket {
-    /// Default `$RUNTIME_DIRECTORY/synapse.sock` or `/run/synapse/synapse.sock`.
-    pub path: PathBuf,
-    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
-    pub configured: bool,
-}
-
-/// The admin listener's settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admin {
-    /// Where to listen.
-    pub bind: Bind,
-    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
-    pub configured: bool,
 }
 
 /// One service.

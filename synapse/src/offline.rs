@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use smartstack_common::config::may_be_secret;
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 
@@ -143,10 +144,17 @@ async fn ask(config: &Config, assembly: &Assembly, problems: &mut Problems) {
             .push("haproxy would not start: no frontend listens anywhere".to_owned()),
         Ok(Verdict::Refused(complaints)) => {
             let path = file.path().display().to_string();
-            let alerts = complaints
-                .alerts
-                .iter()
-                .map(|alert| alert.words.replace(&path, "haproxy.cfg"));
+            let alerts = complaints.alerts.iter().map(|alert| {
+                let words = alert.words.replace(&path, "haproxy.cfg");
+                let at = alert.line.and_then(|line| line.checked_sub(1));
+                let line = at
+                    .and_then(|at| assembly.text.lines().nth(at))
+                    .map(str::trim);
+                match line.filter(|line| !line.is_empty() && !may_be_secret(line)) {
+                    Some(line) => format!("{words} (the line: `{line}`)"),
+                    None => words,
+                }
+            });
             let before = problems.errors.len();
             problems
                 .errors

@@ -125,6 +125,7 @@ fn check_names_what_templates_and_haproxy_refuse() {
                 "haproxy refuses what is rendered",
                 "haproxy.cfg:",
                 "unknown keyword 'nosuchline'",
+                "(the line: `nosuchline`)\n",
             ],
         ),
         (

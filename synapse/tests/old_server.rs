@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use smartstack_common::testing::{ZooKeeper, eventually};
+use smartstack_common::testing::{ZooKeeper, eventually, read_frame, relay, reply, request_header};
 use smartstack_common::units::{Ensemble, ZkPath};
 use smartstack_common::zk::{self, Link, supervise};
 use synapse::discovery::{Counters, Settings, Shared, Source, Watch, follow};
 use synapse::source::{SourceKey, SourceView};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -20,46 +20,25 @@ const SOON: Duration = Duration::from_secs(60);
 const PATH: &str = "/services/web";
 /// removeWatches, multiRead, setWatches2, addWatch, and what only later servers have.
 const UNKNOWN: [i32; 5] = [18, 22, 103, 105, 106];
+/// `KeeperException.Code.UNIMPLEMENTED`.
+const UNIMPLEMENTED: i32 = -6;
 
 /// Requests by their operation.
 type Seen = Arc<Mutex<BTreeMap<i32, u64>>>;
 
-/// A relay to a server that it makes look old. Ends with its set.
-async fn old_server(target: String, seen: Seen, tasks: &mut JoinSet<()>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let host = listener.local_addr().expect("bound").to_string();
-    tasks.spawn(async move {
-        let mut connections = JoinSet::new();
-        while let Ok((client, _)) = listener.accept().await {
-            let (target, seen) = (target.clone(), seen.clone());
-            connections.spawn(async move {
-                let server = TcpStream::connect(&target).await.expect("the server runs");
-                let _closed = relay(client, server, &seen).await;
-            });
-        }
-    });
-    host
-}
-
-async fn relay(client: TcpStream, server: TcpStream, seen: &Seen) -> std::io::Result<()> {
+/// Answers what an old server does not know as it does, and ends the connection.
+async fn look_old(client: TcpStream, server: TcpStream, seen: &Seen) -> std::io::Result<()> {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let unknown = async {
         let mut connected = false;
         loop {
-            let mut frame = from_client.read_u32().await?.to_be_bytes().to_vec();
-            let length = u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]);
-            frame.resize(4 + usize::try_from(length).expect("32 bits"), 0);
-            from_client.read_exact(&mut frame[4..]).await?;
-            if std::mem::replace(&mut connected, true) {
-                let number =
-                    |at: usize| i32::from_be_bytes(frame[at..at + 4].try_into().expect("4 bytes"));
-                let (xid, operation) = (number(4), number(8));
-                *seen
-                    .lock()
-                    .expect("a counter")
-                    .entry(operation)
-                    .or_default() += 1;
+            let frame = read_frame(&mut from_client).await?;
+            let header = request_header(&frame).filter(|_| connected);
+            connected = true;
+            if let Some((xid, operation)) = header {
+                let mut seen = seen.lock().expect("a counter");
+                *seen.entry(operation).or_default() += 1;
                 if UNKNOWN.contains(&operation) {
                     return Ok::<i32, std::io::Error>(xid);
                 }
@@ -72,11 +51,7 @@ async fn relay(client: TcpStream, server: TcpStream, seen: &Seen) -> std::io::Re
         xid = unknown => xid?,
         ended = tokio::io::copy(&mut from_server, &mut to_client) => return ended.map(drop),
     };
-    // Length, xid, zxid, error -6.
-    to_client.write_i32(16).await?;
-    to_client.write_i32(xid).await?;
-    to_client.write_i64(0).await?;
-    to_client.write_i32(-6).await
+    to_client.write_all(&reply(xid, UNIMPLEMENTED, &[])).await
 }
 
 /// A source followed over an old server.
@@ -86,14 +61,21 @@ struct Stage {
     views: Vec<watch::Receiver<SourceView>>,
     counters: Arc<Counters>,
     link: watch::Receiver<Link>,
-    _tasks: JoinSet<()>,
+    _tasks: [JoinSet<()>; 2],
 }
 
 impl Stage {
     async fn start(paths: &[&str], watch: Watch) -> Self {
         let zookeeper = ZooKeeper::start().await;
         let (mut tasks, seen) = (JoinSet::new(), Seen::default());
-        let host = old_server(zookeeper.hosts(), seen.clone(), &mut tasks).await;
+        let all = Arc::clone(&seen);
+        let (host, relay) = relay(&zookeeper.hosts(), move |client, server| {
+            let seen = Arc::clone(&all);
+            async move {
+                let _closed = look_old(client, server, &seen).await;
+            }
+        })
+        .await;
         let ensemble = Ensemble::new(&[host]).expect("host and port");
         let settings = zk::Settings {
             ensemble: ensemble.clone(),
@@ -129,7 +111,7 @@ impl Stage {
             views,
             counters,
             link,
-            _tasks: tasks,
+            _tasks: [tasks, relay],
         }
     }
 

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use smartstack_common::testing::ZooKeeper;
+use smartstack_common::testing::{ZooKeeper, read_frame, relay};
 use smartstack_common::units::{Ensemble, ZkPath};
 use smartstack_common::zk::{self, Link, supervise};
 use synapse::discovery::{Counters, Settings, Shared, Source, follow};
 use synapse::source::{SourceKey, SourceView};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use zookeeper_client::Client;
@@ -35,30 +34,24 @@ struct Device {
 
 impl Device {
     async fn start(target: String, on: bool, fatal: Arc<Fatal>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let host = listener.local_addr().expect("bound").to_string();
         let (on, closed) = (Arc::new(AtomicBool::new(on)), Arc::new(AtomicU64::new(0)));
-        let mut task = JoinSet::new();
         let (state, count) = (Arc::clone(&on), Arc::clone(&closed));
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&target).await.expect("the server runs");
-                let (state, count, fatal) = (state.clone(), count.clone(), fatal.clone());
-                connections.spawn(async move {
-                    let (from_client, to_client) = client.into_split();
-                    let (from_server, to_server) = server.into_split();
-                    let up = |frame: &[u8]| state.load(Ordering::Acquire) && fatal(true, frame);
-                    let down = |frame: &[u8]| state.load(Ordering::Acquire) && fatal(false, frame);
-                    // The first of them ends the connection.
-                    let refused = tokio::select! {
-                        refused = hand_on(from_client, to_server, up) => refused,
-                        refused = hand_on(from_server, to_client, down) => refused,
-                    };
-                    count.fetch_add(u64::from(refused), Ordering::AcqRel);
-                });
+        let (host, task) = relay(&target, move |client, server| {
+            let (state, count, fatal) = (state.clone(), count.clone(), fatal.clone());
+            async move {
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                let up = |frame: &[u8]| state.load(Ordering::Acquire) && fatal(true, frame);
+                let down = |frame: &[u8]| state.load(Ordering::Acquire) && fatal(false, frame);
+                // The first of them ends the connection.
+                let refused = tokio::select! {
+                    refused = hand_on(from_client, to_server, up) => refused,
+                    refused = hand_on(from_server, to_client, down) => refused,
+                };
+                count.fetch_add(u64::from(refused), Ordering::AcqRel);
             }
-        });
+        })
+        .await;
         Self {
             host,
             on,
@@ -78,23 +71,15 @@ async fn hand_on(
     mut to: OwnedWriteHalf,
     fatal: impl Fn(&[u8]) -> bool,
 ) -> bool {
-    loop {
-        let mut length = [0; 4];
-        if from.read_exact(&mut length).await.is_err() {
-            return false;
-        }
-        let mut frame = vec![0; usize::try_from(u32::from_be_bytes(length)).expect("32 bits")];
-        if from.read_exact(&mut frame).await.is_err() {
-            return false;
-        }
-        if fatal(&frame) {
+    while let Ok(frame) = read_frame(&mut from).await {
+        if fatal(&frame[4..]) {
             return true;
         }
-        let whole = [&length[..], &frame].concat();
-        if to.write_all(&whole).await.is_err() {
+        if to.write_all(&frame).await.is_err() {
             return false;
         }
     }
+    false
 }
 
 fn contains(frame: &[u8], text: &str) -> bool {

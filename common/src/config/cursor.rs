@@ -185,12 +185,8 @@ impl<'a> Cursor<'a> {
     /// The value for a message: one short line, nothing of what may be secret.
     fn shown(&self, value: &Value) -> String {
         let text = scalar_text(value).unwrap_or_default();
-        let key = self.parts().pop().unwrap_or_default().to_lowercase();
-        let line = text.to_lowercase();
-        if ["password", "secret", "token", "auth "]
-            .iter()
-            .any(|word| key.contains(word) || line.contains(word))
-        {
+        let key = self.parts().pop().unwrap_or_default();
+        if may_be_secret(&key) || may_be_secret(&text) {
             return "…".to_owned();
         }
         let mut shown: String = text.escape_debug().take(60).collect();
@@ -304,6 +300,15 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// Whether a key or a line speaks of something that messages must not show.
+#[must_use]
+pub fn may_be_secret(text: &str) -> bool {
+    let text = text.to_lowercase();
+    ["password", "secret", "token", "auth "]
+        .iter()
+        .any(|word| text.contains(word))
+}
+
 /// Text of a scalar; `None` of anything else.
 pub(super) fn scalar_text(value: &Value) -> Option<String> {
     match value {
@@ -358,13 +363,19 @@ impl<'a> Map<'a> {
                 Some(Class::Later(instead)) => at.warn(format!("not built yet: {instead}")),
                 Some(Class::Honoured) => at.warn("has no effect here"),
                 None => {
-                    let hint = keys::nearest(self.cursor.keys, &pattern, &name)
-                        .map(|near| format!("did you mean `{near}`?"));
-                    at.note(
-                        Severity::Warning,
-                        "unknown key, ignored".to_owned(),
-                        hint.as_deref(),
-                    );
+                    let near = keys::nearest(self.cursor.keys, &pattern, &name);
+                    let hint = near.map(|near| format!("did you mean `{near}`?"));
+                    let given = |key| self.mapping.is_some_and(|map| map.get(key).is_some());
+                    let none = !given("services") && !given("service_conf_dir");
+                    // Taken as a warning, one letter would take every service out.
+                    let (severity, message) = match near {
+                        Some("services") if pattern.is_empty() && none => (
+                            Severity::Error,
+                            "unknown key, and there is no `services`: every service would go",
+                        ),
+                        _ => (Severity::Warning, "unknown key, ignored"),
+                    };
+                    at.note(severity, message.to_owned(), hint.as_deref());
                 }
             }
         }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_yaml::Value;
+
 use super::cursor::{Cursor, Map};
 use super::source::Environment;
 use crate::admin::Bind;
@@ -60,13 +62,45 @@ pub fn session(zookeeper: &Map<'_>) -> Session {
     }
 }
 
-/// The listeners of a program with a control socket; each with whether the configuration names it, `None` = off.
+/// The path of a file or socket. Only text: a number is nobody's file name without quotes. Empty counts as not given.
+#[must_use]
+pub fn path(cursor: &Cursor<'_>, environment: &Environment) -> Option<PathBuf> {
+    path_or(cursor, environment, "a path")
+}
+
+fn path_or(cursor: &Cursor<'_>, environment: &Environment, allowed: &str) -> Option<PathBuf> {
+    match cursor.value()? {
+        Value::String(text) if text.is_empty() => None,
+        Value::String(text) => Some(environment.path(text)),
+        _ => cursor.wrong(allowed),
+    }
+}
+
+/// The admin listener's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// Where to listen.
+    pub bind: Bind,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
+}
+
+/// The control socket's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Socket {
+    /// Default `$RUNTIME_DIRECTORY/<program>.sock` or `/run/<program>/<program>.sock`.
+    pub path: PathBuf,
+    /// Whether the configuration names it: then failing to bind is fatal, else a warning.
+    pub configured: bool,
+}
+
+/// The listeners of a program; `None` = off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listeners {
     /// The read-only one.
-    pub bind: Option<(Bind, bool)>,
+    pub admin: Option<Admin>,
     /// The control socket.
-    pub socket: Option<(PathBuf, bool)>,
+    pub socket: Option<Socket>,
 }
 
 /// The top level's `admin` of `program`: `bind`, and `socket` (a path, or `false`). `admin: false` turns off both.
@@ -77,33 +111,42 @@ pub fn listeners(
     program: &str,
     environment: &Environment,
 ) -> Option<Listeners> {
-    let bind = || Some((Bind::Tcp(default.to_owned()), false));
-    let socket = || {
-        let name = format!("{program}.sock");
-        Some((environment.runtime_file(program, &name), false))
+    let bind = || Admin {
+        bind: Bind::Tcp(default.to_owned()),
+        configured: false,
+    };
+    let socket = || Socket {
+        path: environment.runtime_file(program, &format!("{program}.sock")),
+        configured: false,
     };
     let read = |map: &Map<'_>| {
         let given = map.key("bind").parsed(|text| parse_bind(text, environment));
+        let given = given.map(|bind| Admin {
+            bind,
+            configured: true,
+        });
         let key = map.key("socket");
-        let socket = match key.is_boolean() {
-            Some(false) => None,
-            Some(true) => socket(),
-            None => key
-                .text()
-                .map(|path| (environment.path(&path), true))
-                .or_else(socket),
+        let path = match key.is_boolean() {
+            Some(_) => None,
+            None => path_or(&key, environment, "a path, or `false`"),
         };
-        let bind = given.map(|bind| (bind, true)).or_else(bind);
-        Listeners { bind, socket }
+        let named = path.map(|path| Socket {
+            path,
+            configured: true,
+        });
+        Listeners {
+            admin: Some(given.unwrap_or_else(bind)),
+            socket: (key.is_boolean() != Some(false)).then(|| named.unwrap_or_else(socket)),
+        }
     };
     match admin.is_boolean() {
         Some(false) => Some(Listeners {
-            bind: None,
+            admin: None,
             socket: None,
         }),
         Some(true) => Some(Listeners {
-            bind: bind(),
-            socket: socket(),
+            admin: Some(bind()),
+            socket: Some(socket()),
         }),
         None => admin.object(read),
     }

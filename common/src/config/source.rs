@@ -178,6 +178,7 @@ impl Source {
                     &main,
                     "service_conf_dir",
                     "must be the path of a directory".to_owned(),
+                    None,
                 );
                 Vec::new()
             }
@@ -295,7 +296,7 @@ impl Files<'_> {
         });
     }
 
-    fn at_key(&mut self, document: &Document, key: &str, message: String) {
+    fn at_key(&mut self, document: &Document, key: &str, message: String, hint: Option<&str>) {
         let at = document.place(&[key.to_owned()]).value;
         self.note(
             Severity::Error,
@@ -303,7 +304,7 @@ impl Files<'_> {
             Some(at),
             key,
             message,
-            None,
+            hint,
         );
     }
 
@@ -554,10 +555,14 @@ impl Files<'_> {
                 .filter_map(|entry| entry.file_name().into_string().ok())
                 .collect(),
             Err(error) => {
+                let relative = !written.starts_with(['/', '~']);
                 self.at_key(
                     main,
                     "service_conf_dir",
                     format!("the directory `{written}` cannot be read: {error}"),
+                    relative.then_some(
+                        "a relative path begins at the working directory, not at this file",
+                    ),
                 );
                 return Vec::new();
             }

@@ -5,13 +5,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use smartstack_common::config::{Cursor, Map, Program, Report, Source, Winner};
-use smartstack_common::config::{Loaded, ensemble, listeners, session, zk_path};
+use smartstack_common::config::{Loaded, ensemble, listeners, path, session, zk_path};
 
 use super::keys::KEYS;
-use super::{
-    Admin, Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, Socket,
-    TcpCheck,
-};
+use super::{Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, TcpCheck};
 use crate::throttle::Mode;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
@@ -38,10 +35,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
     let environment = &options.environment;
     let instance_id = instance_id(top, options);
     let services = services(top, source);
-    let heartbeat_path = top
-        .key("heartbeat_path")
-        .text()
-        .map(|path| environment.path(&path));
+    let heartbeat_path = path(&top.key("heartbeat_path"), environment);
     let (session, write_rate, write_rate_mode) = top.key("zookeeper").object(|map| {
         let modes = [
             ("on", Mode::On),
@@ -56,13 +50,10 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
                 .unwrap_or_default(),
         )
     })?;
-    let admin = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
-    let state_path = top
-        .key("state_path")
-        .text()
-        .map(|path| environment.path(&path));
+    let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
+    let state_path = path(&top.key("state_path"), environment);
     let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
-    let admin = admin?;
+    let listeners = listeners?;
     Some(Config {
         instance_id: instance_id?,
         services,
@@ -71,12 +62,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         jitter: session.jitter,
         write_rate,
         write_rate_mode,
-        admin: admin
-            .bind
-            .map(|(bind, configured)| Admin { bind, configured }),
-        socket: admin
-            .socket
-            .map(|(path, configured)| Socket { path, configured }),
+        admin: listeners.admin,
+        socket: listeners.socket,
         state_path: state_path.unwrap_or_else(|| environment.state_file("nerve", "state.json")),
         linger,
         stop_deadline,

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use smartstack_common::admin::Bind;
 use smartstack_common::config::golden::{check_readme, run_cases, write};
 use smartstack_common::config::tables;
 

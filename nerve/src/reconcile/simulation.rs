@@ -46,6 +46,10 @@ pub(super) struct Tree {
     faults: u8,
     /// Whether a call may find its session expired.
     expiry: bool,
+    /// Whether the ACL forbids to delete.
+    pub(super) no_delete: bool,
+    /// Transactions that were asked for, refused ones included.
+    pub(super) attempts: u32,
     log: Vec<Write>,
     pub(super) transactions: u32,
 }
@@ -122,6 +126,9 @@ impl Tree {
         };
         first.map_or(Ok(()), |new| create(self, new))?;
         for name in change.removed() {
+            if self.no_delete {
+                return Err(Trouble::NoAuth);
+            }
             let name = format!("{path}/{name}");
             let at = self.nodes.iter().position(|n| n.name == name);
             let node = self.nodes.remove(at.ok_or(Trouble::NoNode)?);
@@ -195,6 +202,7 @@ impl Registry for Fake {
                     failure: failure(Trouble::Refused),
                 });
             }
+            tree.attempts += 1;
             let (nodes, sequence, zxid) = (tree.nodes.clone(), tree.sequence, tree.zxid);
             for (at, (path, change)) in changes.iter().enumerate() {
                 if let Err(trouble) = tree.change(path, change, self.session) {

@@ -307,3 +307,34 @@ async fn a_wish_that_changes_while_its_creation_waits_creates_nothing() {
     assert!(rig.nodes().is_empty());
     assert_eq!(rig.transactions(), 2, "one creation, one withdrawal");
 }
+
+/// The ACL of the path forbids to delete: the node stays, and the ensemble is asked less and less often.
+#[tokio::test]
+async fn a_removal_that_is_denied_is_tried_again_with_growing_pauses() {
+    let mut rig = Rig::new(1, manner(50));
+    rig.connect(1);
+    rig.run().await;
+    rig.fake.tree.lock().unwrap().no_delete = true;
+    let attempts = |rig: &Rig| rig.fake.tree.lock().unwrap().attempts;
+    let (before, begin) = (attempts(&rig), rig.now);
+    let mut counts = Vec::new();
+    for minute in 1..=10 {
+        while rig.now < begin + Duration::from_secs(60 * minute) {
+            rig.set_all(Verdict::Down);
+            rig.run().await;
+            rig.now = rig.reconciler.wake_at(&rig.wants, rig.now);
+        }
+        counts.push(attempts(&rig) - before);
+    }
+    // The ramp from 100 ms to 30 s is some ten attempts; from there on one in 15 s on average.
+    assert!(counts[0] < 25 && counts[9] < 80, "{counts:?}");
+    assert!(
+        counts.windows(2).all(|pair| pair[0] < pair[1]),
+        "given up: {counts:?}"
+    );
+    rig.fake.tree.lock().unwrap().no_delete = false;
+    rig.now += RETRY.1;
+    rig.set_all(Verdict::Down);
+    rig.run().await;
+    assert!(rig.nodes().is_empty(), "removed once it is allowed");
+}

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use smartstack_common::config::{
-    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, listeners, session,
+    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, listeners, path, session,
 };
 
 use super::keys::KEYS;
 use super::service::{ADMIT, Inherited, service};
-use super::text::{config_line, path, section_lines, word};
+use super::text::{config_line, section_lines, word};
 use super::{
-    Admin, Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, Socket,
-    TemplateText, Templates,
+    Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates,
 };
 use crate::lines;
 
@@ -72,7 +71,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
-    let admin = listeners(&top.key("admin"), DEFAULT_ADMIN, "synapse", environment);
+    let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "synapse", environment);
     let snapshot_path = path(&top.key("snapshot_path"), environment);
     let audit_interval = top
         .key("audit_interval")
@@ -83,7 +82,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         (min, time("max", Duration::from_millis(250)).max(min))
     })?;
     let max_stale = max_stale(&top.key("max_stale"));
-    let admin = admin?;
+    let listeners = listeners?;
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -101,12 +100,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         haproxy,
         session_timeout: session.timeout,
         jitter: session.jitter,
-        admin: admin
-            .bind
-            .map(|(bind, configured)| Admin { bind, configured }),
-        socket: admin
-            .socket
-            .map(|(path, configured)| Socket { path, configured }),
+        admin: listeners.admin,
+        socket: listeners.socket,
         snapshot_path: snapshot_path
             .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
@@ -253,6 +248,10 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         map.key("socket_file_path")
             .error("must name at least one stats socket");
     }
+    let (sockets, socket_paths): (Vec<_>, Vec<_>) = sockets
+        .into_iter()
+        .filter_map(|socket| path(&socket, environment).map(|path| (socket, path)))
+        .unzip();
     let shared_frontend = map.key("shared_frontend");
     let hitless_defaults = switch("hitless_defaults", true);
     let haproxy = Haproxy {
@@ -272,10 +271,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .key("reload_timeout")
             .duration_at_least(MILLISECOND)
             .unwrap_or(Duration::from_secs(30)),
-        socket_file_path: sockets
-            .iter()
-            .filter_map(|socket| path(socket, environment))
-            .collect(),
+        socket_file_path: socket_paths,
         restart_interval: map
             .key("restart_interval")
             .duration()
@@ -332,16 +328,8 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
         .boolean()
         .unwrap_or(false)
         .then_some(("supervise", Reload::Supervise));
-    let master_socket = map
-        .key("master_socket")
-        .text()
-        .filter(|text| !text.is_empty());
-    let master_socket = master_socket.map(|text| {
-        (
-            "master_socket",
-            Reload::MasterSocket(environment.path(&text)),
-        )
-    });
+    let master_socket = path(&map.key("master_socket"), environment)
+        .map(|path| ("master_socket", Reload::MasterSocket(path)));
     let command = map
         .key("reload_command")
         .text()
@@ -356,10 +344,17 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
         return Reload::Never;
     }
     let Some((chosen, reload)) = chosen else {
-        map.key("reload_command").error_hint(
-            "required when `do_reloads` is true (its default): no way to reload haproxy is given",
-            "set `supervise: true`, `master_socket` or `reload_command`, or `do_reloads: false`",
-        );
+        let given = |key| {
+            let key = map.key(key);
+            key.has_value() && key.value_text().is_none_or(|text| !text.trim().is_empty())
+        };
+        // One that cannot be read has an error of its own.
+        if !given("master_socket") && !given("reload_command") {
+            map.key("reload_command").error_hint(
+                "required when `do_reloads` is true (its default): no way to reload haproxy is given",
+                "set `supervise: true`, `master_socket` or `reload_command`, or `do_reloads: false`",
+            );
+        }
         return Reload::Never;
     };
     for (other, _) in ways {

@@ -1,18 +1,8 @@
 //! Text that goes into haproxy.cfg: checked here, once. Used by `read` and `service`.
 
-use std::path::PathBuf;
-
-use smartstack_common::config::{Cursor, Environment};
+use smartstack_common::config::Cursor;
 
 use crate::lines;
-
-/// A file name.
-pub(super) fn path(cursor: &Cursor<'_>, environment: &Environment) -> Option<PathBuf> {
-    cursor
-        .text()
-        .filter(|text| !text.is_empty())
-        .map(|text| environment.path(&text))
-}
 
 /// Whether the text may be (part of) a line: no control characters but tabs.
 pub(super) fn config_line(cursor: &Cursor<'_>, text: &str) -> bool {

@@ -523,8 +523,11 @@ impl Guard {
             Mode::On | Mode::Off => "held",
         };
         let end = match until {
-            Some(_) => "while their checks pass, and not for ever",
-            None => "until something is registered again",
+            Some(_) => format!(
+                "while haproxy's checks of them pass (30s without `check`), at most {:?}",
+                self.settings.hold
+            ),
+            None => "until something is registered again".to_owned(),
         };
         Some(format!(
             "{count} {verb}: {reason} ({} registered, {} before); {end}",

@@ -101,6 +101,10 @@ impl Proof<'_> {
                     info.pid
                 )
             }
+            Some(Err(error @ (ApiError::Missing(_) | ApiError::Refused(_)))) => format!(
+                "no proof within {limit:?}: {error} (was the socket removed? haproxy keeps it over reloads as it is, and only \
+                 makes it again when it is stopped and started)"
+            ),
             Some(Err(error)) => format!("no proof within {limit:?}: {error}"),
             None => format!("no proof within {limit:?}"),
         }

@@ -83,6 +83,37 @@ async fn its_death_is_seen_and_it_comes_back() {
     haproxy.stop(Duration::ZERO).await;
 }
 
+/// haproxy keeps its listening sockets over a reload as they are, also one whose file is gone (measured with 2.6): the new
+/// worker loads the file, and cannot be asked.
+#[tokio::test]
+async fn a_stats_socket_that_somebody_removed_is_told_with_the_way_out() {
+    let site = Site::new();
+    let desired = site.write(&[], "");
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(
+        haproxy
+            .start(Some(&desired.generation), 0)
+            .await
+            .succeeded()
+    );
+    std::fs::remove_file(&site.stats).unwrap();
+    let outcome = haproxy.reload(Some(&desired.generation), 0).await;
+    assert!(
+        matches!(&outcome, ReloadOutcome::Failed { reason, .. }
+            if reason.contains("does not exist") && reason.contains("when it is stopped and started")),
+        "{outcome:?}"
+    );
+    haproxy.stop(Duration::ZERO).await;
+    assert!(
+        haproxy
+            .start(Some(&desired.generation), 0)
+            .await
+            .succeeded()
+    );
+    assert!(site.stats.exists());
+    haproxy.stop(Duration::ZERO).await;
+}
+
 #[tokio::test]
 async fn a_start_that_fails_is_told_in_haproxys_words() {
     let site = Site::new();
