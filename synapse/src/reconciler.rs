@@ -74,7 +74,9 @@ const RETRY_DOUBT: Duration = Duration::from_millis(200);
 const LOOK_AT_CHECKS: Duration = Duration::from_millis(100);
 /// The view of a large service follows its change after this time: nothing that has to be fast waits for it, and several
 /// steps of a change make one view.
-const SHOW_PAUSE: Duration = Duration::from_millis(100);
+const SHOW_PAUSE: Duration = Duration::from_millis(500);
+/// The steps of one change make one state for the snapshot's writer.
+const SAVE_PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two states handed to the snapshot's writer, which costs as much as everything there is. What they may
 /// lack, the registry, haproxy and its file know; what only we know does not wait for it.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(15);

@@ -1,13 +1,13 @@
 //! What the reconciler publishes after a pass: the view behind `/status` and `/metrics`, and the snapshot.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::observed::Observed;
 use super::runtime::Next;
-use super::{Reconciler, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
+use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
 use crate::assembly::Whole;
 use crate::desired::{Origin, Previous};
 use crate::intake::source_text;
@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::server::Rejected;
 use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
+use crate::sorted::Walk;
 use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, seconds};
 
 /// The view of a service with more servers follows its change a little later.
@@ -30,7 +31,7 @@ impl Reconciler {
             } else {
                 self.saved_at + SNAPSHOT_PAUSE
             };
-            let due = earliest.max(now + SHOW_PAUSE);
+            let due = earliest.max(now + SAVE_PAUSE);
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
         }
         let view = self.view_now(next);
@@ -157,7 +158,7 @@ impl Reconciler {
             })
             .collect();
         if let (Some(observed), Some(backend)) = (&self.observed, backend) {
-            servers.extend(unwanted(observed, backend, state));
+            servers.extend(unwanted(observed, backend, self.ids.get(backend)));
         }
         let seeded = state.is_seeded();
         let origin = if seeded {
@@ -266,12 +267,12 @@ impl Reconciler {
 fn unwanted<'a>(
     observed: &'a Observed,
     backend: &'a str,
-    state: &'a State,
+    wanted: Option<&'a Arc<BTreeMap<String, u32>>>,
 ) -> impl Iterator<Item = ServerView> + 'a {
-    let wanted: BTreeSet<&str> = state.servers.iter().map(|s| &*s.server.name).collect();
+    let mut wanted = wanted.map(|ids| Walk::of(ids));
     observed
         .names(backend)
-        .filter(move |name| !wanted.contains(name.as_str()))
+        .filter(move |name| wanted.as_mut().is_none_or(|w| w.get(*name).is_none()))
         .filter_map(move |name| {
             let server = observed.server(backend, name)?;
             Some(ServerView {
