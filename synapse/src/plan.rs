@@ -304,13 +304,13 @@ fn plan_backends<'a>(
     draft.finish()
 }
 
-/// The part of a runtime plan that need not wait for its additions: without them, and without the removals that would
-/// empty a backend before they are there.
+/// The part of a runtime plan that need not wait for its additions: without them, and without the removals of a backend in
+/// which fewer servers would serve meanwhile than are added, or none.
 #[must_use]
 pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
     let gains = |backend: &str| {
-        ops.iter()
-            .any(|op| op.backend == backend && matches!(op.change, Change::Add(_)))
+        let adds = ops.iter().filter(|op| matches!(op.change, Change::Add(_)));
+        adds.filter(|op| op.backend == backend).count()
     };
     let named = |(name, _): &(&String, _)| ops.iter().any(|op| op.backend == **name);
     let mut after = Running {
@@ -327,13 +327,22 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
         .filter(|op| !matches!(op.change, Change::Add(_)))
         .partition(|op| op.change == Change::Retire);
     retires.iter().chain(&others).for_each(|op| after.apply(op));
-    let serves = |backend: &str| {
-        let servers = after.backends.get(backend);
-        servers.is_some_and(|servers| servers.values().any(|s| s.state == State::Ready))
+    let serve = |backend: &str| {
+        let servers = after.backends.get(backend).into_iter().flatten();
+        servers.filter(|(_, s)| s.state == State::Ready).count()
     };
+    let waiting: BTreeSet<&str> = after
+        .backends
+        .keys()
+        .map(String::as_str)
+        .filter(|backend| {
+            let (gains, serve) = (gains(backend), serve(backend));
+            gains > 0 && (serve == 0 || serve < gains)
+        })
+        .collect();
     let retires = retires
         .into_iter()
-        .filter(|op| !gains(&op.backend) || serves(&op.backend));
+        .filter(|op| !waiting.contains(op.backend.as_str()));
     others.into_iter().chain(retires).cloned().collect()
 }
 

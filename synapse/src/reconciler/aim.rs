@@ -11,7 +11,7 @@ use tracing::error;
 use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
-use crate::plan::{Change, Op, Plan, Running, plan, plan_some};
+use crate::plan::{Change, Op, Plan, Running, RunningServer, plan, plan_some};
 
 /// Backends whose servers may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,7 +179,7 @@ impl Reconciler {
     }
 
     /// Takes out servers that were assessed to have gone, before anything is rendered: removals wait for no window, no
-    /// file and no job. Not where that would empty the backend: that may be half of a larger change.
+    /// file and no job. Not where fewer would stay than are on their way, or none: it may be half of a larger change.
     pub(super) async fn remove_at_once(&mut self, assessed: &BTreeSet<usize>) {
         let Some(observed) = self.observed.as_ref().filter(|_| !self.stale) else {
             return;
@@ -187,7 +187,7 @@ impl Reconciler {
         let Some(whole) = self.aim() else {
             return;
         };
-        let (mut ops, mut emptied) = (Vec::new(), false);
+        let (mut ops, mut waits) = (Vec::new(), false);
         for state in assessed.iter().filter_map(|i| self.services.get(*i)) {
             let Some((backend, before)) = state
                 .backend()
@@ -206,12 +206,18 @@ impl Reconciler {
                 })
                 .map(|(name, _)| name)
                 .collect();
-            let stays = shown().any(|(name, found)| {
+            let stays = |(name, found): &(&String, &RunningServer)| {
                 found.state == ServerState::Ready
-                    && (wanted.contains(name.as_str()) || before.structural.contains(name))
-            });
-            emptied |= !gone.is_empty() && !stays;
-            if stays {
+                    && (wanted.contains(name.as_str()) || before.structural.contains(*name))
+            };
+            let stay = shown().filter(stays).count();
+            let known = observed.running.backends.get(backend);
+            let found = |name: &&&str| known.and_then(|servers| servers.get(**name));
+            let arrives =
+                |name: &&&str| found(name).is_none_or(|f| f.state == ServerState::Retired);
+            let enough = stay > 0 && stay >= wanted.iter().filter(arrives).count();
+            waits |= !gone.is_empty() && !enough;
+            if enough {
                 ops.extend(gone.into_iter().map(|name| Op {
                     backend: backend.to_owned(),
                     server: name.clone(),
@@ -219,7 +225,7 @@ impl Reconciler {
                 }));
             }
         }
-        if emptied {
+        if waits {
             self.window.hold(Instant::now());
         }
         if !ops.is_empty() {

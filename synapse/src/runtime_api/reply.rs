@@ -234,6 +234,7 @@ pub struct ServerRow {
     pub passed: bool,
 }
 
+const CHECK_FAILED: u8 = 2;
 const CHECK_PASSED: u8 = 3;
 const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
@@ -307,11 +308,14 @@ impl ServerRow {
         }
     }
 
-    /// What its check says of it. haproxy does not tell when a check ran last: a result stands until the next one.
+    /// What its check says of it. haproxy does not tell when a check ran last: a result stands until the next one. In maint
+    /// it keeps the result and forgets the state that came of it (measured), so that a failed check is all there is.
     #[must_use]
     pub fn evidence(&self) -> Evidence {
         if self.check & CHECK_ENABLED == 0 {
             Evidence::Nothing
+        } else if self.check & CHECK_PAUSED != 0 && self.check_result == CHECK_FAILED {
+            Evidence::Failing
         } else if self.check & CHECK_PAUSED != 0 || self.check_result == 0 {
             Evidence::Pending
         } else if self.op_state == 0 {
