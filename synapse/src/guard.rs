@@ -139,8 +139,9 @@ pub enum Evidence {
     Pending,
     /// There is no check, or no such server.
     Nothing,
-    /// haproxy could not be asked since the loss, or since this start: nothing speaks against it.
-    Unasked,
+    /// There is no word yet and nothing speaks against it: haproxy could not be asked since the loss or since this start, or
+    /// a check is under way.
+    Awaited,
 }
 
 /// Why an address is held.

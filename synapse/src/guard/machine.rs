@@ -463,7 +463,7 @@ impl Guard {
             let unjudged = now >= held.judged_from + NO_EVIDENCE;
             now >= until
                 || match evidence {
-                    Evidence::Passing | Evidence::Unasked => false,
+                    Evidence::Passing | Evidence::Awaited => false,
                     Evidence::Failing => true,
                     Evidence::Pending | Evidence::Nothing => unjudged,
                 }

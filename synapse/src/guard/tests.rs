@@ -174,7 +174,7 @@ fn a_restart_late_in_a_hold_waits_for_the_checks() {
     scene.step();
     scene.wait(40);
     scene.restart("boot-1", false);
-    scene.world.others = Some(Evidence::Unasked);
+    scene.world.others = Some(Evidence::Awaited);
     scene.wait(1);
     assert_eq!(scene.passed(), all(1, 100));
     scene.world.others = Some(Evidence::Passing);
@@ -183,7 +183,7 @@ fn a_restart_late_in_a_hold_waits_for_the_checks() {
     scene.wait(1);
     assert_eq!(scene.passed().len(), 98);
     // haproxy that never answers does not keep them for ever.
-    scene.world.others = Some(Evidence::Unasked);
+    scene.world.others = Some(Evidence::Awaited);
     scene.wait(557);
     assert_eq!(scene.passed().len(), 98);
     scene.wait(1);

@@ -39,7 +39,7 @@ impl Facts for Around<'_> {
             return Evidence::Nothing;
         }
         let Some((_, checks)) = self.checks.filter(|(read, _)| *read >= since) else {
-            return Evidence::Unasked;
+            return Evidence::Awaited;
         };
         let known = self.names.get(znode).and_then(|name| checks.get(*name));
         known.copied().unwrap_or(Evidence::Pending)

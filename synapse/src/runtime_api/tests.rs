@@ -167,6 +167,9 @@ fn what_a_check_says_of_a_server() {
         (0, 6, 2, Evidence::Failing),
         (2, 6, 0, Evidence::Pending),
         (2, 2, 3, Evidence::Nothing),
+        // A check is under way.
+        (2, 7, 0, Evidence::Awaited),
+        (0, 7, 0, Evidence::Failing),
         // In maint.
         (0, 14, 3, Evidence::Pending),
         (0, 14, 2, Evidence::Failing),
