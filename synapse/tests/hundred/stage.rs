@@ -81,7 +81,7 @@ impl Stage {
                 "guard": guard,
                 "haproxy": {
                     "port": port, "bind_address": "127.0.0.1", "server_options": check,
-                    "backend": ["option httpchk GET /health", "timeout check 5s"],
+                    "backend": ["option httpchk GET /health", "http-check expect string ok", "timeout check 5s"],
                 },
             })
         };
