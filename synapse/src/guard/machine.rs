@@ -312,13 +312,16 @@ impl Guard {
         }
     }
 
-    /// As large as it has been in the window, apart from moments in which some were there twice.
+    /// Every loss has an addition, and the set is as large as it has been in the window, apart from moments in which some were
+    /// there twice.
     fn is_whole(&self) -> bool {
         let next = self.sizes.iter().skip(1);
         let stood = self.sizes.iter().zip(next).enumerate();
         let stood = stood.filter(|(n, ((at, ..), (next, ..)))| *n == 0 || *next >= *at + MOMENT);
         let largest = stood.map(|(_, (then, _))| self.without_withdrawn(then));
-        self.held.is_empty() && self.size >= largest.max().unwrap_or(0)
+        self.held.is_empty()
+            && self.losses.len() <= self.added.len()
+            && self.size >= largest.max().unwrap_or(0)
     }
 
     /// What was lost until now is replaced, and no later loss brings it back. The additions that made up for it make up for

@@ -411,6 +411,26 @@ fn what_was_replaced_is_not_restored_by_a_later_loss() {
 }
 
 #[test]
+fn a_set_that_has_just_recovered_is_lost_again() {
+    let mut scene = Scene::of(100);
+    for port in 4..=100 {
+        scene.now += Duration::from_millis(300);
+        scene.delete([port], false);
+        scene.step();
+    }
+    scene.wait(2);
+    scene.add(4..=100);
+    scene.step();
+    assert_eq!(scene.guard.words(), None);
+    for port in 4..=100 {
+        scene.now += Duration::from_millis(50);
+        scene.delete([port], false);
+        scene.step();
+    }
+    assert_eq!(scene.held(), all(4, 100));
+}
+
+#[test]
 fn the_share_is_of_the_largest_set_of_the_window_and_min_loss_is_free() {
     // (before, lost, held)
     for (before, lost, held) in [
