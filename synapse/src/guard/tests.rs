@@ -1,4 +1,4 @@
-//! The rules line by line. Times are seconds since an arbitrary boot.
+//! The rules line by line, in one file because they share one scene. Times are seconds since an arbitrary boot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
