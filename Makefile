@@ -41,7 +41,8 @@ soak: deps build
 	SOAK_SECONDS=$${SOAK_SECONDS:-600} $(CARGO) test --locked -p synapse --test soak -- --nocapture
 
 faults: deps build
-	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p synapse --test faults -- --nocapture --test-threads=1
+	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p synapse --test faults --test hundred -- --nocapture --test-threads=1
+	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p nerve --test sessions -- --nocapture --test-threads=1 a_frozen_nerve
 
 check: fmt clippy doc deny
 

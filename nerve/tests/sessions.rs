@@ -125,21 +125,29 @@ async fn a_lost_connection_is_no_event() {
     assert_eq!(witness.told(), []);
 }
 
-/// Frozen for longer than its session, the app killed meanwhile: it does not come back registered.
+/// Frozen for longer than its session, the app killed meanwhile: it does not come back registered. `FAULTS=long` (as
+/// `make faults` has it): for 30 s of wall clock.
 #[tokio::test]
 async fn a_frozen_nerve_does_not_register_a_dead_app() {
+    let long = std::env::var("FAULTS").is_ok_and(|form| form == "long");
+    let least = Duration::from_secs(if long { 30 } else { 0 });
     let mut host = Host::start().await;
     let (nerve, _) = host.nerve().await;
     let node = host.one_node("").await;
     let witness = Witness::start(host.zookeeper.connect().await).await;
+    let stopped = Instant::now();
     nerve.signal(Signal::SIGSTOP);
-    host.no_node().await;
     let address = host.app.address;
     host.app = smartstack_common::testing::App::start("another").await;
     assert!(
         tokio::net::TcpStream::connect(address).await.is_err(),
         "the app is gone"
     );
+    host.no_node().await;
+    let expired = stopped.elapsed();
+    // So long the fault lasts; nothing is waited for.
+    tokio::time::sleep_until(stopped + least).await;
+    let resumed = Instant::now();
     nerve.signal(Signal::SIGCONT);
     eventually("down and connected", SOON, async || {
         let status = nerve.status().await;
@@ -163,6 +171,12 @@ async fn a_frozen_nerve_does_not_register_a_dead_app() {
         }
     })
     .await;
+    println!(
+        "SIGSTOP of a nerve for {:.1?}, its app killed meanwhile: the node expired after {expired:.1?}; {:.2?} after SIGCONT \
+         nerve has a session, finds the app down and wants no node; none was made",
+        resumed - stopped,
+        resumed.elapsed(),
+    );
     assert_eq!(
         witness.told(),
         [(What::Deleted, node)],

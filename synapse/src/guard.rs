@@ -10,6 +10,7 @@
 //! | a removal its owner announced, a node that says `available: false`, a node that moved to another address | it counts on neither side of the share; gone at once |
 //! | an address in no znode any more, unannounced | a *loss*, remembered for `window` |
 //! | an address that was in none before | an *addition*: it matches one loss (a replacement) |
+//! | the set is as large as the largest that stood in the window | the losses until then were replaced: they are forgotten |
 //! | more than `min_loss` losses beyond the additions of the window, and the set is smaller than (1 − `max_loss`) × the largest of the window | trips: every loss of the window is held |
 //! | the set is empty by a loss | all are held: without end while `use_previous_backends` is true, else until `hold` |
 //! | the set is empty by announcements | `use_previous_backends`: the last set is held until checks fail or `hold` ends |
@@ -138,6 +139,9 @@ pub enum Evidence {
     Pending,
     /// There is no check, or no such server.
     Nothing,
+    /// There is no word yet and nothing speaks against it: haproxy could not be asked since the loss or since this start, or
+    /// a check is under way.
+    Awaited,
 }
 
 /// Why an address is held.

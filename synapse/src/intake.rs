@@ -258,6 +258,12 @@ impl Intake {
         self.sources.iter().any(|s| s.guard.held().next().is_some())
     }
 
+    /// Servers that are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.sources.iter().map(|s| s.guard.held().count()).sum()
+    }
+
     /// Whether any source has this address registered.
     #[must_use]
     pub fn has(&self, address: &Address) -> bool {

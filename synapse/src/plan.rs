@@ -312,13 +312,13 @@ pub fn plan_some<'a>(
     draft.finish()
 }
 
-/// The part of a runtime plan that need not wait for its additions: without them, and without the removals that would
-/// empty a backend before they are there.
+/// The part of a runtime plan that need not wait for its additions: without them, and without the removals of a backend in
+/// which fewer servers would serve meanwhile than are added, or none.
 #[must_use]
 pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
     let gains = |backend: &str| {
-        ops.iter()
-            .any(|op| op.backend == backend && matches!(op.change, Change::Add(_)))
+        let adds = ops.iter().filter(|op| matches!(op.change, Change::Add(_)));
+        adds.filter(|op| op.backend == backend).count()
     };
     let (retires, others): (Vec<&Op>, Vec<&Op>) = ops
         .iter()
@@ -334,17 +334,25 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
         }
     }
     retires.iter().chain(&others).for_each(|op| after.apply(op));
-    let serves = |backend: &str| {
+    let serve = |backend: &str| {
         let changed = after.backends.get(backend);
-        let mut servers = running.backends.get(backend).into_iter().flatten();
-        servers.any(|(name, found)| {
-            let then = changed.and_then(|servers| servers.get(name));
-            then.unwrap_or(found).state == State::Ready
-        })
+        let then = |name: &String| changed.and_then(|servers| servers.get(name));
+        let servers = running.backends.get(backend).into_iter().flatten();
+        let serve = servers.filter(|(name, s)| then(name).unwrap_or(s).state == State::Ready);
+        serve.count()
     };
+    let waiting: BTreeSet<&str> = after
+        .backends
+        .keys()
+        .map(String::as_str)
+        .filter(|backend| {
+            let (gains, serve) = (gains(backend), serve(backend));
+            gains > 0 && (serve == 0 || serve < gains)
+        })
+        .collect();
     let retires = retires
         .into_iter()
-        .filter(|op| !gains(&op.backend) || serves(&op.backend));
+        .filter(|op| !waiting.contains(op.backend.as_str()));
     others.into_iter().chain(retires).cloned().collect()
 }
 

@@ -327,7 +327,10 @@ impl Reconciler {
         }
         loop {
             self.look_at_checks().await;
-            let assessed = self.assess();
+            let mut assessed = self.assess();
+            if self.doubt_restored().await {
+                assessed.extend(self.assess());
+            }
             self.remove_at_once(&assessed).await;
             self.render();
             if let Err(problem) = self.refresh() {

@@ -2,65 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod instances;
 mod rig;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::Command;
 
+use instances::{PATH, held, names, register, vanish, withdraw};
 use rig::{Rig, SOON, settings};
 use serde_json::{Value, json};
 use smartstack_common::testing::{
     App, Dir, Load, Mode, Program, SteadyClient, TcpProxy, ZooKeeper, eventually, free_port,
 };
 use zookeeper_client::Client;
-
-const PATH: &str = "/services/web";
-
-fn node(port: u16) -> String {
-    format!("{PATH}/i-{port}_{:010}", port)
-}
-
-fn name(port: u16) -> String {
-    format!("i-{port}_127.0.0.1:{port}")
-}
-
-fn names(ports: &[u16]) -> Vec<String> {
-    ports.iter().copied().map(name).collect()
-}
-
-fn payload(port: u16, available: bool) -> Vec<u8> {
-    let payload = json!({
-        "host": "127.0.0.1", "port": port, "name": format!("i-{port}"), "available": available,
-    });
-    payload.to_string().into_bytes()
-}
-
-async fn register(client: &Client, ports: &[u16]) {
-    for port in ports {
-        ZooKeeper::put(client, &node(*port), &payload(*port, true)).await;
-    }
-}
-
-/// All nodes at once, as when their sessions expire together.
-async fn vanish(client: &Client, ports: &[u16]) {
-    let mut multi = client.new_multi_writer();
-    for port in ports {
-        multi.add_delete(&node(*port), None).unwrap();
-    }
-    multi.commit().await.unwrap();
-}
-
-/// As nerve withdraws.
-async fn withdraw(client: &Client, ports: &[u16]) {
-    for port in ports {
-        let mut multi = client.new_multi_writer();
-        let data = payload(*port, false);
-        multi.add_set_data(&node(*port), &data, None).unwrap();
-        multi.add_delete(&node(*port), None).unwrap();
-        multi.commit().await.unwrap();
-    }
-}
 
 fn service(discovery: &Value, frontend: u16, guard: &Value) -> Value {
     json!({
@@ -78,7 +33,7 @@ struct Stage {
     rig: Rig,
     client: Client,
     apps: Vec<App>,
-    ports: Vec<u16>,
+    addresses: Vec<SocketAddr>,
     frontend: u16,
     _zookeeper: ZooKeeper,
 }
@@ -88,19 +43,19 @@ impl Stage {
     async fn start(guard: Value) -> Self {
         let zookeeper = ZooKeeper::start().await;
         let client = zookeeper.connect().await;
-        let (apps, ports) = ten_apps().await;
-        register(&client, &ports).await;
+        let (apps, addresses) = ten_apps().await;
+        register(&client, &addresses).await;
         let (dir, frontend) = (Dir::new(), free_port());
         let mut config = settings(&dir);
         let discovery = json!({"method": "zookeeper", "hosts": [zookeeper.hosts()], "path": PATH});
         config["services"]["web"] = service(&discovery, frontend, &guard);
         let mut rig = Rig::start(dir, &config).await;
-        rig.serves("web", &names(&ports)).await;
+        rig.serves("web", &names(&addresses)).await;
         Self {
             rig,
             client,
             apps,
-            ports,
+            addresses,
             frontend,
             _zookeeper: zookeeper,
         }
@@ -120,33 +75,20 @@ fn load(port: u16) -> SteadyClient {
     SteadyClient::start(Load::new(SocketAddr::from(([127, 0, 0, 1], port))))
 }
 
-async fn ten_apps() -> (Vec<App>, Vec<u16>) {
+async fn ten_apps() -> (Vec<App>, Vec<SocketAddr>) {
     let mut apps = Vec::new();
     for n in 0..10 {
         apps.push(App::start(&format!("app-{n}")).await);
     }
-    let ports = apps.iter().map(|app| app.address.port()).collect();
-    (apps, ports)
-}
-
-async fn held(rig: &Rig, count: usize) -> Value {
-    eventually(&format!("{count} servers are held"), SOON, async || {
-        let service = rig.service("web").await;
-        let servers = service["servers"].as_array().cloned().unwrap_or_default();
-        let held = servers.iter().filter(|s| s["held"] == true).count();
-        match held == count && service["guard"]["hold"].is_string() == (count > 0) {
-            true => Ok(service),
-            false => Err(format!("{service:#}\n{}", rig.log())),
-        }
-    })
-    .await
+    let addresses = apps.iter().map(|app| app.address).collect();
+    (apps, addresses)
 }
 
 #[tokio::test]
 async fn what_vanishes_while_it_answers_is_held_over_a_restart_until_the_end() {
     let mut stage = Stage::start(json!({"hold": "12s"})).await;
     let load = stage.load();
-    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    let (stay, lost) = (stage.addresses[..2].to_vec(), stage.addresses[2..].to_vec());
     vanish(&stage.client, &lost).await;
     let service = stage.holds(8).await;
     assert_eq!(service["origin"], "live");
@@ -179,7 +121,7 @@ async fn what_vanishes_while_it_answers_is_held_over_a_restart_until_the_end() {
         renewed.abs() < 1.0,
         "the restart moved the end by {renewed} s"
     );
-    stage.rig.serves("web", &names(&stage.ports)).await;
+    stage.rig.serves("web", &names(&stage.addresses)).await;
     stage.rig.serves("web", &names(&stay)).await;
     stage.holds(0).await;
     let tally = load.reset();
@@ -205,7 +147,7 @@ fn release(stage: &Stage, arguments: &[&str]) -> (Option<i32>, String) {
 #[tokio::test]
 async fn holds_are_released_by_the_control_socket() {
     let mut stage = Stage::start(json!("on")).await;
-    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    let (stay, lost) = (stage.addresses[..2].to_vec(), stage.addresses[2..].to_vec());
     vanish(&stage.client, &lost).await;
     stage.holds(8).await;
     assert_eq!(
@@ -232,7 +174,7 @@ async fn holds_are_released_by_the_control_socket() {
 #[tokio::test]
 async fn what_vanishes_and_is_dead_leaves_by_its_check() {
     let mut stage = Stage::start(json!("on")).await;
-    let (stay, lost) = (stage.ports[..2].to_vec(), stage.ports[2..].to_vec());
+    let (stay, lost) = (stage.addresses[..2].to_vec(), stage.addresses[2..].to_vec());
     stage.apps.truncate(3);
     vanish(&stage.client, &lost).await;
     // One of them answers.
@@ -245,11 +187,11 @@ async fn what_vanishes_and_is_dead_leaves_by_its_check() {
 #[tokio::test]
 async fn what_is_withdrawn_goes_at_once_and_the_last_stays_until_its_check_fails() {
     let mut stage = Stage::start(json!("on")).await;
-    withdraw(&stage.client, &stage.ports[1..]).await;
-    stage.rig.serves("web", &names(&stage.ports[..1])).await;
+    withdraw(&stage.client, &stage.addresses[1..]).await;
+    stage.rig.serves("web", &names(&stage.addresses[..1])).await;
     let service = stage.rig.service("web").await;
     assert_eq!(service["guard"]["trips"], 0, "{service:#}");
-    withdraw(&stage.client, &stage.ports[..1]).await;
+    withdraw(&stage.client, &stage.addresses[..1]).await;
     let service = stage.holds(1).await;
     assert_eq!(service["origin"], "held");
     stage.apps.clear();
@@ -263,16 +205,16 @@ async fn an_emptied_registry_is_held_and_the_hold_ends_when_it_is_whole_again() 
     let load = stage.load();
     let reloads = async |stage: &Stage| stage.rig.synapse.metric("synapse_reloads_total").await;
     let before = reloads(&stage).await;
-    vanish(&stage.client, &stage.ports).await;
+    vanish(&stage.client, &stage.addresses).await;
     ZooKeeper::wipe(&stage.client, PATH).await;
     let service = stage.holds(10).await;
     assert_eq!(service["guard"]["until"], Value::Null);
     assert_eq!(service["origin"], "held");
-    register(&stage.client, &stage.ports[..4]).await;
+    register(&stage.client, &stage.addresses[..4]).await;
     stage.holds(6).await;
-    register(&stage.client, &stage.ports[4..]).await;
+    register(&stage.client, &stage.addresses[4..]).await;
     stage.holds(0).await;
-    stage.rig.serves("web", &names(&stage.ports)).await;
+    stage.rig.serves("web", &names(&stage.addresses)).await;
     let tally = load.reset();
     assert_eq!(tally.failed(), 0, "{:?}", tally.failures);
     // The first few may have been taken out before it was seen that there are too many; they came back.
@@ -282,14 +224,14 @@ async fn an_emptied_registry_is_held_and_the_hold_ends_when_it_is_whole_again() 
 #[tokio::test]
 async fn in_shadow_nothing_is_held_and_all_is_told_and_few_are_believed_at_once() {
     let mut stage = Stage::start(json!("shadow")).await;
-    vanish(&stage.client, &stage.ports[3..]).await;
-    stage.rig.serves("web", &names(&stage.ports[..3])).await;
+    vanish(&stage.client, &stage.addresses[3..]).await;
+    stage.rig.serves("web", &names(&stage.addresses[..3])).await;
     let service = stage.rig.service("web").await;
     assert_eq!(service["guard"]["shadow_trips"], 1, "{service:#}");
     assert_eq!(service["guard"]["would_hold"], 7);
     assert_eq!(service["hold"], Value::Null);
-    vanish(&stage.client, &stage.ports[1..3]).await;
-    stage.rig.serves("web", &names(&stage.ports[..1])).await;
+    vanish(&stage.client, &stage.addresses[1..3]).await;
+    stage.rig.serves("web", &names(&stage.addresses[..1])).await;
 }
 
 /// Two ensembles behind proxies, ten apps registered in both.
@@ -299,7 +241,7 @@ struct Two {
     clients: [Client; 2],
     proxies: [TcpProxy; 2],
     _apps: Vec<App>,
-    ports: Vec<u16>,
+    addresses: Vec<SocketAddr>,
     load: SteadyClient,
 }
 
@@ -311,9 +253,9 @@ impl Two {
             TcpProxy::start(&zookeepers[0].hosts()).await,
             TcpProxy::start(&zookeepers[1].hosts()).await,
         ];
-        let (apps, ports) = ten_apps().await;
+        let (apps, addresses) = ten_apps().await;
         for client in &clients {
-            register(client, &ports[..5]).await;
+            register(client, &addresses[..5]).await;
         }
         let (dir, frontend) = (Dir::new(), free_port());
         let mut config = settings(&dir);
@@ -326,7 +268,7 @@ impl Two {
         });
         config["services"]["web"] = service(&discovery, frontend, &json!("on"));
         let mut rig = Rig::start(dir, &config).await;
-        rig.serves("web", &names(&ports[..5])).await;
+        rig.serves("web", &names(&addresses[..5])).await;
         rig.status_shows("both agree", |s| s["services"]["web"]["fresh"] == true)
             .await;
         let load = load(frontend);
@@ -336,7 +278,7 @@ impl Two {
             clients,
             proxies,
             _apps: apps,
-            ports,
+            addresses,
             load,
         }
     }
@@ -364,12 +306,12 @@ async fn either_of_two_ensembles_may_be_lost_for_good() {
         two.zookeepers[lost].stop_all();
         two.stale(lost).await;
         let other = &two.clients[1 - lost];
-        register(other, &two.ports[5..7]).await;
-        two.rig.serves("web", &names(&two.ports[..7])).await;
-        withdraw(other, &two.ports[..2]).await;
-        two.rig.serves("web", &names(&two.ports[2..7])).await;
+        register(other, &two.addresses[5..7]).await;
+        two.rig.serves("web", &names(&two.addresses[..7])).await;
+        withdraw(other, &two.addresses[..2]).await;
+        two.rig.serves("web", &names(&two.addresses[2..7])).await;
         two.rig.restart_synapse().await;
-        two.rig.serves("web", &names(&two.ports[2..7])).await;
+        two.rig.serves("web", &names(&two.addresses[2..7])).await;
         two.assert_no_failures();
     }
 }
@@ -378,7 +320,7 @@ async fn either_of_two_ensembles_may_be_lost_for_good() {
 async fn a_full_replacement_through_one_ensemble_is_not_undone_by_the_blackholed_other() {
     let mut two = Two::start().await;
     two.proxies[1].set(Mode::Blackhole).await;
-    let (old, new) = (two.ports[..5].to_vec(), two.ports[5..].to_vec());
+    let (old, new) = (two.addresses[..5].to_vec(), two.addresses[5..].to_vec());
     for (old, new) in old.iter().zip(&new) {
         register(&two.clients[0], &[*new]).await;
         withdraw(&two.clients[0], &[*old]).await;
@@ -390,8 +332,8 @@ async fn a_full_replacement_through_one_ensemble_is_not_undone_by_the_blackholed
     let seen: BTreeSet<String> = two.rig.live("web").await;
     assert_eq!(seen, names(&new).into_iter().collect(), "after a restart");
     // The other side comes back with the old ones still registered there: it is believed, and says so.
-    for port in &old {
-        vanish(&two.clients[1], &[*port]).await;
+    for one in &old {
+        vanish(&two.clients[1], &[*one]).await;
     }
     register(&two.clients[1], &new).await;
     two.proxies[1].set(Mode::Pass).await;

@@ -21,6 +21,9 @@ pub trait Facts {
     fn elsewhere(&self, address: &Address) -> bool;
 }
 
+/// A set that stands for less than this is on the way to another one.
+const MOMENT: Duration = Duration::from_secs(1);
+
 /// What the last set is worth as the baseline of the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Base {
@@ -272,6 +275,8 @@ impl Guard {
         self.sizes.push_back((now, self.size, self.announced));
         if self.size == 0 && (lost || !withdrawn.is_empty()) {
             self.emptied(lost, withdrawn, facts, now);
+        } else if self.is_whole() {
+            self.made_good();
         } else if lost && self.too_many(now) {
             self.trip(Why::Share, Some(now + self.settings.hold), now);
         }
@@ -307,12 +312,37 @@ impl Guard {
         }
     }
 
+    /// Every loss has an addition, and the set is as large as it has been in the window, apart from moments in which some were
+    /// there twice.
+    fn is_whole(&self) -> bool {
+        let next = self.sizes.iter().skip(1);
+        let stood = self.sizes.iter().zip(next).enumerate();
+        let stood = stood.filter(|(n, ((at, ..), (next, ..)))| *n == 0 || *next >= *at + MOMENT);
+        let largest = stood.map(|(_, (then, _))| self.without_withdrawn(then));
+        self.held.is_empty()
+            && self.losses.len() <= self.added.len()
+            && self.size >= largest.max().unwrap_or(0)
+    }
+
+    /// What was lost until now is replaced, and no later loss brings it back. The additions that made up for it make up for
+    /// nothing else.
+    fn made_good(&mut self) {
+        let mut replaced = std::mem::take(&mut self.losses).len();
+        self.added.retain(|_, _| {
+            let used = replaced > 0;
+            replaced -= usize::from(used);
+            !used
+        });
+    }
+
     /// The largest set of the window, without what has been withdrawn since.
     fn largest(&self) -> usize {
-        let of = |(_, size, announced): &(Duration, usize, usize)| {
-            size.saturating_sub(self.announced - announced)
-        };
-        self.sizes.iter().map(of).max().unwrap_or(self.size)
+        let sizes = self.sizes.iter().map(|then| self.without_withdrawn(then));
+        sizes.max().unwrap_or(self.size)
+    }
+
+    fn without_withdrawn(&self, (_, size, announced): &(Duration, usize, usize)) -> usize {
+        size.saturating_sub(self.announced - announced)
     }
 
     fn too_many(&self, now: Duration) -> bool {
@@ -374,7 +404,6 @@ impl Guard {
         if self.held.is_empty() {
             self.trips += 1;
         }
-        self.whole = self.whole.max(self.largest());
         for (address, loss) in std::mem::take(&mut self.losses) {
             let held = Held {
                 member: loss.member,
@@ -386,6 +415,9 @@ impl Guard {
             };
             self.held.insert(address, held);
         }
+        // Of a larger set some were there twice, or have been given up.
+        let all = self.size + self.held.len();
+        self.whole = self.whole.max(self.largest()).min(all);
         self.revision += 1;
     }
 
@@ -434,7 +466,7 @@ impl Guard {
             let unjudged = now >= held.judged_from + NO_EVIDENCE;
             now >= until
                 || match evidence {
-                    Evidence::Passing => false,
+                    Evidence::Passing | Evidence::Awaited => false,
                     Evidence::Failing => true,
                     Evidence::Pending | Evidence::Nothing => unjudged,
                 }

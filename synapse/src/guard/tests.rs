@@ -1,4 +1,4 @@
-//! The rules line by line. Times are seconds since an arbitrary boot.
+//! The rules line by line, in one file because they share one scene. Times are seconds since an arbitrary boot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -168,6 +168,29 @@ fn what_vanishes_while_it_answers_is_held_until_the_end() {
 }
 
 #[test]
+fn a_restart_late_in_a_hold_waits_for_the_checks() {
+    let mut scene = Scene::of(100);
+    scene.delete(4..=100, false);
+    scene.step();
+    scene.wait(40);
+    scene.restart("boot-1", false);
+    scene.world.others = Some(Evidence::Awaited);
+    scene.wait(1);
+    assert_eq!(scene.passed(), all(1, 100));
+    scene.world.others = Some(Evidence::Passing);
+    scene.world.evidence.insert(7, Evidence::Failing);
+    scene.world.evidence.insert(8, Evidence::Nothing);
+    scene.wait(1);
+    assert_eq!(scene.passed().len(), 98);
+    // haproxy that never answers does not keep them for ever.
+    scene.world.others = Some(Evidence::Awaited);
+    scene.wait(557);
+    assert_eq!(scene.passed().len(), 98);
+    scene.wait(1);
+    assert_eq!(scene.passed(), all(1, 3));
+}
+
+#[test]
 fn what_vanishes_and_is_dead_leaves_when_its_check_fails() {
     let mut scene = Scene::of(100);
     scene.delete(4..=100, false);
@@ -324,6 +347,87 @@ fn few_losses_and_replacements_are_believed_at_once() {
         assert_eq!(scene.passed(), all(201, 300), "{order}");
         assert_eq!(scene.guard.trips(), 0);
     }
+}
+
+#[test]
+fn what_was_replaced_is_not_restored_by_a_later_loss() {
+    for one_by_one in [false, true] {
+        let mut scene = Scene::of(100);
+        for port in 1..=100 {
+            scene.delete([port], false);
+            scene.add([200 + port]);
+            if one_by_one {
+                scene.step();
+            }
+        }
+        scene.step();
+        assert_eq!(scene.passed(), all(201, 300));
+        scene.wait(1);
+        scene.delete(204..=300, false);
+        scene.step();
+        assert_eq!(scene.held(), all(204, 300), "{one_by_one}");
+        assert_eq!(scene.passed(), all(201, 300));
+        scene.delete(201..=203, false);
+        scene.step();
+        assert_eq!(scene.held(), all(201, 300), "{one_by_one}");
+    }
+    // For a moment some are there twice.
+    let mut scene = Scene::of(100);
+    scene.wait(60);
+    for port in 1..=100 {
+        scene.add([200 + port]);
+        scene.step();
+        scene.delete([port], false);
+        scene.step();
+    }
+    scene.delete(201..=300, false);
+    scene.step();
+    assert_eq!(scene.held(), all(201, 300));
+    // And the hold ends when as many others have come.
+    scene.add(1..=99);
+    scene.step();
+    assert_eq!(scene.held().len(), 100);
+    scene.add([100]);
+    scene.step();
+    assert_eq!(scene.passed(), all(1, 100));
+    // What was replaced makes up for nothing else either.
+    let mut scene = Scene::of(100);
+    scene.delete(1..=40, false);
+    scene.step();
+    scene.add(201..=240);
+    scene.step();
+    scene.delete(41..=92, false);
+    scene.step();
+    assert_eq!(scene.held(), all(41, 92));
+    // Additions alone make the set larger and replace nothing yet.
+    let mut scene = Scene::of(100);
+    scene.delete(1..=10, false);
+    scene.step();
+    scene.add(201..=205);
+    scene.step();
+    scene.delete(11..=60, false);
+    scene.step();
+    assert_eq!(scene.held(), all(1, 60));
+}
+
+#[test]
+fn a_set_that_has_just_recovered_is_lost_again() {
+    let mut scene = Scene::of(100);
+    for port in 4..=100 {
+        scene.now += Duration::from_millis(300);
+        scene.delete([port], false);
+        scene.step();
+    }
+    scene.wait(2);
+    scene.add(4..=100);
+    scene.step();
+    assert_eq!(scene.guard.words(), None);
+    for port in 4..=100 {
+        scene.now += Duration::from_millis(50);
+        scene.delete([port], false);
+        scene.step();
+    }
+    assert_eq!(scene.held(), all(4, 100));
 }
 
 #[test]

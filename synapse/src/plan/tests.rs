@@ -94,6 +94,12 @@ fn removal_that_empties_a_backend_comes_after_the_servers_it_gains() {
         ops(&Plan::Runtime(all)),
         ["add b/s3 127.0.0.1:3 id 3 weight 1", "retire b/s1"]
     );
+    // Nor does it go first where fewer would serve meanwhile than are on their way.
+    let three = file(&[S2, "s3 127.0.0.1:3 id 3", "s4 127.0.0.1:4 id 4"]);
+    let Plan::Runtime(all) = plan(&running, &three) else {
+        panic!()
+    };
+    assert_eq!(before_adds(&running, &all), []);
     // Nothing is gained: the registry says empty.
     assert_eq!(
         ops(&plan(&running, &file(&[]))),

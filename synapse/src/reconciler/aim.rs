@@ -11,7 +11,8 @@ use tracing::error;
 use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
-use crate::plan::{Change, Op, Plan, Reach, Running, plan, plan_some};
+use crate::plan::{Change, Op, Plan, Reach, Running, RunningServer, plan, plan_some};
+use crate::sorted::Walk;
 
 /// What may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +188,7 @@ impl Reconciler {
     }
 
     /// Takes out servers that were assessed to have gone, before anything is rendered: removals wait for no window, no
-    /// file and no job. Not where that would empty the backend: that may be half of a larger change.
+    /// file and no job. Not where fewer would stay than are on their way, or none: it may be half of a larger change.
     pub(super) async fn remove_at_once(&mut self, assessed: &BTreeSet<usize>) {
         let Some(observed) = self.observed.as_ref().filter(|_| !self.stale) else {
             return;
@@ -195,7 +196,7 @@ impl Reconciler {
         let Some(whole) = self.aim() else {
             return;
         };
-        let (mut ops, mut emptied) = (Vec::new(), false);
+        let (mut ops, mut waits) = (Vec::new(), false);
         for state in assessed.iter().filter_map(|i| self.services.get(*i)) {
             let Some((backend, before)) = state
                 .backend()
@@ -228,16 +229,13 @@ impl Reconciler {
             if gone.is_empty() {
                 continue;
             }
-            let stays = shown.iter().any(|(name, found)| {
-                found.state == ServerState::Ready
-                    && (wanted.contains_key(name) || before.structural.contains(name))
-            });
-            emptied |= !stays;
-            if stays {
+            if enough_stay(shown, wanted, &before.structural) {
                 ops.append(&mut gone);
+            } else {
+                waits = true;
             }
         }
-        if emptied {
+        if waits {
             self.window.hold(Instant::now());
         }
         if !ops.is_empty() {
@@ -258,4 +256,21 @@ impl Reconciler {
             }
         }
     }
+}
+
+/// Whether at least as many servers stay as have yet to come: wanted ones that the worker has not, or that are taken out.
+fn enough_stay(
+    shown: &BTreeMap<String, RunningServer>,
+    wanted: &BTreeMap<String, u32>,
+    structural: &BTreeSet<String>,
+) -> bool {
+    let mut names = Walk::of(wanted);
+    let (mut stay, mut there) = (0, 0);
+    for (name, found) in shown {
+        let is_wanted = names.get(name).is_some();
+        there += usize::from(is_wanted && found.state != ServerState::Retired);
+        let stays = is_wanted || structural.contains(name);
+        stay += usize::from(stays && found.state == ServerState::Ready);
+    }
+    stay > 0 && stay >= wanted.len() - there
 }

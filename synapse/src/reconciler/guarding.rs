@@ -19,24 +19,30 @@ pub(super) struct Guarding {
     checks: BTreeMap<String, (Duration, BTreeMap<String, Evidence>)>,
     /// Services whose hold was logged.
     told: BTreeSet<String>,
+    /// Services of which more is held than before, by index.
+    restored: BTreeSet<usize>,
 }
 
 /// The world of one service's guards.
 struct Around<'a> {
     /// NAMEs by znode.
     names: BTreeMap<&'a str, &'a str>,
+    /// There is a stats socket.
+    can_ask: bool,
     checks: Option<&'a (Duration, BTreeMap<String, Evidence>)>,
     others: &'a [State],
 }
 
 impl Facts for Around<'_> {
     fn evidence(&self, znode: &str, since: Duration) -> Evidence {
-        match (self.checks, self.names.get(znode)) {
-            (Some((read, checks)), Some(name)) if *read >= since => {
-                checks.get(*name).copied().unwrap_or(Evidence::Pending)
-            }
-            _ => Evidence::Pending,
+        if !self.can_ask {
+            return Evidence::Nothing;
         }
+        let Some((_, checks)) = self.checks.filter(|(read, _)| *read >= since) else {
+            return Evidence::Awaited;
+        };
+        let known = self.names.get(znode).and_then(|name| checks.get(*name));
+        known.copied().unwrap_or(Evidence::Pending)
     }
 
     fn elsewhere(&self, address: &Address) -> bool {
@@ -64,13 +70,18 @@ impl Reconciler {
         };
         let around = Around {
             names,
+            can_ask: self.api.is_configured(),
             checks: state.backend().and_then(|b| self.guarding.checks.get(b)),
             others: &self.services,
         };
         let now = self.guarding.clock.now();
         let view = |key: &crate::source::SourceKey| self.sources.view(key);
         let times = (now, SystemTime::now());
+        let held = intake.held();
         let taken = intake.take(&view, self.config.max_stale, &around, times);
+        if intake.held() > held {
+            self.guarding.restored.insert(index);
+        }
         let (words, shadow) = intake.words();
         let name = self.services[index].service.name.clone();
         match (words.or(shadow), self.guarding.told.contains(&name)) {
@@ -98,11 +109,28 @@ impl Reconciler {
             return false;
         }
         self.read_checks(&waiting).await;
+        self.look_again(waiting)
+    }
+
+    /// Lets go of what haproxy's checks had taken down before it was taken out: a server that comes back from maint counts as
+    /// up until its next check. Returns whether anything has to be assessed again.
+    pub(super) async fn doubt_restored(&mut self) -> bool {
+        if self.guarding.restored.is_empty() {
+            return false;
+        }
+        let waiting = self.indexes(|state| state.intake.is_waiting());
+        self.read_checks(&waiting).await;
+        let restored = std::mem::take(&mut self.guarding.restored);
+        self.look_again(restored)
+    }
+
+    fn look_again(&mut self, indexes: impl IntoIterator<Item = usize>) -> bool {
         let mut needed = false;
-        for index in waiting {
-            let before = self.services[index].intake.mark();
+        for index in indexes {
+            let mark = |state: &State| state.intake.mark();
+            let before = self.services.get(index).map(mark);
             let _looked_at_again_by_the_pass = self.take_in(index);
-            if self.services[index].intake.mark() != before {
+            if self.services.get(index).map(mark) != before {
                 self.dirty.insert(index);
                 needed = true;
             }

@@ -16,6 +16,7 @@ use crate::server::Rejected;
 use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
 use crate::sorted::Walk;
+use crate::source::{SourceKey, SourceView};
 use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, seconds};
 
 /// The view of a service with more servers follows its change a little later.
@@ -217,10 +218,23 @@ impl Reconciler {
     }
 
     fn snapshot_now(&self) -> Snapshot {
-        let record = |view: crate::source::SourceView| SourceRecord {
+        // Children as the guards have looked at them, not newer: what has gone since would be lost without a loss. Of two
+        // services' guards the one that is behind.
+        let mut looked: BTreeMap<&SourceKey, &SourceView> = BTreeMap::new();
+        let intakes = self.services.iter().flat_map(|s| s.intake.sources());
+        for (watched, view) in intakes.filter(|(_, v)| v.confirmed || v.agreed_at.is_some()) {
+            let behind = looked.entry(&watched.key).or_insert(view);
+            if view.removals.last() < behind.removals.last() {
+                *behind = view;
+            }
+        }
+        let record = |key: &SourceKey, view: SourceView| SourceRecord {
             agreed_at: view.agreed_at,
             fresh: view.fresh,
-            children: view.children,
+            children: match looked.get(key) {
+                Some(looked) => Arc::clone(&looked.children),
+                None => view.children,
+            },
         };
         let sources = self
             .sources
@@ -250,7 +264,7 @@ impl Reconciler {
         Snapshot {
             machine: self.machine.clone(),
             sources: sources
-                .map(|(key, view)| (key.to_string(), record(view)))
+                .map(|(key, view)| (key.to_string(), record(key, view)))
                 .collect(),
             resolved: self.sources.resolved().borrow().clone(),
             ids: self.ids.clone(),

@@ -15,6 +15,8 @@ pub struct Window {
     max: Duration,
     width: Duration,
     closes: Option<Instant>,
+    /// Since when a change is held.
+    held: Option<Instant>,
 }
 
 impl Window {
@@ -26,6 +28,7 @@ impl Window {
             max: max.max(min),
             width: min,
             closes: None,
+            held: None,
         }
     }
 
@@ -35,9 +38,10 @@ impl Window {
         self.closes.map_or(now, |closes| closes.max(now))
     }
 
-    /// A change that might be half of a larger one waits for one full window.
+    /// A change that might be half of a larger one waits for one full window, however much comes meanwhile.
     pub fn hold(&mut self, now: Instant) {
-        self.closes = Some(self.due(now).max(now + self.min));
+        let since = *self.held.get_or_insert(now);
+        self.closes = Some(self.due(now).max(since + self.min));
     }
 
     /// Everything that was known at `now` has been taken.
@@ -49,6 +53,7 @@ impl Window {
             self.min
         };
         self.closes = Some(now + self.width);
+        self.held = None;
     }
 }
 
@@ -98,6 +103,13 @@ mod tests {
         window.hold(start);
         window.hold(start);
         assert_eq!(window.due(start), start + 20 * MS);
+        window.hold(start + 15 * MS);
+        assert_eq!(window.due(start + 15 * MS), start + 20 * MS);
         assert_eq!(window.due(start + 30 * MS), start + 30 * MS);
+        window.hold(start + 30 * MS);
+        assert_eq!(window.due(start + 30 * MS), start + 30 * MS);
+        window.taken(start + 30 * MS);
+        window.hold(start + 60 * MS);
+        assert_eq!(window.due(start + 60 * MS), start + 80 * MS);
     }
 }

@@ -226,18 +226,20 @@ pub struct ServerRow {
     pub weight: u16,
     /// Weight from the file (`srv_iweight`).
     pub initial_weight: u16,
-    /// Of its health check: 2 configured, 4 enabled, 8 paused (maint).
+    /// Of its health check: 1 under way, 2 configured, 4 enabled, 8 paused (maint).
     pub check: u32,
-    /// Of the last health check: 0 none yet, 2 failed, 3 passed, 4 passed with a condition.
+    /// Of the last health check: 0 none yet, or one is under way, 2 failed, 3 passed, 4 passed with a condition.
     pub check_result: u8,
     /// Its last check passed (`srv_check_result`, `CHK_RES_PASSED` and above in haproxy's `check-t.h`).
     pub passed: bool,
 }
 
+const CHECK_FAILED: u8 = 2;
 const CHECK_PASSED: u8 = 3;
 const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
 const FORCED_DRAIN: u32 = 8;
+const CHECK_UNDER_WAY: u32 = 1;
 const CHECK_ENABLED: u32 = 4;
 const CHECK_PAUSED: u32 = 8;
 
@@ -307,17 +309,20 @@ impl ServerRow {
         }
     }
 
-    /// What its check says of it. haproxy does not tell when a check ran last: a result stands until the next one.
+    /// What its check says of it. haproxy does not tell when a check ran last: a result stands until the next one begins.
+    /// While that is under way there is none (measured), so that the state decides. In maint haproxy keeps the result and
+    /// forgets the state that came of it (measured), so that a failed check is all there is.
     #[must_use]
     pub fn evidence(&self) -> Evidence {
-        if self.check & CHECK_ENABLED == 0 {
-            Evidence::Nothing
-        } else if self.check & CHECK_PAUSED != 0 || self.check_result == 0 {
-            Evidence::Pending
-        } else if self.op_state == 0 {
-            Evidence::Failing
-        } else {
-            Evidence::Passing
+        let is = |bit: u32| self.check & bit != 0;
+        match self.check_result {
+            _ if !is(CHECK_ENABLED) => Evidence::Nothing,
+            CHECK_FAILED if is(CHECK_PAUSED) => Evidence::Failing,
+            _ if is(CHECK_PAUSED) => Evidence::Pending,
+            0 if !is(CHECK_UNDER_WAY) => Evidence::Pending,
+            _ if self.op_state == 0 => Evidence::Failing,
+            0 => Evidence::Awaited,
+            _ => Evidence::Passing,
         }
     }
 

@@ -157,6 +157,30 @@ fn states_have_owners() {
     }
 }
 
+#[test]
+fn what_a_check_says_of_a_server() {
+    use crate::guard::Evidence;
+    for (op, check, result, evidence) in [
+        (2, 6, 3, Evidence::Passing),
+        // Not failed often enough yet.
+        (2, 6, 2, Evidence::Passing),
+        (0, 6, 2, Evidence::Failing),
+        (2, 6, 0, Evidence::Pending),
+        (2, 2, 3, Evidence::Nothing),
+        // A check is under way.
+        (2, 7, 0, Evidence::Awaited),
+        (0, 7, 0, Evidence::Failing),
+        // In maint.
+        (0, 14, 3, Evidence::Pending),
+        (0, 14, 2, Evidence::Failing),
+        (0, 14, 0, Evidence::Pending),
+    ] {
+        let mut row = row(op, 0, 1, 1);
+        (row.check, row.check_result) = (check, result);
+        assert_eq!(row.evidence(), evidence, "{op} {check} {result}");
+    }
+}
+
 #[tokio::test]
 async fn absent_sockets_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();

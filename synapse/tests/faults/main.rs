@@ -34,7 +34,7 @@
 //! | SIGKILL of a nerve, started again at once; after 5 s | at once: its nodes are swapped without a gap | the same |
 //! | SIGSTOP of synapse for 1 s, for 5 s; SIGKILL, started again at once, after 5 s | | the same |
 //! | a session closed by the servers: nerve's, synapse's | nerve's servers are out until it has registered again | the same |
-//! | SIGSTOP of a nerve, its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
+//! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
 //! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
 //! | **Disks** | | |
@@ -47,7 +47,11 @@
 //! | **Two ensembles** | | |
 //! | either lost wholly and for good | new apps come in, unhealthy and stopped ones go | `ensembles::either_of_two_ensembles_is_lost_for_good` |
 //! | one blackholed during a full replacement | nothing dead comes back through it | `synapse/tests/guard.rs` `a_full_replacement_through_one_ensemble_is_not_undone_by_the_blackholed_other` |
-//! | **Losses in the registry** | acceptance of the guard | `synapse/tests/guard.rs` |
+//! | **Losses in the registry** | | |
+//! | 97 of 100 vanish and answer, at once or spread over the guard's window; synapse restarted meanwhile | all 100 serve until the hold's end, the same over restarts | `synapse/tests/hundred` `kept` |
+//! | 97 of 100 vanish and are dead | out by their checks, then gone | `synapse/tests/hundred` `dead` |
+//! | 97 withdrawn, 60 unhealthy, 3 vanish, the last one withdrawn, 100 replaced, a held address registered elsewhere | gone at once; the last one when its check fails; replaced; that address alone | `synapse/tests/hundred` `told` |
+//! | the rest of the guard: release, shadow, an emptied path, unusable snapshots | | `synapse/tests/guard.rs` |
 //!
 //! Not run, by name: loss, reordering and duplication of packets (no netem in the kernel this was written on); a jump of the
 //! machine's wall clock under running programs (a test may not set it).
