@@ -302,11 +302,10 @@ impl State {
             self.id_notes.clear();
         }
         let (ids, gone) = kept(&before, &servers);
-        let (mut new, mut used) = (Vec::new(), HashSet::new());
         let without = servers.iter().zip(&ids).filter(|(_, id)| id.is_none());
-        new.extend(without.map(|(server, _)| Arc::clone(server)));
+        let new: Vec<Arc<Server>> = without.map(|(server, _)| Arc::clone(server)).collect();
         let live = (world.live)(backend);
-        let mut reserved = HashSet::new();
+        let (mut used, mut reserved) = (HashSet::new(), HashSet::new());
         if !new.is_empty() {
             used.extend(ids.iter().flatten());
             reserved.extend(live.into_iter().flat_map(BTreeMap::values).map(|s| s.id));

@@ -1,7 +1,7 @@
 //! The files of one program: main file, its section, the files of `service_conf_dir`.
 //!
 //! Owns file names, sections and precedence. A file that cannot be read or parsed is a finding, and the others are read
-//! all the same.
+//! all the same. One file, as each of these decides what the others mean.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};

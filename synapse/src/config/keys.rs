@@ -47,7 +47,7 @@ pub(super) const KEYS: &[Key] = &[
         "coalesce",
         Kind::Map,
         "",
-        "a change is applied at once, those that follow it together; removals never wait",
+        "a change is applied at once, those that follow it together; removals wait only for servers that replace more than stay",
     ),
     honoured(
         "coalesce.min",

@@ -1,3 +1,5 @@
+//! Plans: cases, then laws over random files. In one file because both share its makers of files and states.
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
