@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use smartstack_common::testing::{Failure, Style, Traffic};
 
+use crate::cost::synapse_cpu;
 use crate::site::Site;
 
 /// Changes of an address (one server goes, another comes), and the time for them.
@@ -39,6 +40,8 @@ pub(crate) struct Rush {
     /// Until haproxy's table was the registry.
     pub(crate) settled: Duration,
     pub(crate) reloads: f64,
+    /// Milliseconds of CPU per change: synapse and the children it has waited for.
+    pub(crate) synapse: f64,
 }
 
 async fn reloads(site: &Site) -> f64 {
@@ -89,7 +92,7 @@ async fn exchange(site: &mut Site, service: u32) {
 
 /// Changes without a pause, all over the services.
 pub(crate) async fn unthrottled(site: &mut Site) -> Rush {
-    let before = reloads(site).await;
+    let (before, spent) = (reloads(site).await, synapse_cpu(site));
     let began = Instant::now();
     let mut changes = 0;
     while began.elapsed() < RUSH {
@@ -104,5 +107,6 @@ pub(crate) async fn unthrottled(site: &mut Site) -> Rush {
         made,
         settled,
         reloads: reloads(site).await - before,
+        synapse: (synapse_cpu(site) - spent) / f64::from(changes),
     }
 }

@@ -175,13 +175,18 @@ async fn received(site: &Site) -> f64 {
 }
 
 fn spent(site: &mut Site, worker: u32) -> Spent {
-    let pid = site.synapse.process().pid();
     Spent {
         at: Instant::now(),
-        synapse: cpu(pid) + children(pid),
+        synapse: synapse_cpu(site),
         haproxy: cpu(worker),
-        written: field(pid, "io", "wchar:"),
+        written: field(site.synapse.process().pid(), "io", "wchar:"),
     }
+}
+
+/// Milliseconds of CPU that synapse and the children it has waited for have used.
+pub(crate) fn synapse_cpu(site: &mut Site) -> f64 {
+    let pid = site.synapse.process().pid();
+    cpu(pid) + children(pid)
 }
 
 /// Milliseconds of CPU that a process has used, threads that have ended included.

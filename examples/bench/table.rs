@@ -234,16 +234,17 @@ impl Results {
             "\nChurn without a pause: a delete and a create at a time, each after the reply to the one before"
         );
         println!(
-            "  {:<10} {:>8} {:>10} {:>14} {:>9} {:>8}",
-            "size", "changes", "made in s", "in haproxy, s", "per s", "reloads"
+            "  {:<10} {:>8} {:>10} {:>14} {:>9} {:>8} {:>14}",
+            "size", "changes", "made in s", "in haproxy, s", "per s", "reloads", "CPU ms/change"
         );
         for (size, r) in &self.rushed {
             let (made, settled) = (r.made.as_secs_f64(), r.settled.as_secs_f64());
             println!(
-                "  {size:<10} {:>8} {made:>10.2} {settled:>14.2} {:>9.0} {:>8}",
+                "  {size:<10} {:>8} {made:>10.2} {settled:>14.2} {:>9.0} {:>8} {:>14.2}",
                 r.changes,
                 f64::from(r.changes) / settled,
-                r.reloads
+                r.reloads,
+                r.synapse
             );
         }
     }

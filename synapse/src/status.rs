@@ -19,10 +19,10 @@ pub const SCHEMA: u32 = 1;
 pub struct Board(RwLock<BTreeMap<String, Arc<ServiceView>>>);
 
 impl Board {
-    /// Takes another view of a service.
-    pub fn put(&self, service: &str, view: ServiceView) {
+    /// Takes another view of a service, and gives back the one before.
+    pub fn put(&self, service: &str, view: Arc<ServiceView>) -> Option<Arc<ServiceView>> {
         let mut services = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        services.insert(service.to_owned(), Arc::new(view));
+        services.insert(service.to_owned(), view)
     }
 
     /// A service is not configured any more.

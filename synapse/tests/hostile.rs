@@ -520,6 +520,9 @@ async fn a_bad_znode_costs_itself_and_an_odd_one_its_oddity() {
     let service = rig.service("hostile").await;
     assert_eq!(service["rejected"].as_array().unwrap().len(), rows.len());
     assert_eq!(service["origin"], "live");
+    let told = rig.whole_log();
+    let told = told.matches("an entry of the registry is not used").count();
+    assert_eq!(told, rows.len(), "each is told once\n{}", rig.log());
 
     let rows = used();
     for row in &rows {

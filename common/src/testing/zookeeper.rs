@@ -14,6 +14,8 @@ use crate::units::Ensemble;
 
 /// Time a server may take until it serves (a JVM on a busy machine).
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// A server that has just opened its port may never answer on the first connections (seen on 3.8): then another is made.
+const STARTING: Duration = Duration::from_secs(1);
 /// Debian's jar; its manifest names the others.
 const JAR: &str = "/usr/share/java/zookeeper.jar";
 const HINT: &str = "`apt-get install libzookeeper-java default-jre-headless`, or `make deps`";
@@ -165,7 +167,7 @@ impl ZooKeeper {
     pub async fn leader(&self) -> usize {
         eventually("a server leads", START_LIMIT, async || {
             for index in 0..self.servers.len() {
-                let answer = four_letters(&self.host(index), "srvr").await;
+                let answer = four_letters(&self.host(index), "srvr", STARTING).await;
                 if answer.is_ok_and(|text| text.contains("Mode: leader")) {
                     return Ok(index);
                 }
@@ -237,7 +239,7 @@ impl ZooKeeper {
                             process.log_tail()
                         );
                     }
-                    let answer = four_letters(&host, "srvr")
+                    let answer = four_letters(&host, "srvr", STARTING)
                         .await
                         .map_err(|e| e.to_string())?;
                     if answer.contains("Mode: ") {
@@ -260,7 +262,7 @@ impl ZooKeeper {
         eventually(
             &format!("zookeeper {host} answers {word}"),
             Duration::from_secs(10),
-            async || four_letters(&host, word).await,
+            async || four_letters(&host, word, Duration::from_secs(5)).await,
         )
         .await
     }
@@ -404,7 +406,7 @@ fn address(host: Option<&Host>) -> Ipv4Addr {
     host.map_or(Ipv4Addr::LOCALHOST, |host| host.address)
 }
 
-async fn four_letters(host: &str, word: &str) -> std::io::Result<String> {
+async fn four_letters(host: &str, word: &str, limit: Duration) -> std::io::Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(host).await?;
         stream.write_all(word.as_bytes()).await?;
@@ -412,5 +414,5 @@ async fn four_letters(host: &str, word: &str) -> std::io::Result<String> {
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
     };
-    tokio::time::timeout(Duration::from_secs(5), exchange).await?
+    tokio::time::timeout(limit, exchange).await?
 }

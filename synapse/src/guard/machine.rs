@@ -561,9 +561,14 @@ impl Guard {
             ),
             None => "until something is registered again".to_owned(),
         };
+        // Those that were withdrawn are not missed.
+        let before = match self.whole {
+            0 => String::new(),
+            whole => format!(", {whole} before"),
+        };
         Some(format!(
-            "{count} {verb}: {reason} ({} registered, {} before); {end}",
-            self.size, self.whole
+            "{count} {verb}: {reason} ({} registered{before}); {end}",
+            self.size
         ))
     }
 }

@@ -298,6 +298,9 @@ fn the_last_servers_withdrawn_stay_until_their_checks_fail_or_the_hold_ends() {
     scene.delete(1..=3, true);
     scene.step();
     assert_eq!(scene.passed(), all(1, 3));
+    let words = scene.guard.words().unwrap();
+    let start = "3 held: the last servers were withdrawn (0 registered); while";
+    assert!(words.starts_with(start), "{words}");
     scene.wait(600);
     assert!(scene.passed().is_empty() && scene.guard.believes_empty());
 

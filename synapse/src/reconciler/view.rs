@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tracing::{info, warn};
 
 use super::observed::Observed;
 use super::runtime::Next;
@@ -21,6 +22,8 @@ use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, se
 
 /// The view of a service with more servers follows its change a little later.
 const LARGE: usize = 100;
+/// Entries that are refused at one time, each told in a line of the log.
+const TOLD: usize = 10;
 
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
@@ -50,7 +53,7 @@ impl Reconciler {
             self.show_at.get_or_insert(now + SHOW_PAUSE);
         }
         if view.ready && !was_ready {
-            tracing::info!(
+            info!(
                 generation = view.haproxy.generation,
                 "haproxy serves what the sources say"
             );
@@ -67,8 +70,11 @@ impl Reconciler {
             if !later.contains(&index)
                 && let Some(state) = self.services.get(index)
             {
-                self.board
-                    .put(&state.service.name, self.service_view(state));
+                let service = &state.service.name;
+                let view = Arc::new(self.service_view(state));
+                let former = self.board.put(service, Arc::clone(&view));
+                let former = former.as_ref().map_or(&[][..], |f| f.rejected.as_slice());
+                tell_rejected(service, former, &view.rejected);
             }
         }
     }
@@ -273,6 +279,25 @@ impl Reconciler {
             guards: self.services.iter().filter_map(guards).collect(),
             worker: self.digests.worker().map(Arc::new),
         }
+    }
+}
+
+/// Says which registry entries are not used from now on.
+fn tell_rejected(service: &str, former: &[Rejected], now: &[Rejected]) {
+    let known: BTreeSet<&Rejected> = former.iter().collect();
+    let mut new = now.iter().filter(|rejected| !known.contains(rejected));
+    for Rejected { znode, reason } in new.by_ref().take(TOLD) {
+        warn!(
+            service,
+            znode, reason, "an entry of the registry is not used"
+        );
+    }
+    let more = new.count();
+    if more > 0 {
+        warn!(
+            service,
+            more, "other entries of the registry are not used either: see `synapse status`"
+        );
     }
 }
 

@@ -28,7 +28,9 @@ pub enum LockError {
         holder: Option<u32>,
     },
     /// There is no lock to be had here (folder missing or read-only).
-    #[error("cannot {step} the lock `{path}`")]
+    #[error(
+        "cannot {step} the lock `{path}` (synapse writes beside its files: their folder has to be its own)"
+    )]
     Io {
         /// What failed.
         step: &'static str,
