@@ -19,6 +19,7 @@ pub mod binary;
 pub mod bind;
 pub mod check;
 mod child;
+pub mod end;
 pub mod live;
 pub mod master;
 pub mod reload;
@@ -174,8 +175,8 @@ impl Haproxy {
                 return by_command(line, self.reload_timeout, &self.api, &proof).await;
             }
             Way::Master(master) => {
-                return by_master(master, self.reload_timeout, &self.api, &proof, String::new)
-                    .await;
+                let (said, gone) = (String::new, || false);
+                return by_master(master, self.reload_timeout, &self.api, &proof, said, gone).await;
             }
             Way::Supervise(supervisor) => supervisor,
         };
@@ -186,8 +187,9 @@ impl Haproxy {
             Err(error) => return ReloadOutcome::failed(Chain(&error).to_string(), ""),
         }
         let said = || supervisor.said_since(end);
-        let master = supervisor.master();
-        let outcome = by_master(master, self.reload_timeout, &self.api, &proof, said).await;
+        let gone = || supervisor.has_ended();
+        let (master, limit) = (supervisor.master(), self.reload_timeout);
+        let outcome = by_master(master, limit, &self.api, &proof, said, gone).await;
         if outcome.succeeded() {
             return outcome;
         }

@@ -42,6 +42,7 @@ use crate::assembly::Whole;
 use crate::config::Config;
 use crate::generation::Generation;
 use crate::good::Good;
+use crate::haproxy::end::End;
 use crate::intake::Taken;
 use crate::plan::State as ServerState;
 use crate::render::Renderer;
@@ -161,6 +162,8 @@ pub struct Reconciler {
     good: Good,
     api: RuntimeApi,
     observed: Option<Observed>,
+    /// The end of the worker, where it is ours to start another one.
+    worker_end: Option<End>,
     /// How often the whole table was read.
     looks: u64,
     digests: Digests,
@@ -259,7 +262,9 @@ impl Reconciler {
         loop {
             let retry = self.retry_at;
             let (save, show) = (self.save_at, self.show_at);
-            // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside.
+            let end = self.worker_end.as_ref();
+            // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside, an
+            // end that stays one.
             tokio::select! {
                 () = shutdown.wait() => break,
                 changed = changes.changed() => if changed.is_ok() { self.sources_changed() },
@@ -274,6 +279,10 @@ impl Reconciler {
                 Some(done) = self.jobs.join_next() => self.finish(done),
                 Some(order) = orders.recv() => self.obey(order),
                 _ = poll.tick() => if !(self.poll().await | self.step_guards().await) { continue },
+                () = reached(end), if end.is_some() => {
+                    self.worker_end = None;
+                    if !self.poll().await { continue }
+                }
                 _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
                 () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {
                     self.save();
@@ -454,5 +463,13 @@ impl Reconciler {
             }
             _ => &self.renderer,
         }
+    }
+}
+
+/// Only to be awaited where there is one.
+async fn reached(end: Option<&End>) {
+    match end {
+        Some(end) => end.reached().await,
+        None => std::future::pending().await,
     }
 }

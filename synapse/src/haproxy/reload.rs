@@ -175,13 +175,15 @@ pub(super) async fn by_command(
     }
 }
 
-/// By the master CLI. `said` gives what haproxy has written since the request, where that is known.
+/// By the master CLI. `said` gives what haproxy has written since the request, and `gone` whether the master has ended,
+/// where that is known.
 pub(super) async fn by_master(
     master: &Master,
     limit: Duration,
     api: &RuntimeApi,
     proof: &Proof<'_>,
     mut said: impl FnMut() -> String,
+    gone: impl Fn() -> bool,
 ) -> ReloadOutcome {
     let before = match master.settled().await {
         Ok(before) => before,
@@ -205,6 +207,9 @@ pub(super) async fn by_master(
         }
     }
     let refused = async || {
+        if gone() {
+            return Some(ReloadOutcome::failed("haproxy's master has ended", said()));
+        }
         // The socket may reset for about a second while the master loads: no answer proves nothing.
         let now = master.processes().await.ok()?;
         if !is_refusal(&before, &now) {

@@ -216,6 +216,11 @@ impl Supervisor {
         self.process.as_ref().map(|p| p.pid)
     }
 
+    /// The master that was last seen does not run any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.process.as_ref().is_some_and(|p| !p.is_alive())
+    }
+
     /// Whether the master runs. Reaps it when it does not.
     pub fn is_alive(&mut self) -> bool {
         if self

@@ -79,6 +79,7 @@ impl Reconciler {
             good: Good::default(),
             api: RuntimeApi::new(stats_sockets(&config)),
             observed: None,
+            worker_end: None,
             looks: 0,
             digests: Digests::of_snapshot(snapshot),
             proven: Proven::default(),

@@ -261,7 +261,10 @@ impl Reconciler {
         // Where nothing ran before, the first start is no reload: the registry's first word follows it at once.
         let first_start = ok && self.observed.is_none() && self.tally.last_reload.is_none();
         if (done.reason.is_some() || !ok) && !first_start {
-            self.limiter.started(done.started);
+            match self.observed {
+                Some(_) => self.limiter.started(done.started),
+                None => self.limiter.revives(done.started),
+            }
             self.limiter.ended(ok);
         }
         if done.reason.is_some() {

@@ -1,6 +1,7 @@
 //! PURE. When the next reload may start: `restart_interval`, `restart_jitter` and the back-off after failures
 //! (SPEC: the first after a quiet interval goes at once; only a postponed reload is jittered; a failed attempt waits
-//! for the longer of the interval and a back-off of 1 to 60 s).
+//! for the longer of the interval and a back-off of 1 to 60 s). A haproxy that has died is started at once, whatever was
+//! reloaded before; only one that was started in the same way less than the interval ago waits.
 
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub struct Limiter {
     floor: Duration,
     jitter: f64,
     last_start: Option<Instant>,
+    /// The last start of one that had died, or never ran.
+    revived: Option<Instant>,
     failures: u32,
     postponed_by: Option<Duration>,
 }
@@ -30,6 +33,7 @@ impl Limiter {
             floor: Duration::ZERO,
             jitter,
             last_start: None,
+            revived: None,
             failures: 0,
             postponed_by: None,
         }
@@ -73,6 +77,22 @@ impl Limiter {
     pub fn started(&mut self, now: Instant) {
         self.last_start = Some(now);
         self.postponed_by = None;
+    }
+
+    /// haproxy is started where none runs.
+    pub fn revives(&mut self, now: Instant) {
+        self.started(now);
+        self.revived = Some(now);
+    }
+
+    /// haproxy has died: what holds reloads back does not hold its start.
+    pub fn died(&mut self, now: Instant) {
+        let again = self.revived.is_some_and(|at| now < at + self.interval);
+        if !again {
+            self.last_start = None;
+            self.postponed_by = None;
+            self.failures = 0;
+        }
     }
 
     /// It ended.
@@ -127,6 +147,29 @@ mod tests {
         assert_eq!(limiter.due(now + 2 * SECOND, &mut rng), due);
         limiter.started(due);
         assert_eq!(limiter.due(due + 60 * SECOND, &mut rng), due + 60 * SECOND);
+    }
+
+    #[test]
+    fn a_dead_haproxy_is_started_at_once_and_one_that_dies_again_waits() {
+        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let mut limiter = Limiter::new(2 * SECOND, 0.5);
+        limiter.started(now);
+        limiter.ended(false);
+        assert!(limiter.due(now + SECOND, &mut rng) >= now + 2 * SECOND);
+        limiter.died(now + SECOND);
+        assert_eq!(limiter.due(now + SECOND, &mut rng), now + SECOND);
+        limiter.revives(now + SECOND);
+        limiter.ended(true);
+        limiter.died(now + 2 * SECOND);
+        let due = limiter.due(now + 2 * SECOND, &mut rng);
+        assert!(due >= now + 3 * SECOND);
+        limiter.revives(due);
+        limiter.ended(true);
+        limiter.started(due + 9 * SECOND);
+        limiter.ended(true);
+        limiter.died(due + 10 * SECOND);
+        let now = due + 10 * SECOND;
+        assert_eq!(limiter.due(now, &mut rng), now);
     }
 
     #[test]

@@ -10,7 +10,9 @@ use super::aim::Touched;
 use super::observed::{Digests, Observed};
 use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
+use crate::config::Reload;
 use crate::effective::Scope;
+use crate::haproxy::end::End;
 use crate::plan::{Change, Op, State};
 
 impl Reconciler {
@@ -116,12 +118,15 @@ impl Reconciler {
                     self.limiter.forgive();
                 }
                 self.looks += 1;
+                let ours = self.config.haproxy.reload == Reload::Supervise;
+                self.worker_end = ours.then(|| End::of(observed.pid())).flatten();
                 self.observed = Some(observed);
             }
             Err(error) if error.is_absent() => {
                 self.stale = false;
                 self.touched = Touched::All;
                 if self.observed.take().is_some() {
+                    self.limiter.died(Instant::now());
                     self.unseen.extend(0..self.services.len());
                     error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
                 }

@@ -66,6 +66,11 @@ async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
     assert_eq!(reloads(&synapse).await, before);
     assert_eq!(pair.haproxy.worker_pid().await, pid);
     traffic.unharmed().await;
+
+    // The start of a haproxy that has died waits for nothing, and takes what waited along.
+    pair.haproxy.kill();
+    answer(pair.port).await;
+    pair.until(&c, "ready").await;
 }
 
 #[tokio::test]
