@@ -236,7 +236,7 @@ impl Reconciler {
         self.refused_options.clear();
         self.refused_frame = None;
         self.frame_problem = None;
-        self.limiter.forgive();
+        self.limiter.begin_anew();
         self.followed = false;
         self.dirty = (0..self.services.len()).collect();
         self.stale = true;

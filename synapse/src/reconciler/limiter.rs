@@ -1,7 +1,7 @@
 //! PURE. When the next reload may start: `restart_interval`, `restart_jitter` and the back-off after failures
 //! (SPEC: the first after a quiet interval goes at once; only a postponed reload is jittered; a failed attempt waits
 //! for the longer of the interval and a back-off of 1 to 60 s). A haproxy that has died is started at once, whatever was
-//! reloaded before; only one that was started in the same way less than the interval ago waits.
+//! reloaded before, but for one that was started in the same way and did not last: then the interval and a back-off hold.
 
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use tokio::time::Instant;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// A start lasts when haproxy lives for the interval, at least for this.
+const LASTING: Duration = Duration::from_secs(1);
 
 /// Spaces the starts of reloads.
 #[derive(Debug, Clone)]
@@ -18,8 +20,9 @@ pub struct Limiter {
     floor: Duration,
     jitter: f64,
     last_start: Option<Instant>,
-    /// The last start of one that had died, or never ran.
+    /// The last start where none ran, until it has lasted; how many before it did not.
     revived: Option<Instant>,
+    in_vain: u32,
     failures: u32,
     postponed_by: Option<Duration>,
 }
@@ -34,6 +37,7 @@ impl Limiter {
             jitter,
             last_start: None,
             revived: None,
+            in_vain: 0,
             failures: 0,
             postponed_by: None,
         }
@@ -82,16 +86,19 @@ impl Limiter {
     /// haproxy is started where none runs.
     pub fn revives(&mut self, now: Instant) {
         self.started(now);
-        self.revived = Some(now);
+        self.in_vain = match self.revived.replace(now) {
+            Some(_) => self.in_vain.saturating_add(1),
+            None => 0,
+        };
     }
 
     /// haproxy has died: what holds reloads back does not hold its start.
     pub fn died(&mut self, now: Instant) {
-        let again = self.revived.is_some_and(|at| now < at + self.interval);
-        if !again {
+        let lasting = self.interval.max(LASTING);
+        if self.revived.is_none_or(|at| now >= at + lasting) {
+            self.begin_anew();
             self.last_start = None;
             self.postponed_by = None;
-            self.failures = 0;
         }
     }
 
@@ -109,8 +116,15 @@ impl Limiter {
         self.failures = 0;
     }
 
+    /// Everything was changed: neither failures nor starts in vain say anything.
+    pub fn begin_anew(&mut self) {
+        self.forgive();
+        self.revived = None;
+        self.in_vain = 0;
+    }
+
     fn backoff(&self) -> Duration {
-        match self.failures {
+        match self.failures.max(self.in_vain) {
             0 => Duration::ZERO,
             n => FIRST_BACKOFF
                 .saturating_mul(2u32.saturating_pow(n - 1))
@@ -150,25 +164,45 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_haproxy_is_started_at_once_and_one_that_dies_again_waits() {
-        let (mut rng, now) = (fastrand::Rng::with_seed(1), Instant::now());
+    fn a_dead_haproxy_is_started_at_once_whatever_was_reloaded() {
+        let (mut rng, start) = (fastrand::Rng::with_seed(1), Instant::now());
         let mut limiter = Limiter::new(2 * SECOND, 0.5);
-        limiter.started(now);
+        limiter.started(start);
         limiter.ended(false);
-        assert!(limiter.due(now + SECOND, &mut rng) >= now + 2 * SECOND);
-        limiter.died(now + SECOND);
-        assert_eq!(limiter.due(now + SECOND, &mut rng), now + SECOND);
-        limiter.revives(now + SECOND);
+        let now = start + SECOND;
+        assert!(limiter.due(now, &mut rng) >= start + 2 * SECOND);
+        limiter.died(now);
+        assert_eq!(limiter.due(now, &mut rng), now);
+        limiter.revives(now);
         limiter.ended(true);
-        limiter.died(now + 2 * SECOND);
-        let due = limiter.due(now + 2 * SECOND, &mut rng);
-        assert!(due >= now + 3 * SECOND);
-        limiter.revives(due);
+        limiter.forgive();
+        let now = now + 2 * SECOND;
+        limiter.started(now);
         limiter.ended(true);
-        limiter.started(due + 9 * SECOND);
-        limiter.ended(true);
-        limiter.died(due + 10 * SECOND);
-        let now = due + 10 * SECOND;
+        limiter.died(now);
+        assert_eq!(limiter.due(now, &mut rng), now, "that start had lasted");
+    }
+
+    #[test]
+    fn one_that_does_not_last_waits_longer_and_longer() {
+        let (mut rng, mut now) = (fastrand::Rng::with_seed(1), Instant::now());
+        let mut limiter = Limiter::new(Duration::ZERO, 0.0);
+        let mut waits = Vec::new();
+        for _ in 0..9 {
+            limiter.died(now);
+            let due = limiter.due(now, &mut rng);
+            waits.push((due - now).as_secs());
+            now = due;
+            limiter.revives(now);
+            limiter.ended(true);
+            limiter.forgive();
+        }
+        assert_eq!(waits, [0, 0, 1, 2, 4, 8, 16, 32, 60]);
+        limiter.begin_anew();
+        assert_eq!(limiter.due(now, &mut rng), now);
+        limiter.revives(now);
+        let now = now + SECOND;
+        limiter.died(now);
         assert_eq!(limiter.due(now, &mut rng), now);
     }
 

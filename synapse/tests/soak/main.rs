@@ -3,8 +3,8 @@
 //!
 //! At the end haproxy's table is the registry, and no request has failed, with two exceptions that are counted by name:
 //!
-//! * in flight on a killed process: its connection was established before that process was seen to be dead, and was reset
-//!   or closed by its end. Nobody else has that connection.
+//! * in flight on a killed process: its connection was established, or on its way into the queue of the listening socket,
+//!   before that process was seen to be dead, and was reset or closed by its end. Nobody else has that connection.
 //! * refused while nobody listened: between a kill and the first connection that the haproxy started in its place took.
 //!   A listening socket ends with the last process that has it, and nothing that is left could hold it: this is what it
 //!   means to kill haproxy itself, and only its restart ends it. How long that took is printed.

@@ -59,13 +59,15 @@ fn excuse(failure: &Failure, kill: &Kill) -> Option<String> {
     let named = match (failure.connected, kind) {
         // Its connection was the killed one's, and it was under way when that ended.
         (Some(connected), "reset" | "closed") => connected <= kill.dead && failure.ended >= kill.at,
+        // It was in the queue of the listening socket that ended.
+        (None, "reset") => failure.began <= kill.dead && failure.ended >= kill.at,
         // It tried while nobody listened.
         (None, "refused") => failure.began <= kill.listens && failure.ended >= kill.at,
         _ => false,
     };
-    let met = match failure.connected {
-        Some(_) => "in flight on the killed process",
-        None => "while nobody listened",
+    let met = match kind {
+        "refused" => "while nobody listened",
+        _ => "in flight on the killed process",
     };
     named.then(|| format!("{met}: {kind}"))
 }
@@ -99,6 +101,9 @@ mod tests {
             (Some(50), 90, 101, "status 503", false),
             (Some(50), 90, 101, "timeout", false),
             (Some(210), 150, 300, "status 503", false),
+            (None, 109, 112, "reset", true),
+            (None, 90, 99, "reset", false),
+            (None, 111, 112, "reset", false),
             (None, 120, 120, "refused", true),
             (None, 200, 201, "refused", true),
             (None, 99, 99, "refused", false),
