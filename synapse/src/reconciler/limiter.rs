@@ -11,6 +11,8 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 /// A start lasts when haproxy lives for the interval, at least for this.
 const LASTING: Duration = Duration::from_secs(1);
+/// More starts in vain than this do not make the next one wait longer (4 s): nobody serves meanwhile.
+const MOST_IN_VAIN: u32 = 3;
 
 /// Spaces the starts of reloads.
 #[derive(Debug, Clone)]
@@ -124,7 +126,7 @@ impl Limiter {
     }
 
     fn backoff(&self) -> Duration {
-        match self.failures.max(self.in_vain) {
+        match self.failures.max(self.in_vain.min(MOST_IN_VAIN)) {
             0 => Duration::ZERO,
             n => FIRST_BACKOFF
                 .saturating_mul(2u32.saturating_pow(n - 1))
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_last_waits_longer_and_longer() {
+    fn one_that_does_not_last_waits_but_not_for_long() {
         let (mut rng, mut now) = (fastrand::Rng::with_seed(1), Instant::now());
         let mut limiter = Limiter::new(Duration::ZERO, 0.0);
         let mut waits = Vec::new();
@@ -197,7 +199,7 @@ mod tests {
             limiter.ended(true);
             limiter.forgive();
         }
-        assert_eq!(waits, [0, 0, 1, 2, 4, 8, 16, 32, 60]);
+        assert_eq!(waits, [0, 0, 1, 2, 4, 4, 4, 4, 4]);
         limiter.begin_anew();
         assert_eq!(limiter.due(now, &mut rng), now);
         limiter.revives(now);
