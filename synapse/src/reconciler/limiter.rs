@@ -104,7 +104,7 @@ impl Limiter {
         }
     }
 
-    /// It ended.
+    /// What was started has ended, a reload or a start.
     pub fn ended(&mut self, succeeded: bool) {
         self.failures = if succeeded {
             0
