@@ -1,5 +1,5 @@
 //! What haproxy answers on its stats socket, told apart by severity tag and, within failures, by the exact words of
-//! haproxy 2.6.
+//! haproxy 2.6, which 3.0 and 3.2 have kept (measured: [`Refusal::of`] reads alike what 2.6.12, 3.0.11 and 3.2.26 say).
 //!
 //! Pure.
 
@@ -48,6 +48,54 @@ pub enum Refusal {
     Denied,
     /// Anything else, in haproxy's words.
     Other(String),
+}
+
+/// Ends the answer to each line.
+const PROMPT: &str = "\n> ";
+/// Answers before the first command's: to `prompt` and to `set severity-output number`, both empty.
+const OPENING: usize = 2;
+
+/// An answer that is not in the form of haproxy's.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Misfit {
+    /// The command, or what was sent.
+    pub(super) what: String,
+    /// What came.
+    pub(super) words: String,
+}
+
+/// All that came on one connection, as one reply for each of these commands: neither fewer nor more, nothing cut off, and
+/// nothing untagged where only tagged words or silence can be.
+pub(super) fn of_lines(text: &str, commands: &[String]) -> Result<Vec<Reply>, Misfit> {
+    let mut pieces: Vec<&str> = text.split(PROMPT).collect();
+    let rest = pieces.pop();
+    let opens = pieces.iter().take(OPENING).all(|answer| answer.is_empty());
+    if !opens || rest != Some("") || pieces.len() != OPENING + commands.len() {
+        return Err(Misfit {
+            what: format!("{} commands, one a line,", OPENING + commands.len()),
+            words: text.to_owned(),
+        });
+    }
+    let answers = commands.iter().zip(&pieces[OPENING..]);
+    answers
+        .map(|(command, answer)| {
+            let told = answer.trim_matches('\n').lines().next();
+            let fits = command.starts_with("show ") || told.is_none_or(|l| severity(l).is_some());
+            fits.then(|| Reply::parse(answer)).ok_or_else(|| Misfit {
+                what: format!("`{command}`"),
+                words: (*answer).to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// `HAProxy 3.2.26-1` of a plain `show info`.
+pub(super) fn version_of(text: &str) -> Option<String> {
+    let field = |name: &str| {
+        let mut lines = text.lines();
+        lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    };
+    Some(format!("{} {}", field("Name")?, field("Version")?))
 }
 
 impl Reply {

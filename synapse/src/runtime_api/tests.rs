@@ -95,13 +95,111 @@ fn batches_stay_small_and_lose_nothing() {
     assert!(
         pieces
             .iter()
-            .all(|p| PREAMBLE.len() + p.iter().map(|t| t.len() + 1).sum::<usize>() < BATCH)
+            .all(|p| OPENING.len() + p.iter().map(|t| t.len() + 1).sum::<usize>() < BATCH)
     );
     assert_eq!(pieces.concat(), texts);
     assert!(batches(&[]).is_empty());
     // One that is too long alone still goes alone.
     let long = ["x".repeat(BATCH), "y".to_owned()];
     assert_eq!(batches(&long).len(), 2);
+}
+
+fn lines(commands: &[&str]) -> Vec<String> {
+    commands.iter().map(|c| (*c).to_owned()).collect()
+}
+
+/// As 2.2.9, 2.6.12, 3.0.11 and 3.2.26 answer, word for word.
+#[test]
+fn each_line_has_its_answer() {
+    let text = "\n> \n> \n> [3]: No such server.\n\n> [6]: New server registered.\n\n> [6]: Server deleted.\n> 1\n# be_id\n\n> ";
+    let commands = lines(&[
+        "set server b/s1 weight 1",
+        "set server b/nope weight 1",
+        "add server b/x 127.0.0.1:9 id 9",
+        // 2.6 has no empty line behind this one.
+        "del server b/y",
+        "show servers state b",
+    ]);
+    let told = |words: &str| Reply::Text(words.to_owned());
+    assert_eq!(
+        reply::of_lines(text, &commands).unwrap(),
+        [
+            Reply::Done,
+            Reply::Refused(Refusal::NoSuchServer),
+            told("New server registered."),
+            told("Server deleted."),
+            told("1\n# be_id"),
+        ]
+    );
+    assert_eq!(reply::of_lines("\n> \n> ", &[]), Ok(Vec::new()));
+}
+
+#[test]
+fn an_answer_in_another_form_is_none() {
+    let two = lines(&["set server b/s1 weight 1", "set server b/s2 state ready"]);
+    for (case, text) in [
+        ("no prompts", "\n\n\n\n"),
+        // 3.2 to two commands on one line.
+        ("one prompt for two", "\n> \n> \n\n> "),
+        ("one too few", "\n> \n> \n> "),
+        ("one too many", "\n> \n> \n> \n> \n> "),
+        ("cut off", "\n> \n> \n> [3]: No such"),
+        ("words behind the last", "\n> \n> \n> \n> bye"),
+        (
+            "the modes are not known",
+            "Unknown command.\n> \n> \n> \n> ",
+        ),
+        ("words without a tag", "\n> \n> \n> No such server.\n\n> "),
+        (
+            "another prompt",
+            "\nhaproxy> \nhaproxy> \nhaproxy> \nhaproxy> ",
+        ),
+        ("another program", "HTTP/1.0 400 Bad Request\r\n\r\n"),
+    ] {
+        let misfit = reply::of_lines(text, &two);
+        assert!(misfit.is_err(), "{case}: {misfit:?}");
+    }
+    let words = reply::of_lines("\n> \n> \n> No such server.\n\n> ", &two).unwrap_err();
+    assert_eq!(words.what, "`set server b/s2 state ready`");
+}
+
+/// Answers every connection with the same text.
+fn answering(path: &Path, text: &'static str) -> tokio::task::JoinHandle<()> {
+    let listener = tokio::net::UnixListener::bind(path).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 4096];
+            assert!(client.read(&mut asked).await.unwrap() > 0);
+            client.write_all(text.as_bytes()).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn who_cannot_be_talked_to_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (known, unknown) = (folder.path().join("known"), folder.path().join("unknown"));
+    let _server = answering(&known, "Name: HAProxy\nVersion: 9.1\nPid: 7\n\n");
+    let error = RuntimeApi::new(vec![known.clone()])
+        .info()
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "cannot talk to this haproxy (HAProxy 9.1): stats socket `{}` answered 3 commands, one a line, with `Name: HAProxy\\nVersion: 9.1\\nPid: 7\\n\\n`",
+            known.display()
+        )
+    );
+    let _server = answering(&unknown, "220 ready\r\n");
+    let error = RuntimeApi::new(vec![unknown]).info().await.unwrap_err();
+    let told = error.to_string();
+    assert!(
+        told.starts_with("cannot talk to this haproxy: stats socket `"),
+        "{told}"
+    );
+    assert!(told.ends_with("with `220 ready\\r\\n`"), "{told}");
 }
 
 const HEADER: &str = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord\n";

@@ -14,6 +14,8 @@ use tokio::task::{JoinHandle, JoinSet};
 
 /// Ends each reply.
 const PROMPT: &str = "\n> ";
+/// Ends each batch.
+const QUIT: &str = "\nquit\n";
 
 /// A command that haproxy was given.
 #[derive(Debug, Clone)]
@@ -171,9 +173,9 @@ fn listen(path: &Path, shared: &Arc<Shared>) -> JoinHandle<()> {
 }
 
 impl Shared {
-    fn applies(&self, line: &str) -> Option<Meddle> {
+    fn applies(&self, batch: &str) -> Option<Meddle> {
         let mut rules = lock(&self.rules);
-        let at = rules.iter().position(|rule| line.contains(&rule.needle))?;
+        let at = rules.iter().position(|rule| batch.contains(&rule.needle))?;
         rules[at].left -= 1;
         if rules[at].left == 0 {
             return Some(rules.remove(at).meddle);
@@ -189,8 +191,9 @@ impl Shared {
     }
 
     /// Takes note of a batch, without the two commands that only set the mode.
-    fn note(&self, line: &str, replies: &str, file: &Arc<str>) {
-        let said = line.split(';').zip(replies.split(PROMPT)).skip(2);
+    fn note(&self, batch: &str, replies: &str, file: &Arc<str>) {
+        let commands = batch.trim_end_matches(QUIT).lines();
+        let said = commands.zip(replies.split(PROMPT)).skip(2);
         lock(&self.said).extend(said.map(|(command, reply)| Said {
             command: command.to_owned(),
             reply: reply.trim().to_owned(),
@@ -201,51 +204,49 @@ impl Shared {
 
 /// One connection: one batch.
 async fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
-    let mut line = Vec::new();
-    while !line.ends_with(b"\n") {
-        if client.read_buf(&mut line).await? == 0 {
+    let mut batch = Vec::new();
+    while !batch.ends_with(QUIT.as_bytes()) {
+        if client.read_buf(&mut batch).await? == 0 {
             return Ok(());
         }
     }
-    let mut line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    let mut batch = String::from_utf8_lossy(&batch).into_owned();
     let file = std::fs::read_to_string(&shared.file).unwrap_or_default();
     let file: Arc<str> = file.into();
-    let meddle = shared.applies(&line);
+    let meddle = shared.applies(&batch);
     let mut server = match meddle {
         Some(Meddle::Drop) => return Ok(()),
         Some(Meddle::Over(stream)) => {
-            // `prompt` would end the interactive mode.
-            line = line.replacen("prompt;", "show version;", 1);
-            return answer(client, stream, &line, shared, &file).await;
+            // `prompt` would end the interactive mode; of another empty answer there are others.
+            batch = batch.replacen("prompt\n", "set severity-output none\n", 1);
+            return answer(client, stream, &batch, shared, &file).await;
         }
         _ => UnixStream::connect(&shared.real).await?,
     };
     if let Some(Meddle::Replace(from, to)) = meddle {
-        line = line.replace(from, to);
+        batch = batch.replace(from, to);
     }
-    let replies = ask(&mut server, &line).await?;
-    shared.note(&line, &replies, &file);
+    let replies = ask(&mut server, &batch).await?;
+    shared.note(&batch, &replies, &file);
     match meddle {
         Some(Meddle::Silence) => return gone(client).await,
         Some(Meddle::Cut(bytes)) => return client.write_all(&replies.as_bytes()[..bytes]).await,
         Some(Meddle::Late(time)) => tokio::time::sleep(time).await,
         _ => {}
     }
-    client.write_all(replies.as_bytes()).await?;
-    gone(client).await
+    client.write_all(replies.as_bytes()).await
 }
 
 async fn answer(
     mut client: UnixStream,
     mut server: UnixStream,
-    line: &str,
+    batch: &str,
     shared: &Shared,
     file: &Arc<str>,
 ) -> io::Result<()> {
-    let replies = ask(&mut server, line).await?;
-    shared.note(line, &replies, file);
-    client.write_all(replies.as_bytes()).await?;
-    gone(client).await
+    let replies = ask(&mut server, batch).await?;
+    shared.note(batch, &replies, file);
+    client.write_all(replies.as_bytes()).await
 }
 
 /// Waits until the client has closed.
@@ -254,26 +255,15 @@ async fn gone(mut client: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// One reply for each command of the line.
-async fn ask(server: &mut UnixStream, line: &str) -> io::Result<String> {
-    let wanted = line.split(';').count();
+/// All that haproxy answers.
+async fn ask(server: &mut UnixStream, batch: &str) -> io::Result<String> {
     let (mut from, mut to) = server.split();
-    let line = format!("{line}\n");
-    let write = to.write_all(line.as_bytes());
-    let read = async {
-        let mut text = Vec::new();
-        loop {
-            let found = String::from_utf8_lossy(&text);
-            if found.matches(PROMPT).count() >= wanted {
-                return Ok(found.into_owned());
-            }
-            if from.read_buf(&mut text).await? == 0 {
-                return Err(ErrorKind::UnexpectedEof.into());
-            }
-        }
-    };
-    let ((), text) = tokio::try_join!(write, read)?;
-    Ok(text)
+    let mut replies = String::new();
+    tokio::try_join!(
+        to.write_all(batch.as_bytes()),
+        from.read_to_string(&mut replies)
+    )?;
+    Ok(replies)
 }
 
 /// A connection to the worker that serves now, in interactive mode: it stays with that worker.
