@@ -1,7 +1,8 @@
 //! The znode payload: JSON that Airbnb's nerve writes and its synapse reads, and ours alike.
 //!
 //! Written (`lib/nerve/reporter/base.rb`, measured bytes): no white space, keys in the order of [`Payload`]'s fields,
-//! optional keys only when configured. Read tolerantly: unknown keys are ignored, a port may be a number or digits.
+//! optional keys only when configured; then one key of our own, `announces`, which Ruby's synapse ignores. Read tolerantly:
+//! unknown keys are ignored, a port may be a number or digits.
 
 use std::collections::BTreeMap;
 
@@ -26,6 +27,10 @@ pub struct Payload {
     /// Copied verbatim, only if configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Value>,
+    /// Whoever registers this withdraws it with a word ([`withdrawn`]), so that a node that is gone without one is a loss.
+    /// Always true here, and always last.
+    #[serde(default)]
+    pub announces: bool,
 }
 
 impl Payload {
@@ -67,6 +72,8 @@ pub struct Instance {
     pub labels: BTreeMap<String, Value>,
     /// go-nerve's key: `false` means withdrawn.
     pub available: bool,
+    /// Its registrar says a word before it withdraws it: see [`Payload::announces`]. Ruby's nerve cannot.
+    pub announces: bool,
 }
 
 impl Instance {
@@ -135,6 +142,7 @@ impl Instance {
             _ => BTreeMap::new(),
         };
         let available = map.get("available") != Some(&Value::Bool(false));
+        let announces = map.get("announces") == Some(&Value::Bool(true));
         Ok(Self {
             host,
             port,
@@ -144,6 +152,7 @@ impl Instance {
             haproxy_server_options,
             labels,
             available,
+            announces,
         })
     }
 }
@@ -195,7 +204,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// The bytes measured on Ruby nerve (key order, omission, types).
     #[test]
     fn a_withdrawn_payload_keeps_its_keys() {
         let text = |payload: &[u8]| String::from_utf8(withdrawn(payload, "drained")).unwrap();
@@ -208,8 +216,9 @@ mod tests {
         assert!(!Instance::parse(marked.as_bytes()).unwrap().available);
     }
 
+    /// The bytes measured on Ruby nerve (key order, omission, types), and the one key of ours behind them.
     #[test]
-    fn bytes_are_rubys() {
+    fn bytes_are_rubys_and_one_key_more() {
         let payload = Payload {
             host: "10.0.0.12".to_owned(),
             port: Value::from(3000),
@@ -217,10 +226,11 @@ mod tests {
             weight: Some(2),
             haproxy_server_options: Some(Value::from("backup")),
             labels: Some(serde_json::json!({"az": "us-east-1a"})),
+            announces: true,
         };
         assert_eq!(
             String::from_utf8(payload.to_bytes()).unwrap(),
-            r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"}}"#
+            r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"},"announces":true}"#
         );
         let bare = Payload {
             weight: None,
@@ -231,8 +241,28 @@ mod tests {
         };
         assert_eq!(
             String::from_utf8(bare.to_bytes()).unwrap(),
-            r#"{"host":"10.0.0.12","port":"3000","name":"i-0a1b2c3d"}"#
+            r#"{"host":"10.0.0.12","port":"3000","name":"i-0a1b2c3d","announces":true}"#
         );
+    }
+
+    #[test]
+    fn only_true_announces() {
+        for (more, announces) in [
+            (r#","announces":true"#, true),
+            (
+                r#","announces":true,"available":false,"reason":"drained""#,
+                true,
+            ),
+            ("", false),
+            (r#","announces":false"#, false),
+            (r#","announces":null"#, false),
+            (r#","announces":"true""#, false),
+            (r#","announces":1"#, false),
+        ] {
+            let payload = format!(r#"{{"host":"a","port":1{more}}}"#);
+            let instance = Instance::parse(payload.as_bytes()).unwrap();
+            assert_eq!(instance.announces, announces, "{payload}");
+        }
     }
 
     #[test]
@@ -273,6 +303,7 @@ mod tests {
                 weight,
                 haproxy_server_options: options.clone().map(Value::from),
                 labels: labels.clone().map(|l| l.into_iter().map(|(k, v)| (k, Value::from(v))).collect::<serde_json::Map<_, _>>().into()),
+                announces: true,
             };
             let again: Payload = serde_json::from_slice(&payload.to_bytes()).unwrap();
             prop_assert_eq!(&again, &payload);
@@ -283,7 +314,7 @@ mod tests {
             prop_assert_eq!(read.weight.map(u64::from), weight);
             prop_assert_eq!(read.haproxy_server_options, options);
             prop_assert_eq!(read.labels.len(), labels.unwrap_or_default().len());
-            prop_assert!(read.available);
+            prop_assert!(read.available && read.announces);
         }
 
         #[test]

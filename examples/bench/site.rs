@@ -309,6 +309,7 @@ pub(crate) async fn create(
         weight: weight.map(u64::from),
         haproxy_server_options: None,
         labels: None,
+        announces: true,
     };
     let created = client.create(path, &payload.to_bytes(), &NODE).await;
     let (_, sequence) = created.unwrap_or_else(|e| panic!("create {path}: {e}"));

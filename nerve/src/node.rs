@@ -11,7 +11,8 @@ use smartstack_common::instance::Payload;
 
 use crate::config::{NodeType, Place, Service};
 
-/// Beyond this much base64 Ruby falls back to the plain name.
+/// Beyond this much base64 Ruby falls back to the plain name, and so do we. The payload is ours: with `announces` it is 17
+/// bytes longer, so that 49,136 to 49,152 bytes of Ruby's payload give a plain name here, which every reader takes as well.
 const MAX_ENCODED: usize = 65536;
 
 /// What one service wants to stand at one place in ZooKeeper.
@@ -42,6 +43,7 @@ impl Registration {
             weight: service.weight,
             haproxy_server_options: service.haproxy_server_options.clone(),
             labels: service.labels.clone(),
+            announces: true,
         }
         .to_bytes();
         let prefix = prefix(
@@ -138,6 +140,9 @@ mod tests {
         );
         assert_eq!(prefix("i-abc", Some(&[b'x'; MAX_ENCODED])), "i-abc_");
         assert_eq!(prefix("i-abc", None), "i-abc_");
+        let most = MAX_ENCODED / 4 * 3;
+        assert!(prefix("i-abc", Some(&vec![b'x'; most])).starts_with("base64_65536_"));
+        assert_eq!(prefix("i-abc", Some(&vec![b'x'; most + 1])), "i-abc_");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use zookeeper_client::Acls;
 use self::rig::{Host, Observer, PARENT, SOON};
 
 #[tokio::test]
-async fn writes_what_ruby_writes_and_follows_the_checks() {
+async fn writes_what_ruby_writes_and_one_key_more_and_follows_the_checks() {
     let host = Host::start().await;
     let (mut nerve, _) = host.nerve().await;
     assert_eq!(host.one_node("").await, "i-0a1b2c3d_0000000000");
@@ -24,7 +24,7 @@ async fn writes_what_ruby_writes_and_follows_the_checks() {
     let (data, stat) = host.client.get_data(&path).await.unwrap();
     assert_eq!(
         String::from_utf8(data).unwrap(),
-        r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"}}"#
+        r#"{"host":"10.0.0.12","port":3000,"name":"i-0a1b2c3d","weight":2,"haproxy_server_options":"backup","labels":{"az":"us-east-1a"},"announces":true}"#
     );
     assert_eq!(stat.version, 0);
     assert_ne!(stat.ephemeral_owner, 0);

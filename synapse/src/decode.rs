@@ -129,6 +129,9 @@ mod tests {
     fn payload_in_the_name_is_read_and_checked_like_any_other() {
         let good = encoded(r#"{"host":"10.0.0.1","port":80,"name":"ü?>"}"#);
         assert_eq!(nerve(&good, "").unwrap().host, "10.0.0.1");
+        assert!(!nerve(&good, "").unwrap().announces);
+        let marked = encoded(r#"{"host":"10.0.0.1","port":80,"announces":true}"#);
+        assert!(nerve(&marked, "").unwrap().announces);
         assert_eq!(
             nerve(&good, r#"{"host":"10.0.0.2","port":80}"#)
                 .unwrap()

@@ -8,7 +8,8 @@
 //! | what happens | what the guard does |
 //! |---|---|
 //! | a removal its owner announced, a node that says `available: false`, a node that moved to another address | it counts on neither side of the share; gone at once |
-//! | an address in no znode any more, unannounced | a *loss*, remembered for `window` |
+//! | an address in no znode any more, unannounced, of a registrar that announces (`"announces": true` in its payload) | a *loss*, remembered for `window` |
+//! | the same of one that does not (Ruby's nerve, serversets) | `unannounced: believe`: it counts on neither side, as if announced, but as a loss when nothing is left; `unannounced: hold`: a loss |
 //! | an address that was in none before | an *addition*: it matches one loss (a replacement) |
 //! | the set is as large as the largest that stood in the window | the losses until then were replaced: they are forgotten |
 //! | more than `min_loss` losses beyond the additions of the window, and the set is smaller than (1 − `max_loss`) × the largest of the window | trips: every loss of the window is held |
@@ -66,6 +67,15 @@ impl Mode {
     }
 }
 
+/// What it means when an instance vanishes whose registrar does not announce what it withdraws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unannounced {
+    /// It was withdrawn, as Ruby's synapse takes it.
+    Believe,
+    /// A loss like any other.
+    Hold,
+}
+
 /// The configuration's `guard`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
@@ -79,6 +89,8 @@ pub struct Settings {
     pub window: Duration,
     /// The longest hold.
     pub hold: Duration,
+    /// Losses of instances whose registrar announces nothing.
+    pub unannounced: Unannounced,
 }
 
 impl Default for Settings {
@@ -89,6 +101,7 @@ impl Default for Settings {
             min_loss: 2,
             window: Duration::from_secs(30),
             hold: Duration::from_secs(600),
+            unannounced: Unannounced::Believe,
         }
     }
 }

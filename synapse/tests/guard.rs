@@ -13,7 +13,8 @@ use instances::{PATH, held, names, register, vanish, withdraw};
 use rig::{Rig, SOON, settings};
 use serde_json::{Value, json};
 use smartstack_common::testing::{
-    App, Dir, Load, Mode, Program, SteadyClient, TcpProxy, ZooKeeper, eventually, free_port,
+    App, Behaviour, Dir, Load, Mode, Program, SteadyClient, TcpProxy, ZooKeeper, eventually,
+    free_port,
 };
 use zookeeper_client::Client;
 
@@ -383,4 +384,109 @@ async fn a_boot_with_an_unusable_snapshot_is_served_by_the_default_servers() {
             .any(|kept| kept == bytes);
         assert!(aside, "{damage}: what was there is kept beside");
     }
+}
+
+/// Eight instances of which seven go without a word, in four services: registered by nerves that cannot announce, by ones
+/// that do, by both, and by ones that cannot while the configuration says `hold`. What a nerve that cannot announce
+/// withdraws is sick: it accepts connections, so that haproxy's check vouches for it, and answers nothing.
+#[tokio::test]
+async fn what_rubys_nerves_withdraw_is_believed_and_what_ours_lose_is_held() {
+    let zookeeper = ZooKeeper::start().await;
+    let client = zookeeper.connect().await;
+    let (mut apps, mut addresses) = ten_apps().await;
+    apps.truncate(8);
+    addresses.truncate(8);
+    let dir = Dir::new();
+    let mut config = settings(&dir);
+    let scenes: [(&str, &[bool], usize); 4] = [
+        ("plain", &[false; 8], 0),
+        ("marked", &[true; 8], 7),
+        (
+            "mixed",
+            &[true, true, true, true, false, false, false, true],
+            4,
+        ),
+        ("kept", &[false; 8], 7),
+    ];
+    let node =
+        |service: &str, address: &SocketAddr| format!("/services/{service}/{}", address.port());
+    let mut frontends = Vec::new();
+    for (name, marks, _) in scenes {
+        let discovery = json!({
+            "method": "zookeeper", "hosts": [zookeeper.hosts()], "path": format!("/services/{name}"),
+        });
+        let guard = match name {
+            "kept" => json!({"unannounced": "hold"}),
+            _ => json!({}),
+        };
+        let frontend = free_port();
+        frontends.push(frontend);
+        config["services"][name] = json!({
+            "discovery": discovery, "guard": guard,
+            "haproxy": {"port": frontend, "bind_address": "127.0.0.1", "server_options": "check inter 100"},
+        });
+        for (address, marked) in addresses.iter().zip(marks) {
+            let mut payload = json!({"host": "127.0.0.1", "port": address.port(), "name": "i"});
+            if *marked {
+                payload["announces"] = json!(true);
+            }
+            ZooKeeper::put(
+                &client,
+                &node(name, address),
+                payload.to_string().as_bytes(),
+            )
+            .await;
+        }
+    }
+    let named = |addresses: &[SocketAddr]| -> Vec<String> {
+        addresses.iter().map(|a| format!("i_{a}")).collect()
+    };
+    let mut rig = Rig::start(dir, &config).await;
+    for (name, ..) in scenes {
+        rig.serves(name, &named(&addresses)).await;
+    }
+    for app in &apps[..7] {
+        app.set(Behaviour::Close);
+    }
+    for (name, marks, held) in scenes {
+        let mut multi = client.new_multi_writer();
+        for address in &addresses[..7] {
+            multi.add_delete(&node(name, address), None).unwrap();
+        }
+        multi.commit().await.unwrap();
+        let mut left: Vec<SocketAddr> = match held {
+            7 => addresses.clone(),
+            _ => addresses
+                .iter()
+                .zip(marks)
+                .filter(|(_, m)| **m && held > 0)
+                .map(|(a, _)| *a)
+                .collect(),
+        };
+        if !left.contains(&addresses[7]) {
+            left.push(addresses[7]);
+        }
+        rig.serves(name, &named(&left)).await;
+        let service = rig.service(name).await;
+        let servers = service["servers"].as_array().unwrap();
+        let found = servers.iter().filter(|s| s["held"] == true).count();
+        assert_eq!(found, held, "{name}: {service:#}");
+    }
+    let tally = load(frontends[0]).more(40, SOON).await;
+    assert_eq!(
+        (tally.failed(), tally.ok() >= 40),
+        (0, true),
+        "{:?}",
+        tally.failures
+    );
+    // When nothing is left the last one stays, whoever registered it.
+    client
+        .delete(&node("plain", &addresses[7]), None)
+        .await
+        .unwrap();
+    rig.status_shows("the last one is held", |s| {
+        s["services"]["plain"]["origin"] == "held"
+    })
+    .await;
+    rig.serves("plain", &named(&addresses)).await;
 }

@@ -135,6 +135,12 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured("guard.hold", Kind::Duration, "10m", "the longest hold"),
     honoured(
+        "guard.unannounced",
+        Kind::OneOf(&["believe", "hold"]),
+        "`believe`",
+        "instances whose registrar cannot announce that it withdraws them (Ruby's nerve): `believe` that they are gone when they are gone, as Ruby's synapse does, or `hold` them as a loss; when nothing is left they are held either way",
+    ),
+    honoured(
         "haproxy",
         Kind::Map,
         "required",

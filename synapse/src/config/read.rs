@@ -120,7 +120,7 @@ fn max_stale(cursor: &Cursor<'_>) -> Option<Duration> {
 
 /// The guard: a map, or its mode alone. What is not given is as in `base`.
 pub(super) fn guard(cursor: &Cursor<'_>, base: crate::guard::Settings) -> crate::guard::Settings {
-    use crate::guard::Settings;
+    use crate::guard::{Settings, Unannounced};
     if !cursor.has_value() {
         return base;
     }
@@ -149,6 +149,15 @@ pub(super) fn guard(cursor: &Cursor<'_>, base: crate::guard::Settings) -> crate:
             .key("hold")
             .duration_at_least(Duration::from_secs(1))
             .unwrap_or(base.hold),
+        unannounced: match map.key("unannounced") {
+            word if word.has_value() => word
+                .one_of(&[
+                    ("believe", Unannounced::Believe),
+                    ("hold", Unannounced::Hold),
+                ])
+                .unwrap_or(base.unannounced),
+            _ => base.unannounced,
+        },
     });
     read.unwrap_or(base)
 }

@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::saved::ms;
 use super::{
-    Address, Change, Evidence, Gone, Held, Member, Mode, NO_EVIDENCE, Saved, SavedMember, Settings,
+    Address, Change, Evidence, Gone, Held, Member, Mode, NO_EVIDENCE, Settings, Unannounced,
     WhenEmpty, Why,
 };
 use crate::discovery::tree::is_sequential;
-use crate::snapshot::Payload;
-use crate::source::Child;
+
+mod saving;
 
 /// What the guard asks about the world.
 pub trait Facts {
@@ -41,6 +40,8 @@ struct Loss {
     member: Member,
     at: Duration,
     shared: bool,
+    /// Whoever registered it announces nothing: it counts as withdrawn, unless the whole set goes.
+    believed: bool,
 }
 
 /// The guard of one source for one service.
@@ -53,9 +54,9 @@ pub struct Guard {
     size: usize,
     losses: BTreeMap<Address, Loss>,
     added: BTreeMap<Address, Duration>,
-    /// Sizes in the window, with the announced removals until then: those do not count as losses.
+    /// Sizes in the window, with the removals that were announced or believed until then: those do not count as losses.
     sizes: VecDeque<(Duration, usize, usize)>,
-    announced: usize,
+    conceded: usize,
     held: BTreeMap<Address, Held>,
     /// As large as before the loss: the holds end.
     whole: usize,
@@ -83,92 +84,12 @@ impl Guard {
             losses: BTreeMap::new(),
             added: BTreeMap::new(),
             sizes: VecDeque::new(),
-            announced: 0,
+            conceded: 0,
             held: BTreeMap::new(),
             whole: 0,
             trips: 0,
             revision: 0,
         }
-    }
-
-    /// Takes over what was saved. Of another boot only what an empty registry holds without end is believed.
-    pub fn restore(&mut self, saved: &Saved, boot: &str) {
-        if self.settings.mode == Mode::Off {
-            return;
-        }
-        let same_boot = saved.boot == boot && !boot.is_empty();
-        for one in &saved.held {
-            let held = Held {
-                member: member(one),
-                since: Duration::from_millis(one.since),
-                judged_from: Duration::from_millis(one.judged_from),
-                until: one.until.map(Duration::from_millis),
-                why: one.why.unwrap_or(Why::Share),
-                shared: one.shared,
-            };
-            if same_boot || held.until.is_none() {
-                self.held.insert(one.address(), held);
-            }
-        }
-        if same_boot {
-            for one in &saved.losses {
-                let loss = Loss {
-                    member: member(one),
-                    at: Duration::from_millis(one.since),
-                    shared: one.shared,
-                };
-                self.losses.insert(one.address(), loss);
-            }
-            self.whole = saved.whole;
-        } else {
-            self.whole = self.size + self.held.len();
-        }
-        if !self.held.is_empty() {
-            self.revision += 1;
-            if self.base == Base::Nothing {
-                self.base = if same_boot { Base::Good } else { Base::Old };
-            }
-        }
-    }
-
-    /// For the snapshot. What a shadow would hold is not kept.
-    #[must_use]
-    pub fn save(&self, boot: &str) -> Saved {
-        let mut saved = Saved {
-            boot: boot.to_owned(),
-            ..Saved::default()
-        };
-        if self.settings.mode != Mode::On {
-            return saved;
-        }
-        saved.whole = self.whole;
-        let one = |address: &Address, member: &Member, since: Duration, shared: bool| SavedMember {
-            host: Arc::clone(&address.host),
-            port: address.port,
-            znode: Arc::clone(&member.znode),
-            data: Payload(Arc::clone(&member.child.data)),
-            since: ms(since),
-            judged_from: ms(since),
-            until: None,
-            why: None,
-            shared,
-        };
-        saved.held = self
-            .held
-            .iter()
-            .map(|(address, held)| SavedMember {
-                judged_from: ms(held.judged_from),
-                until: held.until.map(ms),
-                why: Some(held.why),
-                ..one(address, &held.member, held.since, held.shared)
-            })
-            .collect();
-        saved.losses = self
-            .losses
-            .iter()
-            .map(|(address, loss)| one(address, &loss.member, loss.at, loss.shared))
-            .collect();
-        saved
     }
 
     /// Takes other settings. Changed ones begin a new window; what is held stays for as long as the new `hold` allows.
@@ -235,7 +156,7 @@ impl Guard {
                 self.losses.clear();
                 self.let_all_go();
                 self.sizes.clear();
-                self.sizes.push_back((now, change.size, self.announced));
+                self.sizes.push_back((now, change.size, self.conceded));
                 return;
             }
             Base::Nothing => return,
@@ -244,7 +165,8 @@ impl Guard {
         if self.sizes.is_empty() {
             // What was there before the first change of the window counts.
             let remembered = before + self.losses.len();
-            self.sizes.push_back((now, remembered, self.announced));
+            let conceded = self.conceded.saturating_sub(self.believed());
+            self.sizes.push_back((now, remembered, conceded));
         }
         let mut withdrawn = Vec::new();
         let mut lost = false;
@@ -252,12 +174,16 @@ impl Guard {
             address,
             member,
             announced,
+            announces,
         } in change.gone
         {
             self.added.remove(&address);
-            if announced {
-                self.announced += 1;
+            let believed = !announces && self.settings.unannounced == Unannounced::Believe;
+            if announced || believed {
+                self.conceded += 1;
                 self.whole = self.whole.saturating_sub(1);
+            }
+            if announced {
                 withdrawn.push((address, member));
             } else {
                 lost = true;
@@ -266,13 +192,14 @@ impl Guard {
                     member,
                     at: now,
                     shared,
+                    believed,
                 };
                 self.losses.insert(address, loss);
             }
         }
         self.arrived(change.new, now);
         self.prune(now);
-        self.sizes.push_back((now, self.size, self.announced));
+        self.sizes.push_back((now, self.size, self.conceded));
         if self.size == 0 && (lost || !withdrawn.is_empty()) {
             self.emptied(lost, withdrawn, facts, now);
         } else if self.is_whole() {
@@ -320,14 +247,27 @@ impl Guard {
         let stood = stood.filter(|(n, ((at, ..), (next, ..)))| *n == 0 || *next >= *at + MOMENT);
         let largest = stood.map(|(_, (then, _))| self.without_withdrawn(then));
         self.held.is_empty()
-            && self.losses.len() <= self.added.len()
+            && self.counted() <= self.added.len()
             && self.size >= largest.max().unwrap_or(0)
     }
 
     /// What was lost until now is replaced, and no later loss brings it back. The additions that made up for it make up for
     /// nothing else.
     fn made_good(&mut self) {
-        let mut replaced = std::mem::take(&mut self.losses).len();
+        let mut replaced = self.counted();
+        // What is left of the additions stands for losses that were believed, the oldest first.
+        let mut believed: Vec<Duration> = self
+            .losses
+            .values()
+            .filter(|loss| loss.believed)
+            .map(|loss| loss.at)
+            .collect();
+        believed.sort_unstable();
+        believed.truncate(self.added.len() - replaced);
+        replaced += believed.len();
+        let until = believed.last().copied();
+        self.losses
+            .retain(|_, loss| loss.believed && until.is_none_or(|until| loss.at > until));
         self.added.retain(|_, _| {
             let used = replaced > 0;
             replaced -= usize::from(used);
@@ -335,20 +275,29 @@ impl Guard {
         });
     }
 
-    /// The largest set of the window, without what has been withdrawn since.
+    /// Losses that count.
+    fn counted(&self) -> usize {
+        self.losses.len() - self.believed()
+    }
+
+    fn believed(&self) -> usize {
+        self.losses.values().filter(|loss| loss.believed).count()
+    }
+
+    /// The largest set of the window, without what has been withdrawn since or was believed gone.
     fn largest(&self) -> usize {
         let sizes = self.sizes.iter().map(|then| self.without_withdrawn(then));
         sizes.max().unwrap_or(self.size)
     }
 
-    fn without_withdrawn(&self, (_, size, announced): &(Duration, usize, usize)) -> usize {
-        size.saturating_sub(self.announced - announced)
+    fn without_withdrawn(&self, (_, size, conceded): &(Duration, usize, usize)) -> usize {
+        size.saturating_sub(self.conceded.saturating_sub(*conceded))
     }
 
     fn too_many(&self, now: Duration) -> bool {
         let from = now.saturating_sub(self.settings.window);
         let lately = |held: &&Held| held.since >= from && held.why != Why::Last;
-        let lost = self.losses.len() + self.held.values().filter(lately).count();
+        let lost = self.counted() + self.held.values().filter(lately).count();
         let unmatched = lost.saturating_sub(self.added.len());
         #[expect(
             clippy::cast_precision_loss,
@@ -389,6 +338,7 @@ impl Guard {
                         member,
                         at: now,
                         shared,
+                        believed: false,
                     };
                     self.losses.insert(address, loss);
                 }
@@ -399,12 +349,21 @@ impl Guard {
         }
     }
 
-    /// Holds every loss of the window.
+    /// Holds every loss of the window that counts; when nothing is left, every one.
     fn trip(&mut self, why: Why, until: Option<Duration>, now: Duration) {
         if self.held.is_empty() {
             self.trips += 1;
         }
-        for (address, loss) in std::mem::take(&mut self.losses) {
+        let (mut losses, believed) = std::mem::take(&mut self.losses)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(_, loss)| !loss.believed);
+        if why == Why::Empty {
+            self.conceded = self.conceded.saturating_sub(believed.len());
+            losses.extend(believed);
+        } else {
+            self.losses = believed;
+        }
+        for (address, loss) in losses {
             let held = Held {
                 member: loss.member,
                 since: loss.at,
@@ -570,16 +529,5 @@ impl Guard {
             "{count} {verb}: {reason} ({} registered{before}); {end}",
             self.size
         ))
-    }
-}
-
-fn member(saved: &SavedMember) -> Member {
-    Member {
-        znode: Arc::clone(&saved.znode),
-        child: Child {
-            data: Arc::clone(&saved.data.0),
-            czxid: 0,
-            mzxid: 0,
-        },
     }
 }

@@ -18,11 +18,26 @@ pub struct Registry {
     /// As last looked at.
     children: Arc<Children>,
     /// The address of each znode that registers one and is available.
-    known: BTreeMap<Arc<str>, Address>,
+    known: BTreeMap<Arc<str>, Known>,
     /// The same by address: twins may share one.
     members: BTreeMap<Address, BTreeSet<Arc<str>>>,
     /// Removals up to this number have been looked at.
     removal: u64,
+}
+
+/// What a znode registers.
+#[derive(Debug, Clone)]
+struct Known {
+    address: Address,
+    announces: bool,
+}
+
+/// What is said of an address that has left: by its removals, else by what was known of its znodes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Word {
+    announced: bool,
+    /// A znode that went without a word would have had one.
+    announces: bool,
 }
 
 /// What differs from the last look.
@@ -45,6 +60,8 @@ pub struct Gone {
     pub member: Member,
     /// Its owner withdrew it.
     pub announced: bool,
+    /// Its registrar announces what it withdraws: without a word it is a loss.
+    pub announces: bool,
 }
 
 impl Registry {
@@ -86,7 +103,7 @@ impl Registry {
     /// The address a znode of the set registers.
     #[must_use]
     pub fn address_of(&self, znode: &str) -> Option<&Address> {
-        self.known.get(znode)
+        self.known.get(znode).map(|known| &known.address)
     }
 
     /// Whether a look at this view would find nothing new.
@@ -99,21 +116,23 @@ impl Registry {
     pub fn look(&mut self, view: &SourceView) -> Change {
         let last = std::mem::replace(&mut self.children, Arc::clone(&view.children));
         let now = &view.children;
-        // Addresses touched, with a znode that had each at the last look.
-        let mut touched: BTreeMap<Address, Option<Arc<str>>> = BTreeMap::new();
+        // Addresses touched, with a znode that had each at the last look, and whether any of those that left announces.
+        let mut touched: BTreeMap<Address, (Option<Arc<str>>, bool)> = BTreeMap::new();
         let mut there = Walk::of(now);
         for (name, child) in last.iter() {
             if there.get(name).is_some_and(|now| same(now, child)) {
                 continue;
             }
-            if let Some((name, address)) = self.known.remove_entry(name.as_str()) {
-                if let Some(znodes) = self.members.get_mut(&address) {
+            if let Some((name, known)) = self.known.remove_entry(name.as_str()) {
+                if let Some(znodes) = self.members.get_mut(&known.address) {
                     znodes.remove(&name);
                     if znodes.is_empty() {
-                        self.members.remove(&address);
+                        self.members.remove(&known.address);
                     }
                 }
-                touched.insert(address, Some(name));
+                let (znode, announces) = touched.entry(known.address).or_default();
+                *znode = Some(name);
+                *announces |= known.announces;
             }
         }
         let mut withdrawn = BTreeSet::new();
@@ -122,19 +141,20 @@ impl Registry {
             if there.get(name).is_some_and(|last| same(last, child)) {
                 continue;
             }
-            let Some((address, available)) = self.address(name, child) else {
+            let Some((known, available)) = self.read(name, child) else {
                 continue;
             };
             if !available {
-                withdrawn.insert(address);
+                withdrawn.insert(known.address);
                 continue;
             }
             let name: Arc<str> = name.as_str().into();
-            self.known.insert(Arc::clone(&name), address.clone());
+            let address = known.address.clone();
+            self.known.insert(Arc::clone(&name), known);
             let znodes = self.members.entry(address.clone()).or_default();
             touched
                 .entry(address)
-                .or_insert_with(|| znodes.first().cloned());
+                .or_insert_with(|| (znodes.first().cloned(), false));
             znodes.insert(name);
         }
         let words = self.words(view);
@@ -142,7 +162,7 @@ impl Registry {
             size: self.members.len(),
             ..Change::default()
         };
-        for (address, before) in touched {
+        for (address, (before, announces)) in touched {
             match (before, self.members.get(&address)) {
                 (None, Some(znodes)) => {
                     let znode = znodes.first().cloned();
@@ -152,16 +172,20 @@ impl Registry {
                     // The same node may register another address: its owner's doing as well.
                     let moved = || {
                         now.get(&*znode)
-                            .is_some_and(|c| self.address(&znode, c).is_some())
+                            .is_some_and(|c| self.read(&znode, c).is_some())
                     };
-                    let announced = words.get(&address) == Some(&true)
-                        || withdrawn.contains(&address)
-                        || moved();
+                    let silent = Word {
+                        announced: false,
+                        announces,
+                    };
+                    let word = words.get(&address).copied().unwrap_or(silent);
+                    let announced = word.announced || withdrawn.contains(&address) || moved();
                     if let Some(child) = last.get(&*znode).cloned() {
                         change.gone.push(Gone {
                             address,
                             member: Member { znode, child },
                             announced,
+                            announces: word.announces,
                         });
                     }
                 }
@@ -171,29 +195,34 @@ impl Registry {
         change
     }
 
-    /// The address a znode names, and whether it is available there.
-    fn address(&self, name: &str, child: &Child) -> Option<(Address, bool)> {
+    /// What a znode registers, and whether it is available there.
+    fn read(&self, name: &str, child: &Child) -> Option<(Known, bool)> {
         let instance = decode::child(name, &child.data, &self.decode).ok()?;
-        let address = Address {
-            host: instance.host.as_str().into(),
-            port: instance.port,
+        let known = Known {
+            address: Address {
+                host: instance.host.as_str().into(),
+                port: instance.port,
+            },
+            announces: instance.announces,
         };
-        Some((address, instance.available))
+        Some((known, instance.available))
     }
 
     /// The last word on each address removed since the last look: announced or not.
-    fn words(&mut self, view: &SourceView) -> BTreeMap<Address, bool> {
+    fn words(&mut self, view: &SourceView) -> BTreeMap<Address, Word> {
         if view.removals.last() < self.removal {
             self.removal = 0;
         }
-        let mut words = BTreeMap::new();
+        let mut words: BTreeMap<Address, Word> = BTreeMap::new();
         for removal in view.removals.since(self.removal) {
             if let Ok(instance) = decode::child(&removal.znode, &removal.data, &self.decode) {
                 let address = Address {
                     host: instance.host.as_str().into(),
                     port: instance.port,
                 };
-                words.insert(address, removal.announced || !instance.available);
+                let word = words.entry(address).or_default();
+                word.announced = removal.announced || !instance.available;
+                word.announces |= !word.announced && instance.announces;
             }
         }
         self.removal = view.removals.last();

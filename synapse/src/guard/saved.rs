@@ -54,6 +54,9 @@ pub struct SavedMember {
     /// Another service had it when it was lost.
     #[serde(default)]
     pub shared: bool,
+    /// The loss was believed, since its registrar announces nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub believed: bool,
 }
 
 impl Saved {

@@ -18,6 +18,8 @@ const PORTS: u16 = 40;
 struct Model {
     /// Addresses whose last removal was announced.
     withdrawn: BTreeSet<u16>,
+    /// Addresses registered by somebody who announces.
+    announcing: BTreeSet<u16>,
     /// The last time the set became empty, it was by announcements.
     emptied_on_purpose: bool,
     /// A held address has been registered elsewhere, so that the held set may end early.
@@ -34,6 +36,7 @@ fn settings(rng: &mut Rng) -> (Settings, WhenEmpty) {
         min_loss: rng.usize(..4),
         window: Duration::from_secs([1, 30, 120][rng.usize(..3)]),
         hold: Duration::from_secs([60, 600][rng.usize(..2)]),
+        unannounced: [Unannounced::Believe, Unannounced::Hold][rng.usize(..2)],
     };
     let when_empty = [WhenEmpty::Keep, WhenEmpty::Empty, WhenEmpty::Defaults][rng.usize(..3)];
     (settings, when_empty)
@@ -51,6 +54,7 @@ fn whatever_happens_the_promises_hold() {
         let mut scene = Scene::empty(settings, when_empty);
         let mut model = Model {
             withdrawn: BTreeSet::new(),
+            announcing: BTreeSet::new(),
             emptied_on_purpose: true,
             reused: false,
             registered: BTreeSet::new(),
@@ -82,7 +86,14 @@ fn change(rng: &mut Rng, scene: &mut Scene, model: &mut Model) {
             if !new.is_empty() {
                 model.last_addition = Some(scene.now);
             }
-            scene.add(new);
+            for port in new {
+                scene.announces = rng.bool();
+                model.announcing.remove(&port);
+                if scene.announces {
+                    model.announcing.insert(port);
+                }
+                scene.add([port]);
+            }
         }
         3..6 => {
             lost = pick(rng, &model.registered, share);
@@ -123,7 +134,12 @@ fn change(rng: &mut Rng, scene: &mut Scene, model: &mut Model) {
             model.reused |= scene.world.elsewhere.insert(rng.u16(1..=PORTS));
         }
     }
-    let before = model.registered.len();
+    let counts = |port: &u16| {
+        let held = scene.guard.settings().unannounced == Unannounced::Hold;
+        held || model.announcing.contains(port)
+    };
+    let (counted, believed): (Vec<u16>, Vec<u16>) = lost.iter().partition(|p| counts(p));
+    let before = model.registered.len() - believed.len();
     model.registered.retain(|p| !lost.contains(p));
     if !lost.is_empty() && model.registered.is_empty() {
         model.emptied_on_purpose = false;
@@ -134,15 +150,20 @@ fn change(rng: &mut Rng, scene: &mut Scene, model: &mut Model) {
     let settings = scene.guard.settings();
     let quiet = |at: Option<Duration>| at.is_none_or(|at| at + settings.window < scene.now);
     #[expect(clippy::cast_precision_loss, reason = "at most forty")]
-    let too_many = lost.len() > settings.min_loss
+    let too_many = counted.len() > settings.min_loss
         && (model.registered.len() as f64) < (1.0 - settings.max_loss) * before as f64;
     if too_many && quiet(model.last_addition) && quiet(model.last_removal) && !model.reused {
         let vouched = |p: &&u16| {
             let own = scene.world.evidence.get(p).copied();
             own.or(scene.world.others) == Some(Evidence::Passing)
         };
-        for port in lost.iter().filter(vouched) {
+        for port in counted.iter().filter(vouched) {
             assert!(scene.held().contains(port), "{port} was lost with too many");
+        }
+    }
+    if !model.registered.is_empty() {
+        for port in &believed {
+            assert!(!scene.held().contains(port), "{port} cannot be announced");
         }
     }
     if !lost.is_empty() {

@@ -17,6 +17,8 @@ pub(super) struct Scene {
     pub(super) guard: Guard,
     pub(super) now: Duration,
     pub(super) world: World,
+    /// What is added from now on is registered by nerves that announce what they withdraw.
+    pub(super) announces: bool,
     sequence: u64,
 }
 
@@ -39,6 +41,8 @@ impl Facts for World {
         self.elsewhere.contains(&address.port)
     }
 }
+
+const MARK: &str = ",\"announces\":true";
 
 fn child(port: u16, more: &str) -> Child {
     let data = format!("{{\"host\":\"10.0.0.1\",\"port\":{port}{more}}}");
@@ -76,6 +80,7 @@ impl Scene {
                 others: Some(Evidence::Passing),
                 ..World::default()
             },
+            announces: true,
             sequence: 0,
         }
     }
@@ -88,7 +93,8 @@ impl Scene {
         for port in ports {
             self.sequence += 1;
             let name = format!("i-{port}_{:010}", self.sequence);
-            self.children().insert(name, child(port, ""));
+            let mark = if self.announces { MARK } else { "" };
+            self.children().insert(name, child(port, mark));
         }
     }
 
@@ -542,12 +548,12 @@ fn a_held_address_that_another_service_registers_leaves_alone() {
 fn a_fixed_node_with_another_address_has_left_the_former_one() {
     let mut scene = Scene::empty(settings(Mode::On), WhenEmpty::Keep);
     for port in 1..=10 {
-        let (name, child) = (format!("host-{port}"), child(port, ""));
+        let (name, child) = (format!("host-{port}"), child(port, MARK));
         scene.children().insert(name, child);
     }
     scene.step();
     for port in 1..=10 {
-        let (name, child) = (format!("host-{port}"), child(100 + port, ""));
+        let (name, child) = (format!("host-{port}"), child(100 + port, MARK));
         scene.children().insert(name, child);
     }
     scene.step();
@@ -557,7 +563,9 @@ fn a_fixed_node_with_another_address_has_left_the_former_one() {
     scene.children().clear();
     scene.step();
     assert_eq!(scene.held(), all(101, 110));
-    scene.children().insert("host-1".to_owned(), child(201, ""));
+    scene
+        .children()
+        .insert("host-1".to_owned(), child(201, MARK));
     scene.step();
     assert_eq!(scene.held(), all(102, 110));
     assert_eq!(before.len(), 10);
@@ -700,4 +708,183 @@ fn over_a_boot_only_what_an_empty_path_holds_is_believed() {
     scene.add([12]);
     scene.step();
     assert_eq!(scene.passed(), [11, 12].into());
+}
+
+/// Four instances of Ruby's nerve.
+fn plain(size: u16, unannounced: Unannounced) -> Scene {
+    let settings = Settings {
+        unannounced,
+        ..Settings::default()
+    };
+    let mut scene = Scene::empty(settings, WhenEmpty::Keep);
+    scene.announces = false;
+    scene.add(1..=size);
+    scene.step();
+    scene.wait(60);
+    scene
+}
+
+#[test]
+fn what_cannot_be_announced_is_believed_unless_it_is_to_be_held() {
+    for (unannounced, passed) in [
+        (Unannounced::Believe, all(4, 4)),
+        (Unannounced::Hold, all(1, 4)),
+    ] {
+        let mut scene = plain(4, unannounced);
+        scene.delete(1..=3, false);
+        scene.step();
+        assert_eq!(scene.passed(), passed, "{unannounced:?}");
+        assert_eq!(scene.guard.trips(), u64::from(passed.len() == 4));
+    }
+    // Over a restart the remembered set tells who announces.
+    for (announces, passed) in [(false, all(98, 100)), (true, all(1, 100))] {
+        let mut scene = Scene::empty(settings(Mode::On), WhenEmpty::Keep);
+        scene.announces = announces;
+        scene.add(1..=100);
+        scene.step();
+        scene.restart("boot-1", false);
+        scene.delete(1..=97, false);
+        scene.step();
+        assert_eq!(scene.passed(), passed, "announces: {announces}");
+    }
+}
+
+#[test]
+fn in_a_mixed_fleet_those_are_held_that_would_have_announced() {
+    // 1..=50 by Ruby's nerves, 51..=100 by ours.
+    let mixed = || {
+        let mut scene = plain(50, Unannounced::Believe);
+        scene.announces = true;
+        scene.add(51..=100);
+        scene.step();
+        scene.wait(60);
+        scene
+    };
+    let mut scene = mixed();
+    scene.delete(4..=97, false);
+    scene.step();
+    assert_eq!(scene.held(), all(51, 97));
+    // They count on neither side of the share: half of what is left is not too many.
+    let mut scene = mixed();
+    scene.delete(1..=50, false);
+    scene.step();
+    assert_eq!(scene.passed(), all(51, 100));
+    scene.delete(51..=75, false);
+    scene.step();
+    assert_eq!(scene.passed(), all(76, 100));
+    scene.delete([76], false);
+    scene.step();
+    assert_eq!(scene.held(), all(51, 76));
+    // The hold does not wait for those that were believed.
+    let before = scene.guard.words().unwrap();
+    assert!(before.contains("(24 registered, 50 before)"), "{before}");
+    scene.add(201..=226);
+    scene.step();
+    assert_eq!(scene.held(), BTreeSet::new());
+    // What replaced them makes up for no other loss.
+    let mut scene = mixed();
+    for port in 1..=50 {
+        scene.delete([port], false);
+        scene.step();
+        scene.add([200 + port]);
+        scene.step();
+    }
+    assert_eq!(scene.passed().len(), 100);
+    scene.delete(51..=100, false);
+    scene.delete([201], false);
+    scene.step();
+    assert_eq!(scene.held(), (51..=100).chain([201]).collect());
+}
+
+#[test]
+fn an_emptied_path_is_held_whoever_registered() {
+    for parts in [1, 4] {
+        for restart in [false, true] {
+            let mut scene = plain(8, Unannounced::Believe);
+            for part in 0..parts {
+                scene.delete((1..=8).filter(|p| p % parts == part), false);
+                scene.step();
+                scene.wait(1);
+                if restart {
+                    scene.restart("boot-1", false);
+                }
+            }
+            assert_eq!(scene.passed(), all(1, 8), "{parts} {restart}");
+            scene.wait(3600);
+            assert_eq!(scene.passed(), all(1, 8), "{parts} {restart}");
+            // One is back: the others stay until the set is as large as it was.
+            scene.add(1..=7);
+            scene.step();
+            assert_eq!(scene.held(), [8].into(), "{parts} {restart}");
+            scene.add([9]);
+            scene.step();
+            assert_eq!(scene.held(), BTreeSet::new(), "{parts} {restart}");
+        }
+    }
+    // What was replaced or is older than the window is not brought back.
+    let mut scene = plain(8, Unannounced::Believe);
+    for port in 1..=8 {
+        scene.delete([port], false);
+        scene.add([100 + port]);
+        scene.step();
+    }
+    scene.delete(101..=104, false);
+    scene.step();
+    scene.wait(31);
+    scene.delete(105..=108, false);
+    scene.step();
+    assert_eq!(scene.passed(), all(105, 108));
+    // As Ruby: defaults come before the previous set.
+    let mut scene = Scene::empty(settings(Mode::On), WhenEmpty::Defaults);
+    scene.announces = false;
+    scene.add(1..=8);
+    scene.step();
+    scene.delete(1..=8, false);
+    scene.step();
+    assert_eq!(scene.passed(), BTreeSet::new());
+}
+
+#[test]
+fn of_twins_the_one_that_would_have_announced_counts() {
+    // Each address by Ruby's nerve and by ours: overlap while a host is moved.
+    let both = || {
+        let mut scene = plain(10, Unannounced::Believe);
+        let rubys: Vec<String> = scene.view.children.keys().cloned().collect();
+        scene.announces = true;
+        scene.add(1..=10);
+        scene.step();
+        (scene, rubys)
+    };
+    // Ruby's stops first, then ours is lost.
+    let (mut scene, rubys) = both();
+    for name in &rubys {
+        let gone = scene.children().remove(name).unwrap();
+        let removals = Arc::make_mut(&mut scene.view.removals);
+        removals.push(name, gone.data, false, Instant::now());
+    }
+    scene.step();
+    scene.delete(2..=10, false);
+    scene.step();
+    assert_eq!(scene.held(), all(2, 10));
+    // Both are lost at one look, with and without a memory of the removals.
+    for remembered in [true, false] {
+        let (mut scene, _) = both();
+        scene.delete(2..=10, false);
+        if !remembered {
+            scene.view.removals = Arc::default();
+        }
+        scene.step();
+        assert_eq!(scene.held(), all(2, 10), "{remembered}");
+    }
+    // Ours is withdrawn with a word, and Ruby's is lost later: it was the last.
+    let (mut scene, rubys) = both();
+    let ours: Vec<String> = scene.view.children.keys().cloned().collect();
+    for name in ours.iter().filter(|name| !rubys.contains(name)) {
+        let gone = scene.children().remove(name).unwrap();
+        let removals = Arc::make_mut(&mut scene.view.removals);
+        removals.push(name, gone.data, true, Instant::now());
+    }
+    scene.delete(2..=10, false);
+    scene.step();
+    assert_eq!(scene.held(), BTreeSet::new());
 }

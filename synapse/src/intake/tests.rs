@@ -93,7 +93,8 @@ impl Scene {
                 Some((znode, child)) => (znode.clone(), child.clone()),
                 None => {
                     self.sequence += 1;
-                    let data = format!("{{\"host\":\"10.0.0.1\",\"port\":{port}}}");
+                    let data =
+                        format!("{{\"host\":\"10.0.0.1\",\"port\":{port},\"announces\":true}}");
                     let child = Child {
                         data: data.into_bytes().into(),
                         czxid: 0,

@@ -89,6 +89,7 @@ fn guarded() -> Saved {
         until: Some(602_000),
         why: Some(Why::Share),
         shared: false,
+        believed: false,
     };
     Saved {
         boot: "b".to_owned(),

@@ -38,6 +38,7 @@ pub(crate) fn names(addresses: &[SocketAddr]) -> Vec<String> {
 pub(crate) fn payload(address: SocketAddr, available: bool) -> Vec<u8> {
     let payload = json!({
         "host": address.ip().to_string(), "port": address.port(), "name": instance(address), "available": available,
+        "announces": true,
     });
     payload.to_string().into_bytes()
 }
