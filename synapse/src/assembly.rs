@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cfg::{FragmentMap, Model, Ours, read_server};
+use crate::cfg::{FragmentMap, Model, Ours, Section, read_server};
 use crate::config::{Admit, Service};
 use crate::effective::{Backend, Changes, Options, Scope};
 use crate::generation::Generation;
@@ -280,6 +280,35 @@ pub struct Assembly {
 }
 
 impl Assembly {
+    /// The same file with blank lines in place of some fragments: to look at the rest alone.
+    #[must_use]
+    pub fn without(&self, fragments: impl IntoIterator<Item = usize>) -> Self {
+        let ranges = fragments.into_iter().filter_map(|f| self.map.range(f));
+        let gone: BTreeSet<usize> = ranges.flatten().collect();
+        let lines = self.text.lines().enumerate();
+        let text = lines.fold(String::new(), |text, (index, line)| {
+            let stays = !gone.contains(&(index + 1));
+            text + if stays { line } else { "" } + "\n"
+        });
+        Self {
+            text: text.into(),
+            ..self.clone()
+        }
+    }
+
+    /// The section that a line of the file is in, with the line's text; `None` for a server of ours.
+    #[must_use]
+    pub fn section_at(&self, line: usize) -> Option<(&Section, Option<&str>)> {
+        let (fragment, number) = self.map.locate(line)?;
+        let sections = &self.models.get(fragment)?.sections;
+        let section = sections.iter().rfind(|section| section.number <= number)?;
+        if section.number == number {
+            return Some((section, None));
+        }
+        let line = section.lines.iter().find(|line| line.number == number)?;
+        Some((section, Some(&line.text)))
+    }
+
     /// The model of the whole file.
     #[must_use]
     pub fn model(&self) -> Model {

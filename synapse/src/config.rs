@@ -194,6 +194,8 @@ pub struct Haproxy {
     pub defaults: Vec<String>,
     /// Title and lines, in the order of the file.
     pub extra_sections: Vec<(String, Vec<String>)>,
+    /// Where lines and sections stand in the user's file, for messages.
+    pub places: BTreeMap<Part, Place>,
     /// Write the file; default true.
     pub do_writes: bool,
     /// Reload; default true.
@@ -238,6 +240,34 @@ pub struct Haproxy {
     pub allowed_server_options: Vec<String>,
     /// Template text read from the configured paths.
     pub templates: Templates,
+}
+
+/// A part of haproxy.cfg that belongs to no service and can be left out alone: by its place in the lists of [`Haproxy`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// A line of `global`.
+    Global(usize),
+    /// A line of `defaults`.
+    Defaults(usize),
+    /// An extra section.
+    Section(usize),
+    /// A line of the top level's `shared_frontend`.
+    Shared(usize),
+}
+
+/// Where something stands in the user's file. Printed as `FILE:LINE:COLUMN: KEY`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// `FILE:LINE:COLUMN`.
+    pub at: String,
+    /// Like `haproxy.global[2]`.
+    pub key_path: String,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: `{}`", self.at, self.key_path)
+    }
 }
 
 /// How haproxy is reloaded.

@@ -11,6 +11,7 @@ use smartstack_common::process::start_time;
 use smartstack_common::report::Chain;
 use tokio::time::{Instant, sleep};
 
+use crate::cfg::Model;
 use crate::config;
 use crate::generation::Generation;
 use crate::runtime_api::{ApiError, RuntimeApi};
@@ -22,6 +23,7 @@ mod child;
 pub mod end;
 pub mod live;
 pub mod master;
+pub mod probe;
 pub mod reload;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -122,7 +124,31 @@ impl Haproxy {
         if let Some(simulated) = simulated::Simulated::current() {
             return Ok(simulated.check());
         }
-        self.checker.check(candidate, self.reload_timeout).await
+        let verdict = self.checker.check(candidate, self.reload_timeout).await?;
+        let ours = self.has_our_rights() || matches!(self.checker, Checker::Command(_));
+        Ok(if ours {
+            verdict
+        } else {
+            verdict.of_another_user()
+        })
+    }
+
+    /// It is started by us, as us.
+    fn has_our_rights(&self) -> bool {
+        matches!(self.way, Way::Supervise(_))
+    }
+
+    /// Lines of a candidate that haproxy could not start with; see [`probe`]. `loaded` is its file, `gone`: it does not
+    /// run, and so has nothing of that.
+    #[must_use]
+    pub fn obstacles(&self, candidate: &Model, loaded: &Model, gone: bool) -> Vec<probe::Obstacle> {
+        #[cfg(test)]
+        if simulated::Simulated::current().is_some() {
+            return Vec::new();
+        }
+        let nothing = Model::default();
+        let running = if gone { &nothing } else { loaded };
+        probe::obstacles(candidate, running, self.has_our_rights())
     }
 
     /// At start, with the file in place: makes haproxy serve it. Adopts a worker that has loaded `expected` already;

@@ -321,11 +321,40 @@ pub fn replacement(line: &str) -> Option<&'static str> {
         .map(|(_, now)| *now)
 }
 
-/// Whether the title of a section gives an address, as haproxy before 1.8 allowed: `listen stats :3212`.
+/// The same line under the name it has by now, where nothing but the name has changed.
 #[must_use]
-pub fn title_has_address(title: &str) -> bool {
+pub fn renamed(line: &str) -> Option<String> {
+    const RENAMED: [(&[&str], &str); 4] = [
+        (&["contimeout"], "timeout connect"),
+        (&["clitimeout"], "timeout client"),
+        (&["srvtimeout"], "timeout server"),
+        (&["option", "forceclose"], "option httpclose"),
+    ];
+    let words: Vec<&str> = line.split_whitespace().collect();
+    RENAMED.iter().find_map(|(former, now)| {
+        let rest = words.strip_prefix(*former)?;
+        Some(
+            std::iter::once(now)
+                .chain(rest)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" "),
+        )
+    })
+}
+
+/// A title that gives an address, as haproxy before 1.8 allowed (`listen stats :3212`): the title without it, and the
+/// `bind` line in its place.
+#[must_use]
+pub fn title_and_bind(title: &str) -> Option<(String, String)> {
     let words: Vec<&str> = title.split_whitespace().collect();
-    matches!(words.as_slice(), ["listen" | "frontend", _, third, ..] if *third != "from")
+    match words.as_slice() {
+        [keyword @ ("listen" | "frontend"), name, address, rest @ ..] if *address != "from" => {
+            let title: Vec<&str> = [keyword, name].into_iter().chain(rest).copied().collect();
+            Some((title.join(" "), format!("bind {address}")))
+        }
+        _ => None,
+    }
 }
 
 /// Whether the line would begin a section.
@@ -378,6 +407,30 @@ mod tests {
         assert_eq!(BOTH.len() + 2 * BOTH_OPTIONS.len(), 104);
         assert_eq!(FRONTEND.len() + 2 * FRONTEND_OPTIONS.len(), 44);
         assert_eq!(BACKEND.len() + 2 * BACKEND_OPTIONS.len(), 90);
+    }
+
+    #[test]
+    fn lines_and_titles_of_older_haproxys_get_their_present_form() {
+        let now = |line| renamed(line).unwrap_or_default();
+        assert_eq!(now(" contimeout  5s"), "timeout connect 5s");
+        assert_eq!(now("srvtimeout 1m"), "timeout server 1m");
+        assert_eq!(now("option forceclose"), "option httpclose");
+        assert_eq!(now("option forceclosed"), "");
+        assert_eq!(now("timeout connect 5s"), "");
+        let split = |title| title_and_bind(title).unwrap_or_default();
+        let both = |title: &str, bind: &str| (title.to_owned(), bind.to_owned());
+        assert_eq!(
+            split("frontend  in *:80,:81 from x"),
+            both("frontend in from x", "bind *:80,:81")
+        );
+        for as_it_is in [
+            "listen stats",
+            "listen a from b",
+            "backend b :80",
+            "peers p",
+        ] {
+            assert_eq!(title_and_bind(as_it_is), None, "{as_it_is}");
+        }
     }
 
     #[test]

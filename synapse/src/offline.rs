@@ -11,7 +11,7 @@ use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
-use crate::config::Config;
+use crate::config::{Config, Reload};
 use crate::guard::Clock;
 use crate::haproxy::{Checker, Verdict};
 use crate::intake::{Intake, Unknown};
@@ -134,14 +134,19 @@ async fn ask(config: &Config, assembly: &Assembly, problems: &mut Problems) {
                 .push(format!("cannot write a temporary file to check: {error}"));
         }
     };
-    match Checker::Binary(haproxy.binary.clone())
+    let verdict = Checker::Binary(haproxy.binary.clone())
         .check(file.path(), haproxy.reload_timeout)
-        .await
-    {
+        .await;
+    let supervised = haproxy.reload == Reload::Supervise;
+    match verdict.map(|v| if supervised { v } else { v.of_another_user() }) {
         Ok(Verdict::Valid) => {}
         Ok(Verdict::NoListener) => problems
             .errors
             .push("haproxy would not start: no frontend listens anywhere".to_owned()),
+        Ok(Verdict::Unknown(complaints)) => problems.warnings.push(format!(
+            "haproxy cannot be asked as this user, who may not read what it names: {}",
+            complaints.summary()
+        )),
         Ok(Verdict::Refused(complaints)) => {
             let path = file.path().display().to_string();
             let alerts = complaints.alerts.iter().map(|alert| {

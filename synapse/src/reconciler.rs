@@ -91,7 +91,19 @@ struct Quarantine {
     reason: String,
     /// What stands in the file instead.
     kept: Kept,
+    /// A worker failed to start with it for a reason that shows at a start alone: a living worker is not asked again.
+    until_changed: bool,
     since: Instant,
+}
+
+/// A frame that was refused as configured.
+#[derive(Clone)]
+struct RefusedFrame {
+    refused: Arc<Renderer>,
+    /// What stands in for it.
+    instead: Arc<Renderer>,
+    /// When it is tried again; `None` = when the configuration is loaded again.
+    until: Option<Instant>,
 }
 
 /// Counts of what was done, for status and metrics.
@@ -155,10 +167,11 @@ pub struct Reconciler {
     operator_maint: BTreeSet<(String, String)>,
     refused_options: BTreeMap<(String, String), String>,
     quarantined: BTreeMap<String, Quarantine>,
-    /// The frame that was refused, until when it is not tried again.
-    refused_frame: Option<(Arc<Renderer>, Instant)>,
+    refused_frame: Option<RefusedFrame>,
     /// Why the frame is not rendered as configured.
-    frame_problem: Option<String>,
+    frame_problems: Vec<String>,
+    /// What could not be checked.
+    unchecked: Option<String>,
     good: Good,
     api: RuntimeApi,
     observed: Option<Observed>,
@@ -453,13 +466,17 @@ impl Reconciler {
         }
     }
 
-    /// What renders the frame: the configuration, or the last good one while this one is refused.
+    /// What renders the frame: the configuration, or what stands in for it while it is refused.
     fn frame(&self) -> &Arc<Renderer> {
-        match (&self.refused_frame, &self.good.frame) {
-            (Some((refused, until)), Some(good))
-                if Arc::ptr_eq(refused, &self.renderer) && Instant::now() < *until =>
+        match &self.refused_frame {
+            Some(RefusedFrame {
+                refused,
+                instead,
+                until,
+            }) if Arc::ptr_eq(refused, &self.renderer)
+                && until.is_none_or(|until| Instant::now() < until) =>
             {
-                good
+                instead
             }
             _ => &self.renderer,
         }

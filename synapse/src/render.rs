@@ -8,22 +8,24 @@
 //! differs on purpose in: no time in the header, a newline at the end, no trailing blanks, the generation, the hitless lines.
 
 mod frame;
+mod kept;
 mod server_line;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 use tera::{Context, ErrorKind, Tera};
 
-use crate::cfg::is_plain;
-use crate::config::{Config, FrontendPort, Service, ServiceHaproxy, TemplateText};
+use crate::cfg::{Model, Ours, Section, is_plain};
+use crate::config::{Config, FrontendPort, Part, Service, ServiceHaproxy, TemplateText};
 use crate::server::Identified;
 use frame::Frame;
+use kept::Kept;
 use server_line::ServerView;
 
 const GLOBAL: (&str, &str) = (
@@ -131,12 +133,17 @@ impl fmt::Display for ForService<'_> {
     }
 }
 
+/// Name of the shared frontend's section.
+const SHARED_NAME: &str = "shared-frontend";
+
 /// Renders one configuration. Made anew when the configuration changes.
+#[derive(Clone)]
 pub struct Renderer {
-    tera: Tera,
-    templates: Names,
+    tera: Arc<Tera>,
+    templates: Arc<Names>,
     frame: Frame,
-    shared_frontend: Option<Vec<String>>,
+    /// The frame as it stands in a file, instead.
+    kept: Option<Arc<Kept>>,
     use_nerve_weights: bool,
 }
 
@@ -187,10 +194,10 @@ impl Renderer {
             whole: replace(&haproxy.templates.whole)?,
         };
         Ok(Self {
-            tera,
-            templates,
+            tera: Arc::new(tera),
+            templates: Arc::new(templates),
             frame: Frame::new(config),
-            shared_frontend: haproxy.shared_frontend.clone(),
+            kept: None,
             use_nerve_weights: haproxy.use_nerve_weights,
         })
     }
@@ -242,12 +249,89 @@ impl Renderer {
         &self.frame.not_added
     }
 
+    /// The same with the frame of a file that an earlier process wrote; `None` when it cannot be told from the services in
+    /// it. `ours` says which frontends and backends are a service's.
+    #[must_use]
+    pub fn of_file(&self, text: &str, ours: impl Fn(&Section) -> bool) -> Option<Self> {
+        if self.is_whole() {
+            return None;
+        }
+        let kept = Kept::of_file(text, self.frame.shared.as_deref(), ours)?;
+        Some(Self {
+            kept: Some(Arc::new(kept)),
+            ..self.clone()
+        })
+    }
+
+    /// The same frame without a part of it.
+    #[must_use]
+    pub fn without(&self, part: Part) -> Self {
+        Self {
+            frame: self.frame.without(part),
+            ..self.clone()
+        }
+    }
+
+    /// The same frame with an extra section as `good` has it; `None` when that has none, or it is already so.
+    #[must_use]
+    pub fn with_section_of(&self, part: Part, good: &Self) -> Option<Self> {
+        let Part::Section(index) = part else {
+            return None;
+        };
+        let (keyword, name) = self.frame.configured_section(index)?;
+        let sections = |renderer: &Self| {
+            let text = renderer.render_frame("").ok()?;
+            let model = Model::parse(&text, Ours::Names(&BTreeMap::new()));
+            let mut sections = model.sections.into_iter();
+            sections.find(|s| s.keyword == keyword && s.name == name)
+        };
+        let (now, former) = (sections(self)?, sections(good)?);
+        let lines = former.lines.iter().map(|line| line.text.clone()).collect();
+        (now != former).then(|| Self {
+            frame: self.frame.with_section(index, lines),
+            ..self.clone()
+        })
+    }
+
+    /// Whether this frame leaves out the line that `part` of another one is.
+    #[must_use]
+    pub fn leaves_out(&self, other: &Self, part: Part) -> bool {
+        self.frame.leaves_out(&other.frame, part)
+    }
+
+    /// The parts that can be left out: none of a frame that comes from a file.
+    #[must_use]
+    pub fn parts(&self) -> Vec<Part> {
+        match self.kept {
+            Some(_) => Vec::new(),
+            None => self.frame.parts(),
+        }
+    }
+
+    /// The part that a section of the rendered file, or a line of it, comes from.
+    #[must_use]
+    pub fn part_at(&self, section: &Section, line: Option<&str>) -> Option<Part> {
+        match self.kept {
+            Some(_) => None,
+            None => self.frame.part_at(section, line),
+        }
+    }
+
+    /// What the user calls a part, with its place in the configuration.
+    #[must_use]
+    pub fn words(&self, part: Part) -> String {
+        self.frame.words(part)
+    }
+
     /// `global`, `defaults` and the extra sections. `generation` becomes the last line of `global`; `""` = no such line.
     /// Ends with a newline.
     ///
     /// # Errors
     /// When the template fails.
     pub fn render_frame(&self, generation: &str) -> Result<String, RenderError> {
+        if let Some(kept) = &self.kept {
+            return Ok(kept.text(generation));
+        }
         self.render(
             &self.templates.global,
             &self.frame_context(generation),
@@ -398,9 +482,11 @@ impl Renderer {
             .into_iter()
             .filter_map(|service| service.haproxy.as_ref())
             .flat_map(|h| &h.shared_frontend);
-        self.shared_frontend
-            .as_ref()
-            .map(|top| top.iter().chain(own).cloned().collect())
+        let top = match &self.kept {
+            Some(kept) => kept.shared.as_ref(),
+            None => self.frame.shared.as_ref(),
+        };
+        top.map(|top| top.iter().chain(own).cloned().collect())
     }
 
     fn render(

@@ -33,6 +33,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
             global: lines(global),
             defaults: lines(defaults),
             extra_sections: Vec::new(),
+            places: std::collections::BTreeMap::new(),
             do_writes: true,
             do_reloads: true,
             do_socket: true,

@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod rig;
+#[path = "refused/starts.rs"]
+mod starts;
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;

@@ -159,13 +159,25 @@ impl<'a> Cursor<'a> {
         self.value.filter(|value| !value.is_null())
     }
 
-    fn note(&self, severity: Severity, message: String, hint: Option<&str>) {
+    /// Where it stands: `FILE:LINE:COLUMN`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let (line, column) = self.line_and_column();
+        format!("{}:{line}:{column}", self.document.shown)
+    }
+
+    fn line_and_column(&self) -> (usize, usize) {
         let place = self.document.place(&self.parts());
         let at = if self.value().is_some() {
             place.value
         } else {
             place.key
         };
+        (at.line, at.column)
+    }
+
+    fn note(&self, severity: Severity, message: String, hint: Option<&str>) {
+        let (line, column) = self.line_and_column();
         let value = self
             .value()
             .filter(|v| !matches!(v, Value::Mapping(_) | Value::Sequence(_)))
@@ -173,8 +185,8 @@ impl<'a> Cursor<'a> {
         self.findings.borrow_mut().push(Finding {
             severity,
             file: self.document.shown.clone(),
-            line: at.line,
-            column: at.column,
+            line,
+            column,
             key_path: self.key_path(),
             value,
             message,

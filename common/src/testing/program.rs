@@ -1,5 +1,6 @@
 //! The real `nerve` and `synapse`, as built beside the running test, and never those of another build.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -42,7 +43,38 @@ impl Program {
         env: &[(&str, &str)],
         admin: Bind,
     ) -> Self {
-        let mut command = inside(host, &Self::path(name));
+        let command = inside(host, &Self::path(name));
+        Self::spawn(command, name, dir, args, env, admin)
+    }
+
+    /// The same as another user, which takes root: `copy` is where the program is copied to, for a user who may not go to
+    /// where it lies.
+    ///
+    /// # Panics
+    /// As [`Program::start`], or when it cannot be copied.
+    #[must_use]
+    pub fn start_as(
+        user: u32,
+        copy: &Path,
+        name: &str,
+        dir: &Dir,
+        args: &[&str],
+        admin: Bind,
+    ) -> Self {
+        std::fs::copy(Self::path(name), copy).expect("the program can be copied");
+        let mut command = Command::new(copy);
+        command.uid(user).gid(user);
+        Self::spawn(command, name, dir, args, &[], admin)
+    }
+
+    fn spawn(
+        mut command: Command,
+        name: &str,
+        dir: &Dir,
+        args: &[&str],
+        env: &[(&str, &str)],
+        admin: Bind,
+    ) -> Self {
         command
             .args(args)
             .env("RUST_LOG", "debug")

@@ -1,6 +1,6 @@
 //! From the files to [`Config`]: the top level and its cross checks. Notes problems, never stops at the first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use super::keys::KEYS;
 use super::service::{ADMIT, Inherited, service};
 use super::text::{config_line, section_lines, word};
 use super::{
-    Admit, Config, FrontendPort, Haproxy, LoadOptions, Reload, Service, TemplateText, Templates,
+    Admit, Config, FrontendPort, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText,
+    Templates,
 };
 use crate::lines;
 
@@ -218,21 +219,23 @@ impl Names {
 }
 
 fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
-    let global = section_lines(&map.key("global").required());
-    let defaults = section_lines(&map.key("defaults").required());
-    let extra_sections = map.key("extra_sections").entries();
-    let extra_sections = extra_sections
-        .iter()
-        .filter(|(title, lines)| config_line(lines, title))
-        .inspect(|(title, lines)| {
-            if lines::title_has_address(title) {
-                lines.warn_hint(
-                    "haproxy 1.8 and later refuse an address in a section's title",
-                    "write it as a `bind` line",
-                );
-            }
-        })
-        .map(|(title, lines)| (title.trim().to_owned(), section_lines(lines)));
+    let mut places = BTreeMap::new();
+    let mut lines_of = |cursor: &Cursor<'_>, part: fn(usize) -> Part| {
+        let lines = section_lines(cursor).into_iter().enumerate();
+        lines
+            .map(|(index, (at, line))| {
+                places.insert(part(index), place_of(&at));
+                line
+            })
+            .collect::<Vec<String>>()
+    };
+    let global = lines_of(&map.key("global").required(), Part::Global);
+    let defaults = lines_of(&map.key("defaults").required(), Part::Defaults);
+    let shared_frontend = map.key("shared_frontend");
+    let shared_frontend = shared_frontend
+        .has_value()
+        .then(|| lines_of(&shared_frontend, Part::Shared));
+    let extra_sections = extra_sections(&map.key("extra_sections"), &mut places);
     let switch = |name, default| map.key(name).boolean().unwrap_or(default);
     let (do_writes, do_reloads, do_socket) = (
         switch("do_writes", true),
@@ -261,10 +264,10 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         .into_iter()
         .filter_map(|socket| path(&socket, environment).map(|path| (socket, path)))
         .unzip();
-    let shared_frontend = map.key("shared_frontend");
     let hitless_defaults = switch("hitless_defaults", true);
     let haproxy = Haproxy {
-        extra_sections: extra_sections.collect(),
+        extra_sections,
+        places,
         do_writes,
         do_reloads,
         do_socket,
@@ -297,9 +300,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .integer(1..=i128::from(i32::MAX))
             .unwrap_or(65535),
         bind_address: word(&map.key("bind_address")).unwrap_or_else(|| "localhost".to_owned()),
-        shared_frontend: shared_frontend
-            .has_value()
-            .then(|| section_lines(&shared_frontend)),
+        shared_frontend,
         use_nerve_weights: switch("use_nerve_weights", false),
         binary: map
             .key("binary")
@@ -313,6 +314,47 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     };
     hand_over(map, &haproxy, &sockets);
     Some(haproxy)
+}
+
+/// Title and lines of the sections that belong to no service.
+fn extra_sections(
+    cursor: &Cursor<'_>,
+    places: &mut BTreeMap<Part, Place>,
+) -> Vec<(String, Vec<String>)> {
+    let mut sections = Vec::new();
+    for (title, at) in cursor.entries() {
+        if !config_line(&at, &title) {
+            continue;
+        }
+        places.insert(Part::Section(sections.len()), place_of(&at));
+        let mut lines: Vec<String> = section_lines(&at)
+            .into_iter()
+            .map(|(_, line)| line)
+            .collect();
+        let title = match lines::title_and_bind(&title) {
+            None => title.trim().to_owned(),
+            Some((without, bind)) => {
+                at.warn_hint(
+                    format!(
+                        "haproxy 1.8 and later refuse an address in a section's title: written as `{without}` with the \
+                         line `{bind}`"
+                    ),
+                    "write it as a `bind` line",
+                );
+                lines.insert(0, bind);
+                without
+            }
+        };
+        sections.push((title, lines));
+    }
+    sections
+}
+
+fn place_of(cursor: &Cursor<'_>) -> Place {
+    Place {
+        at: cursor.place(),
+        key_path: cursor.key_path(),
+    }
 }
 
 /// A key that another one makes necessary.

@@ -19,19 +19,36 @@ fn checked_lines<'a>(cursor: &Cursor<'a>) -> impl Iterator<Item = (Cursor<'a>, S
         .lines()
         .into_iter()
         .filter(|(at, line)| config_line(at, line))
-        .inspect(|(at, line)| {
-            if let Some(now) = lines::replacement(line) {
-                at.warn_hint(
-                    "haproxy 2.6 and later refuse this line",
-                    &format!("write {now}"),
-                );
-            }
-        })
+        .inspect(|(at, line)| warn_of_refusal(at, line))
 }
 
-/// Lines written as they are.
-pub(super) fn section_lines(cursor: &Cursor<'_>) -> Vec<String> {
-    checked_lines(cursor).map(|(_, line)| line).collect()
+fn warn_of_refusal(at: &Cursor<'_>, line: &str) {
+    if let Some(now) = lines::replacement(line) {
+        at.warn_hint(
+            "haproxy 2.6 and later refuse this line",
+            &format!("write {now}"),
+        );
+    }
+}
+
+/// Lines of a section that belongs to no service, with their places. A line of an older haproxy that has the same meaning
+/// under another name gets that name.
+pub(super) fn section_lines<'a>(cursor: &Cursor<'a>) -> Vec<(Cursor<'a>, String)> {
+    cursor
+        .lines()
+        .into_iter()
+        .filter(|(at, line)| config_line(at, line))
+        .map(|(at, line)| {
+            if let Some(now) = lines::renamed(&line) {
+                at.warn(format!(
+                    "haproxy 2.6 and later refuse this line: written as `{now}`"
+                ));
+                return (at, now);
+            }
+            warn_of_refusal(&at, &line);
+            (at, line)
+        })
+        .collect()
 }
 
 /// Lines of a service's section: none may begin another section.

@@ -1,13 +1,7 @@
-//! Finds addresses that haproxy will not get: `haproxy -c` does not bind, so a port of another process shows only when
-//! the reload fails.
-//!
-//! Reading is pure; the probe binds without listening, so no connection can reach it.
+//! Addresses of `bind` lines. Pure; whether haproxy can have them is tried by `probe`.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-
-use tokio::net::TcpSocket;
 
 use crate::cfg::Model;
 
@@ -49,37 +43,8 @@ pub fn addresses(model: &Model) -> BTreeSet<Bind> {
     binds
 }
 
-/// Those that haproxy does not hold yet and that another process holds. Answers of the kernel other than "in use" (such
-/// as a port that only root may bind) prove nothing and are left out.
-#[must_use]
-pub fn taken(candidate: &Model, running: &Model) -> Vec<Bind> {
-    let held: BTreeSet<SocketAddr> = addresses(running).into_iter().map(|b| b.address).collect();
-    let mut new: Vec<Bind> = addresses(candidate)
-        .into_iter()
-        .filter(|b| !held.contains(&b.address))
-        .collect();
-    new.retain(|bind| is_taken(bind.address).unwrap_or(false));
-    new
-}
-
-/// As haproxy binds: with SO_REUSEADDR and SO_REUSEPORT.
-fn is_taken(address: SocketAddr) -> io::Result<bool> {
-    let probe = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
-    probe.set_reuseaddr(true)?;
-    probe.set_reuseport(true)?;
-    match probe.bind(address) {
-        Ok(()) => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(true),
-        Err(error) => Err(error),
-    }
-}
-
 /// `*:80`, `:80`, `1.2.3.4:80-90`, `[::1]:80`, `ipv4@...`, `localhost:80`.
-fn read(text: &str) -> Vec<SocketAddr> {
+pub(super) fn read(text: &str) -> Vec<SocketAddr> {
     let (text, v6) = match text.split_once('@') {
         None => (text, false),
         Some(("ipv4" | "tcp" | "tcp4", rest)) => (rest, false),
@@ -143,24 +108,5 @@ mod tests {
         ] {
             assert_eq!(of(none), [""; 0], "{none}");
         }
-    }
-
-    #[test]
-    fn a_port_of_another_process_is_found_and_ours_is_not_probed() {
-        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = other.local_addr().unwrap();
-        let model = |line: &str| Model::parse(&format!("frontend f\n bind {line}\n"), Ours::All);
-        let candidate = model(&address.to_string());
-        let found = taken(&candidate, &Model::default());
-        assert_eq!(
-            found,
-            [Bind {
-                section: "f".to_owned(),
-                address
-            }]
-        );
-        assert_eq!(taken(&candidate, &candidate), []);
-        drop(other);
-        assert_eq!(taken(&candidate, &Model::default()), []);
     }
 }

@@ -1,6 +1,8 @@
 //! Asks haproxy whether it would accept a file, and reads its complaints: which line, section or server is meant.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub enum Verdict {
     NoListener,
     /// It would not.
     Refused(Complaints),
+    /// Nobody knows: we may not read what these complaints are about.
+    Unknown(Complaints),
 }
 
 /// Alerts of one run, in haproxy's order.
@@ -105,6 +109,29 @@ impl Checker {
                 output: done.output,
             }),
             (Some(_), _) => Ok(Verdict::Refused(Complaints::parse(&done.output))),
+        }
+    }
+}
+
+impl Verdict {
+    /// What a check with our rights says about a haproxy that may have others: nothing about files that we may not read.
+    #[must_use]
+    pub fn of_another_user(self) -> Self {
+        let Self::Refused(mut complaints) = self else {
+            return self;
+        };
+        let (blind, seen): (Vec<_>, Vec<_>) = std::mem::take(&mut complaints.alerts)
+            .into_iter()
+            .partition(Complaint::is_blind);
+        match seen.is_empty() && !blind.is_empty() {
+            true => Self::Unknown(Complaints {
+                alerts: blind,
+                ..complaints
+            }),
+            false => Self::Refused(Complaints {
+                alerts: seen,
+                ..complaints
+            }),
         }
     }
 }
@@ -204,6 +231,20 @@ impl Complaints {
 }
 
 impl Complaint {
+    /// Whether it is about a file that we, and so the `haproxy -c` that we run, may not read.
+    fn is_blind(&self) -> bool {
+        // haproxy quotes the path, one way or another, and does not always say why it could not open it.
+        let words = self
+            .words
+            .split(['\'', '`', '"', ' ', ',', '(', ')', '<', '>']);
+        let paths = words.filter(|word| word.starts_with('/'));
+        paths
+            .map(|path| path.trim_end_matches(['.', ':']))
+            .any(|path| {
+                File::open(path).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+            })
+    }
+
     /// `[ALERT]    (PID) : config : [FILE:LINE] : words` and its relatives; summaries are none.
     fn parse(line: &str) -> Option<Self> {
         let (_, words) = line.strip_prefix("[ALERT]")?.split_once(" : ")?;

@@ -8,6 +8,7 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::error;
 
+use super::job::BadFrame;
 use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
@@ -93,14 +94,18 @@ impl Reconciler {
             Err(problem) => problem,
         };
         let refused = Arc::clone(self.frame());
-        if self.good.frame.is_none() || !Arc::ptr_eq(&refused, &self.renderer) {
+        let good = self.good.frame.clone();
+        let Some(instead) = good.filter(|_| Arc::ptr_eq(&refused, &self.renderer)) else {
             return Err(problem);
-        }
-        error!(
-            problem,
-            "haproxy.cfg cannot be rendered: its last good frame stays"
-        );
-        self.refuse_frame(refused, problem);
+        };
+        self.refuse_frame(BadFrame {
+            refused,
+            instead,
+            words: vec![format!(
+                "haproxy.cfg cannot be rendered, its last good frame stays: {problem}"
+            )],
+            unforeseen: false,
+        });
         self.wanted = Some(self.whole()?);
         Ok(())
     }
@@ -111,12 +116,12 @@ impl Reconciler {
     }
 
     pub(super) fn cannot_render(&mut self, problem: String) {
-        if self.frame_problem.as_ref() != Some(&problem) {
+        if !self.frame_problems.contains(&problem) {
             error!(
                 problem,
                 "haproxy.cfg cannot be rendered: the running one stays as it is"
             );
-            self.frame_problem = Some(problem);
+            self.frame_problems = vec![problem];
         }
         self.publish(None);
     }

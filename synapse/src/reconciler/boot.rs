@@ -20,7 +20,7 @@ use super::observed::{Digests, file_rows};
 use super::runtime::{Fallbacks, Proven};
 use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
-use crate::cfg::{Model, Ours};
+use crate::cfg::{Model, Ours, Section};
 use crate::config::{Config, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
@@ -75,7 +75,8 @@ impl Reconciler {
             refused_options: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             refused_frame: None,
-            frame_problem: None,
+            frame_problems: Vec::new(),
+            unchecked: None,
             good: Good::default(),
             api: RuntimeApi::new(stats_sockets(&config)),
             observed: None,
@@ -144,6 +145,7 @@ impl Reconciler {
                 .map(|s| Arc::clone(&s.service))
                 .collect();
             self.good = Good::of_file(text, &services);
+            self.good.frame = self.frame_on_disk(text, snapshot);
         }
         for (backend, ids) in ruby_state::ids(
             self.config.haproxy.state_file_path.as_deref(),
@@ -179,6 +181,37 @@ impl Reconciler {
             state.plant(seed);
         }
         self.stale = true;
+    }
+
+    /// The frame of a file that an earlier process left: the last good one. The configured one where they are the same.
+    fn frame_on_disk(&self, text: &str, snapshot: &Snapshot) -> Option<Arc<Renderer>> {
+        let of_a_service = |keyword: &str, name: &str| match keyword {
+            "backend" => snapshot.ids.contains_key(name) || self.by_backend.contains_key(name),
+            _ => self.services.iter().any(|s| s.service.name == name),
+        };
+        let ours = |section: &Section| match section.keyword.as_str() {
+            "backend" => of_a_service("backend", &section.name),
+            "frontend" => {
+                let mut lines = section.lines.iter();
+                of_a_service("frontend", &section.name)
+                    || lines.any(|line| {
+                        let backend = line.text.strip_prefix("default_backend ");
+                        backend.is_some_and(|name| of_a_service("backend", name.trim()))
+                    })
+            }
+            _ => false,
+        };
+        let kept = self.renderer.of_file(text, ours)?;
+        let model = |renderer: &Renderer| {
+            let frame = renderer.render_frame("").ok()?;
+            let shared = renderer.render_shared([]).ok()?;
+            Some(Model::parse(&(frame + &shared), Ours::All))
+        };
+        let (now, former) = (model(&self.renderer)?, model(&kept)?);
+        if now.same_structure(&former) {
+            return Some(Arc::clone(&self.renderer));
+        }
+        Some(Arc::new(kept))
     }
 
     /// Takes a configuration that has been validated. What is the same stays as it is.
@@ -235,7 +268,7 @@ impl Reconciler {
         self.quarantined.clear();
         self.refused_options.clear();
         self.refused_frame = None;
-        self.frame_problem = None;
+        self.frame_problems.clear();
         self.limiter.begin_anew();
         self.followed = false;
         self.dirty = (0..self.services.len()).collect();

@@ -7,15 +7,14 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::job::{Bad, Candidate, Done, Driver, Job, Kept, Outcome};
+use super::job::{Bad, BadFrame, Candidate, Done, Driver, Job, Kept, Outcome};
 use super::observed::Digests;
 use super::runtime::Next;
-use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler};
+use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler, RefusedFrame};
 use crate::assembly::Whole;
 use crate::config::Reload;
 use crate::intake::watched;
 use crate::plan::Plan;
-use crate::render::Renderer;
 use crate::services::State;
 use crate::status::{ReloadView, seconds};
 
@@ -217,12 +216,14 @@ impl Reconciler {
             driver.configure(&self.config);
         }
         self.note_refusals(done.bad, done.bad_frame, done.refused_options);
+        self.note_unchecked(done.unchecked);
         if let Some((generation, digests)) = done.proven {
             self.proven.checked(&generation, digests);
         }
         self.read_disk();
         let took = now.duration_since(done.started);
-        let ok = !matches!(done.outcome, Outcome::Failed(_));
+        let ok = !matches!(done.outcome, Outcome::Failed(_) | Outcome::Former(_));
+        let former_runs = matches!(done.outcome, Outcome::Former(_));
         let attempted = !matches!(done.outcome, Outcome::Unneeded | Outcome::Written);
         self.write_problem = None;
         let error = match done.outcome {
@@ -246,13 +247,19 @@ impl Reconciler {
                 );
                 None
             }
-            Outcome::Failed(error) => Some(error),
+            Outcome::Former(error) | Outcome::Failed(error) => Some(error),
         };
         if let Some(error) = &error {
+            let now = match (former_runs, &self.observed) {
+                (true, _) => "haproxy was started on the file that was on disk",
+                (false, Some(_)) => "what runs goes on",
+                (false, None) => "nothing runs: no service of this host is served",
+            };
             error!(
                 error,
                 reason = done.reason,
-                "haproxy was not brought to the new state; what runs goes on"
+                now,
+                "haproxy was not brought to the new state"
             );
             if done.reason.is_none() {
                 self.write_problem = Some(error.clone());
@@ -286,7 +293,7 @@ impl Reconciler {
     fn note_refusals(
         &mut self,
         bad: BTreeMap<String, Bad>,
-        bad_frame: Option<(Arc<Renderer>, String)>,
+        bad_frame: Option<BadFrame>,
         refused_options: BTreeMap<(String, String), String>,
     ) {
         for (service, bad) in bad {
@@ -294,6 +301,7 @@ impl Reconciler {
                 structure,
                 words: reason,
                 kept,
+                unforeseen,
             } = bad;
             // Without a new form it was refused before, or by its template.
             let structure = structure.or_else(|| {
@@ -316,19 +324,13 @@ impl Reconciler {
                     structure: structure.unwrap_or_default(),
                     reason,
                     kept,
+                    until_changed: unforeseen,
                     since: Instant::now(),
                 },
             );
         }
-        if let Some((frame, problem)) = bad_frame {
-            error!(
-                problem,
-                "haproxy refuses global, defaults or extra sections: their last good form stays"
-            );
-            let problem = format!(
-                "haproxy refuses global, defaults or extra sections, their last good form stays: {problem}"
-            );
-            self.refuse_frame(frame, problem);
+        if let Some(bad) = bad_frame {
+            self.refuse_frame(bad);
         }
         for ((backend, options), reason) in refused_options {
             warn!(
@@ -341,12 +343,36 @@ impl Reconciler {
         }
     }
 
-    /// Until it is due again, the last good frame is used instead.
-    pub(super) fn refuse_frame(&mut self, frame: Arc<Renderer>, problem: String) {
-        if Arc::ptr_eq(&frame, &self.renderer) {
-            self.refused_frame = Some((frame, Instant::now() + RETRY_QUARANTINED));
-            self.frame_problem = Some(problem);
+    /// Until it is due again, another frame is used instead.
+    pub(super) fn refuse_frame(&mut self, bad: BadFrame) {
+        if !Arc::ptr_eq(&bad.refused, &self.renderer) {
+            return;
         }
+        if self.frame_problems != bad.words {
+            for problem in &bad.words {
+                error!(
+                    problem,
+                    "global, defaults or extra sections are not as configured"
+                );
+            }
+        }
+        let until = (!bad.unforeseen).then(|| Instant::now() + RETRY_QUARANTINED);
+        self.refused_frame = Some(RefusedFrame {
+            refused: bad.refused,
+            instead: bad.instead,
+            until,
+        });
+        self.frame_problems = bad.words;
+    }
+
+    fn note_unchecked(&mut self, unchecked: Option<String>) {
+        let problem = unchecked.map(|words| {
+            format!("cannot be checked before a reload, since synapse may not read what haproxy may: {words}")
+        });
+        if let Some(problem) = problem.as_ref().filter(|_| problem != self.unchecked) {
+            warn!(problem, "the reload is the proof");
+        }
+        self.unchecked = problem;
     }
 
     pub(super) fn indexes(&self, of: impl Fn(&State) -> bool) -> Vec<usize> {
@@ -390,9 +416,9 @@ impl Reconciler {
         }
         self.accepted = Some((generation.clone(), Arc::clone(&self.renderer)));
         if Arc::ptr_eq(self.frame(), &self.renderer) {
-            self.frame_problem = None;
-            self.good.frame = Some(Arc::clone(&self.renderer));
+            self.frame_problems.clear();
         }
+        self.good.frame = Some(Arc::clone(self.frame()));
         for state in &self.services {
             if matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none() {
                 self.good.accept(&self.renderer, &state.service);

@@ -5,6 +5,8 @@
 //! that haproxy takes: one bad service costs itself, one bad option its server. It ends with the file in a form that
 //! haproxy would start with, whatever failed.
 
+mod check;
+mod frame;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,8 +71,10 @@ pub(crate) struct Done {
     pub(crate) proven: Option<(Generation, BTreeSet<Digest>)>,
     /// Services that were refused.
     pub(crate) bad: BTreeMap<String, Bad>,
-    /// The frame was refused: which, and haproxy's words.
-    pub(crate) bad_frame: Option<(Arc<Renderer>, String)>,
+    /// The frame was refused as configured.
+    pub(crate) bad_frame: Option<BadFrame>,
+    /// What could not be checked, because we may not read it.
+    pub(crate) unchecked: Option<String>,
     /// `(backend, options)` that haproxy refuses.
     pub(crate) refused_options: BTreeMap<(String, String), String>,
 }
@@ -83,6 +87,20 @@ pub(crate) struct Bad {
     pub(crate) words: String,
     /// What stands in the file instead.
     pub(crate) kept: Kept,
+    /// A worker failed to start with it, though nothing that can be tried beforehand was in the way.
+    pub(crate) unforeseen: bool,
+}
+
+/// A frame that was refused as configured.
+pub(crate) struct BadFrame {
+    /// That one.
+    pub(crate) refused: Arc<Renderer>,
+    /// What stands in for it: the last good one, or the same without some parts.
+    pub(crate) instead: Arc<Renderer>,
+    /// What is not as configured and why, a sentence each.
+    pub(crate) words: Vec<String>,
+    /// As in [`Bad`].
+    pub(crate) unforeseen: bool,
 }
 
 /// What stays of a service that is refused as configured.
@@ -117,7 +135,9 @@ pub(crate) enum Outcome {
     Reloaded { pid: u32, assembly: Box<Assembly> },
     /// The command ended well, nobody can be asked.
     Unconfirmed { assembly: Box<Assembly> },
-    /// haproxy serves what it served before.
+    /// Nothing of what is wanted starts: haproxy was started on the file that was on disk.
+    Former(String),
+    /// haproxy serves what it served before, if it did.
     Failed(String),
 }
 
@@ -154,6 +174,7 @@ impl Driver {
     pub(crate) async fn run(self, job: Job) -> Done {
         let mut work = Work::new(self, job);
         let outcome = work.run().await;
+        let bad_frame = work.bad_frame();
         Done {
             driver: work.driver,
             started: work.started,
@@ -161,7 +182,8 @@ impl Driver {
             outcome,
             proven: work.proven,
             bad: work.bad,
-            bad_frame: work.bad_frame.map(|words| (work.job.frame, words)),
+            bad_frame,
+            unchecked: work.unchecked,
             refused_options: work.refused_options,
         }
     }

@@ -134,14 +134,16 @@ impl Reconciler {
         let problems = [
             &self.socket_problem,
             &self.write_problem,
-            &self.frame_problem,
+            &self.unchecked,
             &self.reload_problem,
         ];
+        let problems = problems.into_iter().flatten();
+        let problems = problems.chain(&self.frame_problems);
         View {
             // Ready once, whatever fails later: what serves goes on serving.
             ready: serving || self.view.borrow().ready,
             haproxy,
-            problems: problems.into_iter().flatten().cloned().collect(),
+            problems: problems.cloned().collect(),
         }
     }
 

@@ -21,7 +21,9 @@ impl Reconciler {
         let now = Instant::now();
         self.file.sync(now);
         self.lingering.look(self.observed.as_ref());
-        let due = |q: &super::Quarantine| now.duration_since(q.since) >= RETRY_QUARANTINED;
+        let due = |q: &super::Quarantine| {
+            !q.until_changed && now.duration_since(q.since) >= RETRY_QUARANTINED
+        };
         let again = self.quarantined.iter().filter(|(_, q)| due(q));
         let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
         for service in &again {

@@ -16,6 +16,7 @@ pub(crate) fn config() -> Config {
             global: lines(&["stats socket /run/h.sock level admin"]),
             defaults: lines(&["mode http"]),
             extra_sections: Vec::new(),
+            places: std::collections::BTreeMap::new(),
             do_writes: true,
             do_reloads: true,
             do_socket: true,
@@ -434,4 +435,135 @@ fn a_whole_file_template_gets_everything_and_may_include_the_built_in_ones() {
         whole.render_whole("g", &services).unwrap().unwrap(),
         fragments.concat()
     );
+}
+
+/// `listen a`, `listen b` and three lines of `global`.
+fn with_sections() -> Config {
+    let mut config = config();
+    config.haproxy.global.push("log  stdout local0".to_owned());
+    config
+        .haproxy
+        .global
+        .push("description of the user".to_owned());
+    config.haproxy.extra_sections = ["a", "b"]
+        .map(|name| (format!("listen  {name}"), lines(&["bind 127.0.0.1:1"])))
+        .to_vec();
+    config
+}
+
+fn model(text: &str) -> Model {
+    Model::parse(text, Ours::All)
+}
+
+#[test]
+fn parts_of_the_frame_are_found_and_left_out_alone() {
+    let whole = Renderer::new(&with_sections()).unwrap();
+    let text = whole.render_frame("0123456789abcdef").unwrap();
+    let sections = model(&text).sections;
+    let at = |keyword: &str, name: &str, line: Option<&str>| {
+        let section = sections
+            .iter()
+            .find(|s| s.keyword == keyword && s.name == name);
+        whole.part_at(section.unwrap(), line)
+    };
+    // A line that gets `expose-fd listeners`, one of the template's own, a section by its title and by a line.
+    let socket = "stats socket /run/h.sock level admin expose-fd listeners";
+    assert!(text.contains(socket), "{text}");
+    assert_eq!(at("global", "", Some(socket)), Some(Part::Global(0)));
+    assert_eq!(
+        at("global", "", Some("log  stdout local0")),
+        Some(Part::Global(1))
+    );
+    assert_eq!(at("global", "", Some("hard-stop-after 1h")), None);
+    assert_eq!(
+        at("defaults", "", Some("mode http")),
+        Some(Part::Defaults(0))
+    );
+    assert_eq!(at("listen", "b", None), Some(Part::Section(1)));
+    assert_eq!(
+        at("listen", "a", Some("bind 127.0.0.1:1")),
+        Some(Part::Section(0))
+    );
+    assert_eq!(whole.parts().len(), 6);
+
+    let less = whole.without(Part::Section(0)).without(Part::Global(1));
+    let text = less.render_frame("").unwrap();
+    assert!(
+        !text.contains("listen  a") && !text.contains("stdout"),
+        "{text}"
+    );
+    assert!(
+        text.contains("listen  b") && text.contains("of the user"),
+        "{text}"
+    );
+    assert_eq!(less.parts().len(), 4);
+    // Another configuration with the same line still has it left out.
+    let mut other = with_sections();
+    other.haproxy.global.insert(0, "maxconn 7".to_owned());
+    let other = Renderer::new(&other).unwrap();
+    assert!(less.leaves_out(&other, Part::Global(2)));
+    assert!(!less.leaves_out(&other, Part::Global(0)));
+    // A section in the form that a good frame has, once.
+    let mut changed = with_sections();
+    changed.haproxy.extra_sections[1].1 = lines(&["bind 127.0.0.1:2"]);
+    let changed = Renderer::new(&changed).unwrap();
+    let former = changed.with_section_of(Part::Section(1), &whole).unwrap();
+    assert_eq!(
+        model(&former.render_frame("").unwrap()).sections,
+        model(&whole.render_frame("").unwrap()).sections
+    );
+    assert!(former.with_section_of(Part::Section(1), &whole).is_none());
+    assert!(
+        changed
+            .with_section_of(Part::Section(1), &less.without(Part::Section(1)))
+            .is_none()
+    );
+}
+
+#[test]
+fn a_frame_is_read_back_from_the_file_without_the_services() {
+    let mut config = with_sections();
+    config.haproxy.shared_frontend = Some(lines(&["bind 127.0.0.1:3", "mode http"]));
+    let shared = with(service("web"), |h| {
+        h.shared_frontend = lines(&["use_backend web if TRUE"]);
+    });
+    let renderer = Renderer::new(&config).unwrap();
+    let frame = renderer.render_frame("0123456789abcdef").unwrap();
+    let file = frame
+        + &renderer.render_service(&service("web"), &[]).unwrap()
+        + &renderer.render_service(&service("gone"), &[]).unwrap()
+        + &renderer.render_shared([&shared]).unwrap();
+    let ours = |section: &Section| ["web", "gone"].contains(&section.name.as_str());
+
+    // By now the configuration says something else.
+    let mut other = config.clone();
+    other.haproxy.global = lines(&["nosuchword"]);
+    other.haproxy.extra_sections.clear();
+    other.haproxy.shared_frontend = Some(lines(&[
+        "mode http",
+        "bind 127.0.0.1:4",
+        "bind 127.0.0.1:3",
+    ]));
+    let kept = Renderer::new(&other).unwrap().of_file(&file, ours).unwrap();
+    for generation in ["", "0123456789abcdef"] {
+        assert_eq!(
+            model(&kept.render_frame(generation).unwrap()).sections,
+            model(&renderer.render_frame(generation).unwrap()).sections,
+        );
+    }
+    let mark = "\tdescription of the user synapse=fedcba9876543210\n";
+    assert!(
+        kept.render_frame("fedcba9876543210")
+            .unwrap()
+            .contains(mark)
+    );
+    // Lines of the shared frontend that were good; none of a service.
+    assert_eq!(
+        kept.render_shared([]).unwrap().trim_end(),
+        "\nfrontend shared-frontend\n\tmode http\n\tbind 127.0.0.1:3"
+    );
+    assert!(kept.parts().is_empty());
+    // A file that is not ours says nothing.
+    let foreign = renderer.render_frame("").unwrap();
+    assert!(renderer.of_file(&foreign, ours).is_none());
 }

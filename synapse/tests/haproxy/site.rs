@@ -109,6 +109,7 @@ impl Site {
             global: Vec::new(),
             defaults: Vec::new(),
             extra_sections: Vec::new(),
+            places: std::collections::BTreeMap::new(),
             do_writes: true,
             do_reloads: true,
             do_socket: true,

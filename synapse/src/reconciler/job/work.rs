@@ -9,49 +9,68 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
 use super::super::file::MODE;
+use super::frame::Parts;
 use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
-use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
+use crate::assembly::{Assembly, EffectiveCache, Piece};
 use crate::cfg::{Model, Ours};
 use crate::effective::Digest;
 use crate::generation::Generation;
-use crate::haproxy::{Complaints, ReloadOutcome, Verdict, bind};
+use crate::haproxy::{Complaints, ReloadOutcome};
 use crate::plan::{Plan, plan};
 use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Step};
+use crate::render::Renderer;
 
 /// At most this many reloads in one job: each failed one costs seconds.
 const MOST_RELOADS: usize = 6;
-/// At most this many rounds of dropping refused options, and as many more as there are services to be reduced.
-const MOST_OPTION_ROUNDS: usize = 8;
-
 /// A job being done.
 pub(super) struct Work {
     pub(super) driver: Driver,
     pub(super) job: Job,
     /// The file that was loaded last.
-    loaded: Model,
-    cache: EffectiveCache,
+    pub(super) loaded: Model,
+    pub(super) cache: EffectiveCache,
     pub(super) proven: Option<(Generation, BTreeSet<Digest>)>,
     pub(super) bad: BTreeMap<String, Bad>,
+    /// The frame as configured, without the parts that were left out of it: which, and why.
+    pub(super) frame: Arc<Renderer>,
+    pub(super) left_out: Parts,
+    /// The frame was refused as a whole.
     pub(super) bad_frame: Option<String>,
+    /// What a worker failed to start with, though nothing that can be tried beforehand was in the way.
+    pub(super) unforeseen: Selection,
+    /// Services that cannot be checked, because we may not read what they name.
+    pub(super) blind: Selection,
+    /// The same in words, and of the frame.
+    pub(super) unchecked: Option<String>,
     pub(super) refused_options: BTreeMap<(String, String), String>,
-    /// The file as it was.
+    disk: Disk,
+    pub(super) started: Instant,
+}
+
+/// haproxy.cfg during a job.
+#[derive(Default)]
+struct Disk {
+    /// As it was.
     former: Option<Arc<str>>,
     /// As this job has written it.
-    disk: Option<Arc<str>>,
-    pub(super) started: Instant,
+    written: Option<Arc<str>>,
+    /// The text that a worker last failed to start with, and whether it said why.
+    failed: Option<Arc<str>>,
+    said: bool,
+    /// Attempts to have it loaded.
     reloads: usize,
 }
 
 /// Why a combination is not the one.
-enum Setback {
-    /// haproxy refuses it.
-    Refused(Refused),
+pub(super) enum Setback {
+    /// haproxy refuses it, and these parts of the frame.
+    Refused(Refused, Parts),
     /// There is no verdict, and there will be none for any other: in words.
     Abort(String),
 }
 
 /// Fragment 0 is the frame, `i + 1` the candidate `i`.
-const FRAME: usize = 0;
+pub(super) const FRAME: usize = 0;
 
 impl Work {
     pub(super) fn new(driver: Driver, job: Job) -> Self {
@@ -59,18 +78,24 @@ impl Work {
         Self {
             proven: None,
             bad: BTreeMap::new(),
+            frame: Arc::clone(&job.frame),
+            left_out: Parts::new(),
             bad_frame: None,
+            unforeseen: Selection::new(),
+            blind: Selection::new(),
+            unchecked: None,
             refused_options: BTreeMap::new(),
-            disk: None,
             cache: EffectiveCache::default(),
             loaded: former
                 .as_deref()
                 .map(|text| Model::parse(text, Ours::All))
                 .unwrap_or_default(),
-            former,
+            disk: Disk {
+                former,
+                ..Disk::default()
+            },
             driver,
             started: Instant::now(),
-            reloads: 0,
             job,
         }
     }
@@ -88,29 +113,34 @@ impl Work {
             .collect();
         let mut selection = match self.settle(everything).await {
             Ok(selection) => selection,
-            Err(reason) => return self.give_up(reason),
+            Err(reason) => return self.give_up(reason).await,
         };
         loop {
-            match self.put(&selection).await {
+            let (refused, parts) = match self.put(&selection).await {
                 Ok(outcome) => return outcome,
-                Err(Setback::Abort(reason)) => return self.give_up(reason),
-                Err(Setback::Refused(refused)) => {
-                    let reduced = self.reduce(&refused, &selection);
-                    let blamed = refused.blamed.iter();
-                    let bad: BTreeMap<usize, String> = blamed
-                        .filter(|(i, _)| **i != FRAME && selection.contains(i))
-                        .map(|(i, words)| (*i, words.clone()))
-                        .collect();
-                    // A way of reloading that does not work says nothing about any service.
-                    if (bad.is_empty() && !reduced) || self.reloads >= MOST_RELOADS {
-                        return self.give_up(refused.words);
-                    }
-                    selection.retain(|index| !bad.contains_key(index));
-                    self.note_bad(bad);
-                    if let Err(setback) = self.check(&selection).await {
-                        return self.give_up(setback.words());
-                    }
-                }
+                Err(Setback::Abort(reason)) => return self.give_up(reason).await,
+                Err(Setback::Refused(refused, parts)) => (refused, parts),
+            };
+            let reduced = self.reduce(&refused, &selection);
+            let blamed = refused.blamed.iter();
+            let mut bad: BTreeMap<usize, String> = blamed
+                .filter(|(i, _)| **i != FRAME && selection.contains(i))
+                .map(|(i, words)| (*i, words.clone()))
+                .collect();
+            let parts_gone = self.leave_out(&parts, &selection);
+            let is_frame = bad.is_empty() && !reduced && !parts_gone;
+            if is_frame && self.disk.said && selection.contains(&FRAME) && self.has_other_frame() {
+                bad.insert(FRAME, refused.words.clone());
+            }
+            // A way of reloading that does not work says nothing about any service.
+            let nothing = bad.is_empty() && !reduced && !parts_gone;
+            if nothing || self.disk.reloads >= MOST_RELOADS {
+                return self.give_up(refused.words).await;
+            }
+            selection.retain(|index| !bad.contains_key(index));
+            self.note_bad(bad);
+            if let Err(setback) = self.check(&selection, true).await {
+                return self.give_up(setback.words()).await;
             }
         }
     }
@@ -120,26 +150,45 @@ impl Work {
         if !self.job.check || !self.driver.writes {
             return Ok(everything);
         }
-        let refused = match self.check(&everything).await {
+        let mut refused = match self.check(&everything, true).await {
             Ok(()) => return Ok(everything),
             Err(Setback::Abort(reason)) => return Err(reason),
-            Err(Setback::Refused(refused)) => refused,
+            Err(Setback::Refused(refused, _)) => refused,
         };
+        let named = refused.blamed.keys().any(|index| *index != FRAME);
+        if !named && !self.has_other_frame() {
+            let found = self.search_frame().await;
+            if !found.map_err(Setback::words)? {
+                // A line of the frame that it cannot do without.
+                if refused.blamed.contains_key(&FRAME) {
+                    return Err(refused.words);
+                }
+            } else {
+                refused = match self.check(&everything, true).await {
+                    Ok(()) => return Ok(everything),
+                    Err(Setback::Abort(reason)) => return Err(reason),
+                    Err(Setback::Refused(refused, _)) => refused,
+                };
+            }
+        }
         let (mut search, suspects) = self.search(&everything, refused);
         let sure: Selection = everything.difference(&suspects).copied().collect();
         loop {
             match search.step() {
-                Step::Try(next) => match self.check(&next.union(&sure).copied().collect()).await {
-                    Ok(()) => search.feed(Ok(())),
-                    Err(Setback::Refused(refused)) => search.feed(Err(refused)),
-                    Err(Setback::Abort(reason)) => return Err(reason),
-                },
+                Step::Try(next) => {
+                    let next = next.union(&sure).copied().collect();
+                    match self.check(&next, false).await {
+                        Ok(()) => search.feed(Ok(())),
+                        Err(Setback::Refused(refused, _)) => search.feed(Err(refused)),
+                        Err(Setback::Abort(reason)) => return Err(reason),
+                    }
+                }
                 Step::Done(Found::Nothing { words }) => return Err(words),
                 Step::Done(Found::Accepted { new, bad }) => {
                     let selection = new.union(&sure).copied().collect();
                     self.note_bad(bad);
                     // The search has proven the new forms, not the good ones that take the place of the bad.
-                    let proven = self.check(&selection).await;
+                    let proven = self.check(&selection, true).await;
                     return proven.map(|()| selection).map_err(Setback::words);
                 }
             }
@@ -197,7 +246,10 @@ impl Work {
                 .checked_sub(1)
                 .and_then(|i| self.job.candidates.get(i))
             {
-                Some(candidate) => note(&mut self.bad, candidate, words, None),
+                Some(candidate) => {
+                    let unforeseen = self.unforeseen.contains(&index);
+                    note(&mut self.bad, candidate, words, None, unforeseen);
+                }
                 None => self.bad_frame = Some(words),
             }
         }
@@ -205,7 +257,7 @@ impl Work {
 
     /// A good form is good for the servers and the surroundings it was accepted with. One that is refused by now loses
     /// the servers that are not in the file yet; one that is still refused goes. Whether there was any.
-    fn reduce(&mut self, refused: &Refused, selection: &Selection) -> bool {
+    pub(super) fn reduce(&mut self, refused: &Refused, selection: &Selection) -> bool {
         let good_frame = self.job.good_frame.as_ref();
         let new_frame = good_frame.is_some_and(|good| !Arc::ptr_eq(good, &self.job.frame));
         if new_frame && selection.contains(&FRAME) {
@@ -233,211 +285,36 @@ impl Work {
             } else {
                 Kept::Nothing
             };
-            note(&mut self.bad, candidate, words.clone(), Some(kept));
+            note(&mut self.bad, candidate, words.clone(), Some(kept), false);
             any = true;
         }
         any
     }
 
-    /// The file goes back to what it was.
-    fn give_up(&mut self, reason: String) -> Outcome {
-        if let (Some(former), Some(_)) = (self.former.clone(), &self.disk)
+    /// The file goes back to what it was. Where nobody runs it is started: it is what served last.
+    async fn give_up(&mut self, reason: String) -> Outcome {
+        let Some(former) = self.disk.former.clone() else {
+            return Outcome::Failed(reason);
+        };
+        if self.disk.written.is_some()
             && let Err(problem) = self.write(&former)
         {
             return Outcome::Failed(format!("{reason}; and {problem}"));
         }
-        Outcome::Failed(reason)
-    }
-
-    /// Asks haproxy about a combination, and the system about its ports. Servers whose own options are refused are
-    /// dropped on the way.
-    async fn check(&mut self, selection: &Selection) -> Result<(), Setback> {
-        for _ in 0..MOST_OPTION_ROUNDS + 2 * self.job.candidates.len() {
-            let (assembly, included) = self.assemble(selection)?;
-            let refused = match self.complaints(&assembly).await? {
-                None => match self.taken_ports(&assembly, &included) {
-                    None => return Ok(()),
-                    Some(refused) => refused,
-                },
-                Some(complaints) => {
-                    if self.drop_refused_options(&complaints, &assembly, selection) {
-                        continue;
-                    }
-                    self.refused(&complaints, &assembly, &included)
-                }
-            };
-            if !self.reduce(&refused, selection) {
-                return Err(Setback::Refused(refused));
+        let nobody = self.job.running.is_none() && self.driver.haproxy.api().is_configured();
+        if !nobody || self.job.reload.is_none() || self.disk.failed.as_ref() == Some(&former) {
+            return Outcome::Failed(reason);
+        }
+        let generation = self.loaded.generation().and_then(Generation::parse);
+        let servers = self.loaded.servers.values().map(BTreeMap::len).sum();
+        let started = self.driver.haproxy.start(generation.as_ref(), servers);
+        match started.await {
+            ReloadOutcome::Failed { reason: why, .. } if why != reason => {
+                Outcome::Failed(format!("{reason}; and the file on disk: {why}"))
             }
+            ReloadOutcome::Failed { .. } => Outcome::Failed(reason),
+            _ => Outcome::Former(reason),
         }
-        Err(Setback::Abort(
-            "haproxy refuses the options of ever more servers".to_owned(),
-        ))
-    }
-
-    /// `haproxy -c` does not bind: a port of another process would show only when the reload fails.
-    fn taken_ports(&self, assembly: &Assembly, included: &[usize]) -> Option<Refused> {
-        let mut refused = Refused::default();
-        // A haproxy that is not running holds none of the addresses in its file.
-        let gone = self.job.running.is_none() && self.driver.haproxy.api().is_configured();
-        let nothing = Model::default();
-        let held = if gone { &nothing } else { &self.loaded };
-        for bind in bind::taken(&assembly.model(), held) {
-            let words = format!("{} is in use by another process", bind.address);
-            let at = assembly
-                .models
-                .iter()
-                .position(|m| m.sections.iter().any(|s| s.name == bind.section));
-            if let Some(index) = at.and_then(|at| included.get(at)).filter(|i| **i != FRAME) {
-                refused
-                    .blamed
-                    .entry(*index)
-                    .or_insert_with(|| words.clone());
-            }
-            refused.words = words;
-        }
-        (!refused.blamed.is_empty()).then_some(refused)
-    }
-
-    fn assemble(&mut self, selection: &Selection) -> Result<(Assembly, Vec<usize>), Setback> {
-        let fixed = self
-            .job
-            .good_frame
-            .as_ref()
-            .is_none_or(|good| Arc::ptr_eq(good, &self.job.frame));
-        let frame = match &self.job.good_frame {
-            Some(good) if !fixed && !selection.contains(&FRAME) => good,
-            _ => &self.job.frame,
-        };
-        let mut pieces = Vec::new();
-        let mut included = vec![FRAME];
-        for (index, candidate) in self.job.candidates.iter().enumerate() {
-            // A template of the whole file leaves pieces without a text: they are of no use under the other kind.
-            let usable = frame.is_whole() == self.job.frame.is_whole();
-            let piece = if selection.contains(&(index + 1)) && usable {
-                &candidate.new
-            } else {
-                &candidate.good
-            };
-            if let Some(piece) = piece {
-                pieces.push(piece);
-                included.push(index + 1);
-            }
-        }
-        let assembly = assemble(frame, &pieces, &mut self.cache)
-            .map_err(|e| Setback::Abort(Chain(&e).to_string()))?;
-        Ok((assembly, included))
-    }
-
-    /// Complaints, or `None` when haproxy takes it.
-    async fn complaints(&mut self, assembly: &Assembly) -> Result<Option<Complaints>, Setback> {
-        self.write_to(&self.driver.candidate, &assembly.text)
-            .map_err(Setback::Abort)?;
-        match self.driver.haproxy.check(&self.driver.candidate).await {
-            Ok(Verdict::Valid) => Ok(None),
-            Ok(Verdict::Refused(complaints)) => Ok(Some(complaints)),
-            Ok(Verdict::NoListener) => Ok(Some(Complaints::parse(
-                "no frontend is left that listens anywhere, so haproxy would not start",
-            ))),
-            Err(error) => Err(Setback::Abort(Chain(&error).to_string())),
-        }
-    }
-
-    /// Complaints about servers with options of their own cost those servers; then the rest is tried again.
-    fn drop_refused_options(
-        &mut self,
-        complaints: &Complaints,
-        assembly: &Assembly,
-        selection: &Selection,
-    ) -> bool {
-        let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
-        let named = complaints.servers(&assembly.map, &models);
-        let mut dropped = false;
-        for (index, candidate) in self.job.candidates.iter_mut().enumerate() {
-            let is_new = selection.contains(&(index + 1));
-            let Candidate { new, good, .. } = candidate;
-            let Some(piece) = (if is_new { &*new } else { &*good }) else {
-                continue;
-            };
-            let former = good.as_ref().filter(|_| is_new);
-            let faults = own_faults(piece, former, &named);
-            if faults.is_empty() {
-                continue;
-            }
-            let backend = piece.backend().to_owned();
-            for piece in [new, good].into_iter().flatten() {
-                let own = piece.servers.iter().filter(|s| {
-                    let options = s.server.options.as_ref();
-                    options.is_some_and(|options| faults.contains_key(options))
-                });
-                let gone: BTreeSet<&str> = own.map(|s| s.server.name.as_str()).collect();
-                *piece = piece.keeping(|name| !gone.contains(name));
-            }
-            let faults = faults.into_iter();
-            self.refused_options
-                .extend(faults.map(|(options, words)| ((backend.clone(), options), words)));
-            dropped = true;
-        }
-        dropped
-    }
-
-    fn refused(&self, complaints: &Complaints, assembly: &Assembly, included: &[usize]) -> Refused {
-        let models: Vec<&Model> = assembly.models.iter().map(AsRef::as_ref).collect();
-        let mut blamed = BTreeMap::new();
-        for (fragment, words) in complaints.blamed(&assembly.map, &models) {
-            let index = included
-                .get(fragment)
-                .copied()
-                .or_else(|| self.owner_of_shared(complaints, assembly, fragment));
-            if let Some(index) = index {
-                blamed.entry(index).or_insert(words);
-            }
-        }
-        Refused {
-            blamed,
-            words: complaints.summary(),
-        }
-    }
-
-    /// A complaint about the shared frontend is about the service whose line it is.
-    fn owner_of_shared(
-        &self,
-        complaints: &Complaints,
-        assembly: &Assembly,
-        fragment: usize,
-    ) -> Option<usize> {
-        let model = assembly.models.get(fragment)?;
-        let numbers = complaints
-            .alerts
-            .iter()
-            .filter_map(|a| assembly.map.locate(a.line?));
-        let lines: BTreeSet<&str> = numbers
-            .filter(|(at, _)| *at == fragment)
-            .filter_map(|(_, number)| {
-                model
-                    .sections
-                    .iter()
-                    .flat_map(|s| &s.lines)
-                    .find(|l| l.number == number)
-            })
-            .map(|line| line.text.as_str())
-            .collect();
-        let owns = |candidate: &Candidate| {
-            let service = candidate
-                .new
-                .as_ref()
-                .and_then(|p| p.service.haproxy.as_ref());
-            service.is_some_and(|h| {
-                h.shared_frontend
-                    .iter()
-                    .any(|line| lines.contains(line.trim()))
-            })
-        };
-        self.job
-            .candidates
-            .iter()
-            .position(owns)
-            .map(|index| index + 1)
     }
 
     /// Puts an accepted combination in place, and has it loaded where that is needed.
@@ -465,7 +342,7 @@ impl Work {
             return written.map_err(Setback::Abort);
         }
         self.write(&assembly.text).map_err(Setback::Abort)?;
-        self.reloads += 1;
+        self.disk.reloads += 1;
         let expected = Some(&assembly.desired.generation);
         let servers = assembly
             .desired
@@ -486,11 +363,23 @@ impl Work {
                 assembly: Box::new(assembly),
             }),
             ReloadOutcome::Failed { reason, output } => {
-                let refused = self.refused(&Complaints::parse(&output), &assembly, &included);
-                Err(Setback::Refused(Refused {
+                let complaints = Complaints::parse(&output);
+                let frame = Arc::clone(self.frame_of(selection));
+                let parts = Self::parts_of(&frame, &complaints, &assembly);
+                let refused = self.refused(&complaints, &assembly, &included);
+                self.disk.said = !complaints.alerts.is_empty();
+                if self.disk.said && self.obstacles(&assembly, &included, &frame).is_none() {
+                    self.unforeseen.extend(refused.blamed.keys().copied());
+                    if refused.blamed.is_empty() {
+                        self.unforeseen.insert(FRAME);
+                    }
+                }
+                self.disk.failed = Some(Arc::clone(&assembly.text));
+                let refused = Refused {
                     words: reason,
                     ..refused
-                }))
+                };
+                Err(Setback::Refused(refused, parts))
             }
         }
     }
@@ -516,7 +405,7 @@ impl Work {
     }
 
     fn on_disk(&self) -> Option<&str> {
-        self.disk.as_deref().or(self.former.as_deref())
+        self.disk.written.as_deref().or(self.disk.former.as_deref())
     }
 
     fn write(&mut self, text: &Arc<str>) -> Result<(), String> {
@@ -525,11 +414,11 @@ impl Work {
             return Ok(());
         }
         self.write_to(&self.driver.file, text)?;
-        self.disk = Some(Arc::clone(text));
+        self.disk.written = Some(Arc::clone(text));
         Ok(())
     }
 
-    fn write_to(&self, path: &Path, text: &str) -> Result<(), String> {
+    pub(super) fn write_to(&self, path: &Path, text: &str) -> Result<(), String> {
         let durability = if self.job.reload.is_some() {
             Durability::Synced
         } else {
@@ -542,51 +431,28 @@ impl Work {
 impl Setback {
     fn words(self) -> String {
         match self {
-            Self::Refused(refused) => refused.words,
+            Self::Refused(refused, _) => refused.words,
             Self::Abort(words) => words,
         }
     }
 }
 
-/// Options of single servers that are at fault, with the words. None when the service's own options may be: a server
-/// without any is complained about as well, or they are new and every server is.
-fn own_faults(
-    piece: &Piece,
-    former: Option<&Piece>,
-    named: &BTreeMap<(String, String), String>,
-) -> BTreeMap<String, String> {
-    let mut faults = BTreeMap::new();
-    let mut named_here = 0;
-    for server in piece.servers.iter() {
-        let key = (piece.backend().to_owned(), server.server.name.clone());
-        let Some(words) = named.get(&key) else {
-            continue;
-        };
-        named_here += 1;
-        match &server.server.options {
-            Some(options) => _ = faults.insert(options.clone(), words.clone()),
-            None => return BTreeMap::new(),
-        }
-    }
-    let changed = former.is_some_and(|former| former.configured != piece.configured);
-    if changed && named_here == piece.servers.len() {
-        return BTreeMap::new();
-    }
-    faults
-}
-
 /// Notes a refusal; what stays instead is only ever reduced.
-fn note(bad: &mut BTreeMap<String, Bad>, candidate: &Candidate, words: String, kept: Option<Kept>) {
+fn note(
+    bad: &mut BTreeMap<String, Bad>,
+    candidate: &Candidate,
+    words: String,
+    kept: Option<Kept>,
+    unforeseen: bool,
+) {
     let fresh = || Bad {
         structure: candidate.new.as_ref().map(Piece::structure),
         words,
         kept: Kept::Good,
+        unforeseen,
     };
     let entry = bad.entry(candidate.name.clone()).or_insert_with(fresh);
     if let Some(kept) = kept {
         entry.kept = kept;
     }
 }
-
-#[cfg(test)]
-mod tests;
