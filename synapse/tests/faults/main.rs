@@ -37,6 +37,8 @@
 //! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
 //! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
+//! | **Frames and services that cannot start** | | |
+//! | 11 of them (ports that are taken, addresses of other hosts, missing folders, limits, unknown lines; in extra sections, the shared frontend, `global`, a service), each introduced, tried 3 times more, with haproxy killed and synapse killed meanwhile | what is asked while a killed haproxy does not run yet fails, nothing else | `starts::what_cannot_start_costs_the_others_nothing` |
 //! | **Disks** | | |
 //! | haproxy.cfg, snapshot and nerve's state on a full disk; on a read-only one; a session is closed and synapse killed meanwhile | all that needs no reload goes on without the disks, and they follow when they can | `disks::disks_are_full_or_read_only` |
 //! | full disk under all else that happens to haproxy | | `synapse/tests/soak` |
@@ -57,7 +59,8 @@
 //! machine's wall clock under running programs (a test may not set it).
 //!
 //! The network and the disks need root; without it, name the tests to run: `cargo test -p synapse --test faults -- members
-//! proxies processes boot ensembles reconnects`. At most two stages run at a time: a member is a JVM.
+//! proxies processes boot ensembles reconnects
+//! starts`. At most two stages run at a time: a member is a JVM.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::print_stdout, reason = "printed rows are what this is for")]
@@ -77,6 +80,7 @@ mod reconnects;
 mod rig;
 mod row;
 mod stage;
+mod starts;
 
 /// Stages at a time.
 static STAGES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
