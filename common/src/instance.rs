@@ -132,8 +132,14 @@ impl Instance {
             },
         };
         let haproxy_server_options = match map.get("haproxy_server_options") {
-            Some(Value::String(text)) if !text.trim().is_empty() => Some(text.clone()),
-            _ => None,
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) if text.trim().is_empty() => None,
+            Some(Value::String(text)) => Some(text.clone()),
+            // It may say how to connect: a server without it could be another one.
+            Some(other) => {
+                let found = short(other);
+                return Err(format!("`haproxy_server_options` is {found}, not text"));
+            }
         };
         let labels = match map.get("labels") {
             Some(Value::Object(labels)) => {
@@ -280,6 +286,10 @@ mod tests {
             ("{\"host\":\"a\",\"port\":99999}", "`port` is `99999`"),
             ("{\"host\":\"a\",\"port\":\"abc\"}", "`port` is `\"abc\"`"),
             ("10.0.0.1:80", "not JSON"),
+            (
+                r#"{"host":"a","port":1,"haproxy_server_options":["ssl"]}"#,
+                "`haproxy_server_options` is `[\"ssl\"]`",
+            ),
         ] {
             let error = Instance::parse(data.as_bytes()).unwrap_err();
             assert!(error.starts_with(reason), "{data}: {error}");

@@ -1,5 +1,6 @@
 //! The command line: Ruby's options and the subcommands, down to the exit code. An empty `SYNAPSE_CONFIG` counts as unset.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -303,6 +304,9 @@ fn summary(status: &Value) -> String {
                 text(&rejected["reason"])
             ));
         }
+        for (reason, entries) in by_reason(&list(&service["left_out"])) {
+            lines.push(format!("  {entries}: {reason}"));
+        }
     }
     lines.extend(
         list(&status["problems"])
@@ -310,6 +314,26 @@ fn summary(status: &Value) -> String {
             .map(|problem| format!("problem: {}", text(problem))),
     );
     lines.join("\n")
+}
+
+/// What is left out of entries, and of which: the first, and how many others.
+fn by_reason(left_out: &[Value]) -> BTreeMap<&str, String> {
+    let mut entries: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for entry in left_out {
+        let text = |key: &str| entry[key].as_str().unwrap_or("-");
+        entries
+            .entry(text("reason"))
+            .or_default()
+            .push(text("znode"));
+    }
+    let named = entries.into_iter().map(|(reason, entries)| {
+        let others = match entries.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        (reason, format!("{}{others}", entries[0]))
+    });
+    named.collect()
 }
 
 #[cfg(test)]
@@ -350,13 +374,14 @@ mod tests {
             "version": "1", "pid": 7, "ready": true, "zookeeper": [{"hosts": "z:1", "state": "live"}],
             "haproxy": {"state": "serving", "pid": 9, "generation": "g", "divergence": 0, "reloads": 1, "reload_failures": 0},
             "services": {"web": {"origin": "live", "fresh": true, "servers": [{"name": "a:1", "haproxy": "up", "wanted": true}],
-                "rejected": [{"znode": "x", "reason": "no `host`"}], "hold": null}},
+                "rejected": [{"znode": "x", "reason": "no `host`"}], "hold": null,
+                "left_out": [{"znode": "a_1", "reason": "option `cookie` left out"}, {"znode": "a_2", "reason": "option `cookie` left out"}]}},
             "problems": [],
         });
         assert_eq!(
             summary(&status),
             "synapse 1 pid 7 ready\nhaproxy serving worker 9 generation g divergence 0 reloads 1 (0 failed)\n\
-             zookeeper z:1 live\nweb live\n  a:1 up\n  rejected x: no `host`"
+             zookeeper z:1 live\nweb live\n  a:1 up\n  rejected x: no `host`\n  a_1 and 1 more: option `cookie` left out"
         );
     }
 }

@@ -104,8 +104,10 @@ pub struct ServiceDesired {
     pub servers: Vec<Arc<Server>>,
     /// Entries that are not used, and why; sorted.
     pub rejected: Vec<Rejected>,
-    /// Left out of entries that are used, or duplicates; sorted.
+    /// Duplicates; sorted.
     pub notes: Vec<Note>,
+    /// Options and weights of entries that are used without them; sorted.
+    pub left_out: Vec<Note>,
     /// Znodes that say `available: false`, or are dead members of a serverset.
     pub withdrawn: Vec<String>,
     /// Servers that a label filter took away, or that are not the leader: NAME and why.
@@ -204,9 +206,11 @@ fn finish(
 ) -> ServiceDesired {
     remarks.rejected.sort();
     remarks.notes.sort();
+    remarks.left_out.sort();
     let Remarks {
         rejected,
         notes,
+        left_out,
         withdrawn,
         filtered,
         names,
@@ -215,6 +219,7 @@ fn finish(
         servers,
         rejected,
         notes,
+        left_out,
         withdrawn,
         filtered,
         held,
@@ -274,10 +279,10 @@ fn examine(input: &Input<'_>, znode: &str, child: &Child, names: &mut BTreeSet<S
     let port = input.service.backend_port_override.unwrap_or(instance.port);
     match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
         Err(reason) => Found::Rejected(reason),
-        Ok((server, notes)) => {
-            let notes = instance.weight_problem.into_iter().chain(notes);
+        Ok((server, left_out)) => {
+            let left_out = instance.weight_problem.into_iter().chain(left_out);
             let entrant = Entrant::new(server, instance.name.map(Arc::from), instance.labels);
-            Found::Used(entrant, notes.collect())
+            Found::Used(entrant, left_out.collect())
         }
     }
 }
@@ -306,10 +311,12 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
                 znode: znode.clone(),
                 reason,
             }),
-            Found::Used(entrant, notes) => {
-                for text in notes.iter() {
-                    remarks.note(znode.clone(), text.clone());
-                }
+            Found::Used(entrant, left_out) => {
+                let left_out = left_out.iter().cloned();
+                remarks.left_out.extend(left_out.map(|text| Note {
+                    znode: znode.clone(),
+                    text,
+                }));
                 entrants.push(Entrant {
                     held: input.held.contains(znode),
                     czxid: child.czxid,
@@ -353,10 +360,13 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
                 znode: default_label(index),
                 reason,
             }),
-            Ok((server, notes)) => {
-                for text in notes {
-                    remarks.note(default_label(index), text);
-                }
+            Ok((server, left_out)) => {
+                remarks
+                    .left_out
+                    .extend(left_out.into_iter().map(|text| Note {
+                        znode: default_label(index),
+                        text,
+                    }));
                 let published = default.name.as_deref().map(Arc::from);
                 entrants.push(Entrant {
                     default: Some(index),

@@ -110,6 +110,7 @@ pub fn encode(
 
 fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>) {
     let (wanted, serving, rejected) = (Gauges::default(), Gauges::default(), Gauges::default());
+    let left_out = Gauges::default();
     let (held, quarantined, age) = (Gauges::default(), Gauges::default(), Fractions::default());
     let now = SystemTime::now();
     let (held_servers, shadowed) = (Gauges::default(), Gauges::default());
@@ -133,6 +134,9 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
         rejected
             .get_or_create(&labels)
             .set(count(service.rejected.len()));
+        left_out
+            .get_or_create(&labels)
+            .set(count(service.left_out.len()));
         held.get_or_create(&labels)
             .set(i64::from(service.hold.is_some()));
         let holding = service.servers.iter().filter(|s| s.held).count();
@@ -162,6 +166,11 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
         "znodes_rejected",
         "Registry entries that are not used",
         rejected,
+    );
+    all.register(
+        "options_left_out",
+        "Options and weights of registry entries that are not used, while their servers are",
+        left_out,
     );
     all.register(
         "guard_held_servers",
@@ -256,6 +265,10 @@ mod tests {
         let mut view = View::default();
         let service = ServiceView {
             agreed_at: Some(seconds(SystemTime::now()) - 10.0),
+            left_out: vec![crate::server::Rejected {
+                znode: "a_1".to_owned(),
+                reason: "option `cookie` left out".to_owned(),
+            }],
             ..ServiceView::default()
         };
         let services = BTreeMap::from([("web".to_owned(), Arc::new(service))]);
@@ -272,6 +285,7 @@ mod tests {
             "synapse_reloads_total 3",
             "synapse_divergence 0",
             "synapse_servers_wanted{service=\"web\"} 0",
+            "synapse_options_left_out{service=\"web\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
         }

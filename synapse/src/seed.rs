@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::server::Server;
+use crate::validate::{Target, expand};
 
 #[cfg(test)]
 mod tests;
@@ -167,12 +168,13 @@ fn enrich(row: &Row, address: IpAddr, known: &Known<'_>, inputs: &Inputs<'_>) ->
     let line = known.options.get(&place).copied();
     let line = line.or(row.options.as_deref());
     let host = host_of(&row.name, row.port).unwrap_or_else(|| address.to_string());
-    let configured = inputs
-        .configured_options
-        .replace("%{host}", &host)
-        .replace("%{port}", &row.port.to_string())
-        .replace("%{name}", &row.name)
-        .replace("%%", "%");
+    let target = Target {
+        host: &host,
+        address,
+        port: row.port,
+        name: &row.name,
+    };
+    let configured = expand(inputs.configured_options, target);
     let options = line.and_then(|line| own_options(line, &configured));
     Server {
         host,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 pub struct Server {
     /// haproxy's server name, unique in the backend: `<name>_<host>:<port>`, or `<host>:<port>`.
     pub name: String,
-    /// Host as published (an address or a name): what `%{host}` stands for.
+    /// Host as published: an address or a name.
     pub host: String,
     /// What haproxy connects to.
     pub address: IpAddr,

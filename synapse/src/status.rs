@@ -65,8 +65,10 @@ pub struct ServiceView {
     pub servers: Vec<ServerView>,
     /// Registry entries that are not used.
     pub rejected: Vec<Rejected>,
-    /// Registry entries used in part (an option or a weight was dropped).
+    /// What is odd about entries: twins, ids that are taken, and everything of `left_out`.
     pub notes: Vec<Rejected>,
+    /// Options and weights of registry entries that are used without them.
+    pub left_out: Vec<Rejected>,
     /// Znodes that say of themselves that they are withdrawn.
     pub withdrawn: Vec<String>,
     /// Servers that a label filter or the election took away, and why.

@@ -5,14 +5,17 @@
 //! [`crate::desired`]. Facts about haproxy 2.6: a name outside `[A-Za-z0-9._:-]` refuses the whole file, one longer
 //! than 16,000 characters hangs `add server`, `$` and quotes expand the environment, `#` begins a comment.
 
+mod expand;
 pub mod keywords;
 mod options;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smartstack_common::instance::Instance;
+
+pub use expand::{Target, expand};
 
 use crate::config::DefaultServer;
 use crate::server::Server;
@@ -100,16 +103,20 @@ impl Gate<'_> {
         {
             return Err(format!("`name` holds {bad:?}"));
         }
-        let address = self.address(host)?;
+        let address = self.address(host, candidate.origin)?;
         let name = server_name(candidate.name, host, candidate.port)?;
-        let mut notes = Vec::new();
-        let options = candidate
-            .options
-            .map(|text| expand(text, host, candidate.port, &name));
+        let mut left_out = Vec::new();
+        let target = Target {
+            host,
+            address,
+            port: candidate.port,
+            name: &name,
+        };
+        let options = candidate.options.map(|text| expand(text, target));
         let (options, id) = match (options, candidate.origin) {
             (None, _) => (None, None),
             (Some(text), Origin::Znode(_)) => {
-                options::filter(&text, self.allowed_options, &mut notes)?
+                options::filter(&text, self.allowed_options, &mut left_out)?
             }
             (Some(text), Origin::Local) => options::local(&text)?,
         };
@@ -129,10 +136,10 @@ impl Gate<'_> {
             sequence,
             disabled: false,
         };
-        Ok((server, notes))
+        Ok((server, left_out))
     }
 
-    fn address(&self, host: &str) -> Result<IpAddr, String> {
+    fn address(&self, host: &str, origin: Origin<'_>) -> Result<IpAddr, String> {
         let address = match host.parse::<IpAddr>() {
             Ok(address) => address,
             Err(_) if is_dns_name(host) => {
@@ -145,41 +152,15 @@ impl Gate<'_> {
                 ));
             }
         };
-        // haproxy takes these for "where the client wanted to go": the local port itself, a loop.
-        if address.is_unspecified() {
-            Err(format!("host `{host}` is the unspecified address"))
-        } else {
-            Ok(address)
+        // haproxy takes these for "the address that the client has asked for", which is one of this host: the user may mean
+        // that, and Ruby's synapse serves it; of a node in the registry it says nothing.
+        match (address, origin) {
+            (address, _) if !address.is_unspecified() => Ok(address),
+            (IpAddr::V4(_), Origin::Local) => Ok(Ipv4Addr::LOCALHOST.into()),
+            (IpAddr::V6(_), Origin::Local) => Ok(Ipv6Addr::LOCALHOST.into()),
+            (_, Origin::Znode(_)) => Err(format!("host `{host}` is the unspecified address")),
         }
     }
-}
-
-/// `%{host}`, `%{port}` and `%{name}` replaced, `%%` is `%`; any other `%` stays (Ruby's `format` crashes on it).
-#[must_use]
-pub fn expand(text: &str, host: &str, port: u16, name: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('%') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let port_text;
-        let (taken, with) = if rest.starts_with("%%") {
-            (2, "%")
-        } else if rest.starts_with("%{host}") {
-            (7, host)
-        } else if rest.starts_with("%{port}") {
-            port_text = port.to_string();
-            (7, port_text.as_str())
-        } else if rest.starts_with("%{name}") {
-            (7, name)
-        } else {
-            (1, "%")
-        };
-        out.push_str(with);
-        rest = &rest[taken..];
-    }
-    out.push_str(rest);
-    out
 }
 
 /// `<name>_<host>:<port>` or `<host>:<port>`, every character haproxy refuses in the name mapped to `_`.

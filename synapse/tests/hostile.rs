@@ -222,6 +222,49 @@ fn refused() -> Vec<(String, Vec<u8>, &'static str)> {
             "`haproxy_server_options` holds",
         );
     }
+    // Without these the server would be spoken to, or checked, in another form.
+    for options in [
+        "ssl verify required",
+        "check port 6666",
+        "weight 3 addr 127.0.0.1",
+        "track nosuch/x",
+        "proto h9",
+        "send-proxy-v2-ssl",
+        "no-check",
+        "source 1.2.3.4 usesrc clientip",
+        "sni %[env(HOME)]",
+        "crt /etc/shadow",
+        "check-sni check",
+        "redir http://evil",
+        "agent-check agent-port 1",
+    ] {
+        add(
+            json!({"host": "127.0.0.1", "port": 1, "haproxy_server_options": options})
+                .to_string()
+                .as_bytes(),
+            "decide what haproxy connects to or checks",
+        );
+    }
+    for options in [
+        "no-such-word verify none",
+        "x backup",
+        &"check ".repeat(100),
+    ] {
+        add(
+            json!({"host": "127.0.0.1", "port": 1, "haproxy_server_options": options})
+                .to_string()
+                .as_bytes(),
+            "`haproxy_server_options` cannot be used",
+        );
+    }
+    for options in [json!(["backup"]), json!({"a": 1}), json!(true), json!(7)] {
+        add(
+            json!({"host": "127.0.0.1", "port": 1, "haproxy_server_options": options})
+                .to_string()
+                .as_bytes(),
+            "`haproxy_server_options` is",
+        );
+    }
     // Large.
     add("x".repeat(900_000).as_bytes(), "above the limit");
     add(
@@ -342,17 +385,15 @@ fn used() -> Vec<Used> {
     for (options, line, note) in [
         ("backup", " backup", ""),
         (
-            "ssl verify required",
-            "",
-            "option `ssl` left out: not allowed",
+            "on-error mark-down backup",
+            " backup",
+            "option `on-error` left out: not allowed",
         ),
-        ("track nosuch/x", "", "option `track` left out"),
         (
             "resolvers x backup",
             " backup",
             "option `resolvers` left out",
         ),
-        ("proto h9", "", "option `proto` left out"),
         ("weight 300", "", "option `weight` left out"),
         ("weight -1 backup", " backup", "option `weight` left out"),
         ("rise 0", "", "option `rise` left out"),
@@ -362,18 +403,15 @@ fn used() -> Vec<Used> {
             "",
             "option `maxconn` left out: its argument is missing",
         ),
-        (
-            "source 1.2.3.4 usesrc clientip",
-            "",
-            "option `source` left out",
-        ),
-        ("sni %[env(HOME)]", "", "option `sni` left out"),
         ("cookie evil", "", "option `cookie` left out"),
-        ("crt /etc/shadow", "", "option `crt` left out"),
-        ("no-such-word", "", "is not an allowed option"),
-        ("%d %s %{nope} %n", "", "is not an allowed option"),
+        (
+            "pool-max-conn 3 cookie",
+            "",
+            "option `pool-max-conn` left out",
+        ),
+        ("no-such-word", "", "is not an option known here"),
+        ("%d %s %{nope} %n", "", "is not an option known here"),
         ("bäckup", "", "not ASCII"),
-        ("check-sni check", "", "option `check-sni` left out"),
     ] {
         add(
             json!({"haproxy_server_options": options}),
@@ -383,13 +421,12 @@ fn used() -> Vec<Used> {
         );
     }
     add(
-        json!({"haproxy_server_options": "backup ".repeat(100)}),
+        json!({"haproxy_server_options": "fall 3 ".repeat(100)}),
         plain,
         "",
         "more than 32 words",
     );
-    add(json!({"haproxy_server_options": ["backup"]}), plain, "", "");
-    add(json!({"haproxy_server_options": {"a": 1}}), plain, "", "");
+    add(json!({"haproxy_server_options": null}), plain, "", "");
     // Nothing of the rest is looked at.
     add(
         json!({"labels": "x", "unknown": {"deep": [[[[]]]]}}),
@@ -749,4 +786,78 @@ async fn a_bad_change_in_place_keeps_the_last_valid_value() {
     )
     .await;
     assert_eq!(accepted(&rig.config_file()), Ok(()));
+}
+
+/// Who reads the log, the status or the numbers learns of every option that is left out, and of every server that an option
+/// keeps out; the user may allow it.
+#[tokio::test]
+async fn options_left_out_are_told_and_can_be_allowed() {
+    let (_zookeeper, client, mut rig) = start(b"").await;
+    let tuned = json!({"haproxy_server_options": "check cookie x on-error mark-down"});
+    let encrypted = json!({"haproxy_server_options": "check port 1 ssl verify none"});
+    let mut servers = good();
+    for (znode, port, fields) in [
+        ("tuned_0000000501", 1501, &tuned),
+        ("tuned_0000000502", 1502, &tuned),
+        ("tls_0000000503", 1503, &encrypted),
+    ] {
+        let mut data = fields.clone();
+        data["host"] = json!("127.0.0.1");
+        data["port"] = json!(port);
+        register(&client, znode, data.to_string().as_bytes()).await;
+        if port < 1503 {
+            servers.push(format!("127.0.0.1:{port}"));
+        }
+    }
+    rig.serves("hostile", &servers).await;
+    let status = rig
+        .status_shows("what is left out and who is", |status| {
+            let service = &status["services"]["hostile"];
+            service["left_out"].as_array().unwrap().len() == 4
+                && service["rejected"].as_array().unwrap().len() == 1
+        })
+        .await;
+    let why = &reasons(&status["services"]["hostile"], "rejected", "tls_0000000503")[0];
+    assert!(
+        why.ends_with("`haproxy.allowed_server_options: [port, ssl, verify]`"),
+        "{why}"
+    );
+    for (name, value) in [
+        ("synapse_options_left_out", 4.0),
+        ("synapse_znodes_rejected", 1.0),
+    ] {
+        let name = format!("{name}{{service=\"hostile\"}}");
+        assert_eq!(rig.synapse.metric(&name).await, Some(value), "{name}");
+    }
+    let log = rig.whole_log();
+    for option in ["cookie", "on-error"] {
+        let told = log.matches(&format!("option `{option}` left out")).count();
+        assert_eq!(told, 1, "{log}");
+    }
+    let output = std::process::Command::new(smartstack_common::testing::Program::path("synapse"))
+        .args(["status", "-c", "synapse.json"])
+        .current_dir(rig.dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    for line in [
+        "  tuned_0000000501 and 1 more: option `cookie` left out: not allowed (`haproxy.allowed_server_options`)",
+        &format!("  rejected tls_0000000503: {why}"),
+    ] {
+        assert!(text.lines().any(|l| l == line), "no `{line}` in\n{text}");
+    }
+
+    let mut config: Value =
+        serde_json::from_str(&std::fs::read_to_string(rig.dir.join("synapse.json")).unwrap())
+            .unwrap();
+    config["haproxy"]["allowed_server_options"] = json!(["port", "ssl", "verify"]);
+    rig.configure(&config);
+    servers.push("127.0.0.1:1503".to_owned());
+    rig.serves("hostile", &servers).await;
+    let written = &server_lines(&rig.text())["127.0.0.1:1503"];
+    assert!(
+        written.ends_with(" check port 1 ssl verify none"),
+        "{written}"
+    );
+    rig.assert_sound("with TLS to a server");
 }

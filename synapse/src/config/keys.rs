@@ -607,7 +607,7 @@ pub(super) const KEYS: &[Key] = &[
         "services.*.haproxy.server_options",
         Kind::Text,
         "none",
-        "end of each server line; `%{host}`, `%{port}`, `%{name}` are replaced, `%%` is `%`",
+        "end of each server line; `%{host}`, `%{port}`, `%{name}` are replaced, `%%` is `%`; after `addr`, `agent-addr`, `source`, `socks4` the host is the address in force",
     ),
     honoured(
         "services.*.haproxy.server_port_override",

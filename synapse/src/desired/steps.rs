@@ -87,6 +87,7 @@ impl Entrant {
 pub(super) struct Remarks {
     pub(super) rejected: Vec<Rejected>,
     pub(super) notes: Vec<Note>,
+    pub(super) left_out: Vec<Note>,
     pub(super) withdrawn: Vec<String>,
     pub(super) filtered: Vec<(String, String)>,
     /// Hosts that are names.

@@ -145,6 +145,9 @@ fn a_bad_znode_costs_that_znode_only() {
         ("newline in options", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":"backup\n\tserver e 1.2.3.4:80"}"#),
         ("hash in options", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":"backup # x"}"#),
         ("quote in options", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":"cookie \"x\""}"#),
+        ("TLS", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":"ssl verify none"}"#),
+        ("check elsewhere", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":"check port 81"}"#),
+        ("a list of options", br#"{"host":"10.0.0.9","port":80,"haproxy_server_options":["backup"]}"#),
         ("port 0", br#"{"host":"10.0.0.9","port":0}"#),
         ("port -1", br#"{"host":"10.0.0.9","port":-1}"#),
         ("port 99999", br#"{"host":"10.0.0.9","port":99999}"#),
@@ -179,7 +182,7 @@ fn a_bad_znode_costs_that_znode_only() {
 
 #[test]
 fn odd_but_harmless_znodes_are_used() {
-    for (data, name, noted) in [
+    for (data, name, left_out) in [
         (
             r#"{"host":"10.0.0.9","port":"80","name":7}"#,
             "7_10.0.0.9:80",
@@ -201,7 +204,7 @@ fn odd_but_harmless_znodes_are_used() {
             2,
         ),
         (
-            r#"{"host":"10.0.0.9","port":80,"haproxy_server_options":["a"],"labels":"x"}"#,
+            r#"{"host":"10.0.0.9","port":80,"haproxy_server_options":null,"labels":"x"}"#,
             "10.0.0.9:80",
             0,
         ),
@@ -214,10 +217,10 @@ fn odd_but_harmless_znodes_are_used() {
     ] {
         let desired = run(&service(), &view(&[("x_1", data)]));
         assert_eq!(
-            (names(&desired), desired.notes.len()),
-            (vec![name], noted),
+            (names(&desired), desired.left_out.len()),
+            (vec![name], left_out),
             "{data}: {:?}",
-            desired.notes
+            desired.left_out
         );
         assert_eq!(desired.rejected, Vec::new());
     }
@@ -554,7 +557,7 @@ proptest! {
             prop_assert!(server.host.chars().all(is_name_char));
             prop_assert!(server.options.iter().all(|o| o.bytes().all(|b| (b' '..=b'~').contains(&b))));
         }
-        for text in first.rejected.iter().map(|r| &r.reason).chain(first.notes.iter().map(|n| &n.text)) {
+        for text in first.rejected.iter().map(|r| &r.reason).chain(first.notes.iter().chain(&first.left_out).map(|n| &n.text)) {
             prop_assert!(!text.chars().any(char::is_control), "{text:?}");
         }
         // Each znode is used, or refused, or withdrawn, or somebody's duplicate, or filtered: none is lost.

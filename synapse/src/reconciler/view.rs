@@ -10,7 +10,7 @@ use super::observed::Observed;
 use super::runtime::Next;
 use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
 use crate::assembly::Whole;
-use crate::desired::{Origin, Previous};
+use crate::desired::{Note, Origin, Previous, ServiceDesired};
 use crate::intake::source_text;
 use crate::plan::Plan;
 use crate::server::Rejected;
@@ -72,9 +72,11 @@ impl Reconciler {
             {
                 let service = &state.service.name;
                 let view = Arc::new(self.service_view(state));
-                let former = self.board.put(service, Arc::clone(&view));
-                let former = former.as_ref().map_or(&[][..], |f| f.rejected.as_slice());
+                let before = self.board.put(service, Arc::clone(&view));
+                let former = before.as_ref().map_or(&[][..], |f| f.rejected.as_slice());
                 tell_rejected(service, former, &view.rejected);
+                let former = before.as_ref().map_or(&[][..], |f| f.left_out.as_slice());
+                tell_left_out(service, former, &view.left_out);
             }
         }
     }
@@ -183,16 +185,17 @@ impl Reconciler {
         let hold = guard.hold.clone().or(previous);
         let mut rejected: Vec<Rejected> = desired.map(|d| d.rejected.clone()).unwrap_or_default();
         rejected.extend(state.refused.iter().cloned());
+        let noted = |notes: fn(&ServiceDesired) -> &Vec<Note>| {
+            let notes = desired.into_iter().flat_map(notes);
+            notes.map(|n| Rejected {
+                znode: n.znode.clone(),
+                reason: n.text.clone(),
+            })
+        };
+        let left_out: Vec<Rejected> = noted(|d| &d.left_out).collect();
         let mut notes: Vec<Rejected> = state.id_notes.clone();
-        notes.extend(
-            desired
-                .into_iter()
-                .flat_map(|d| &d.notes)
-                .map(|n| Rejected {
-                    znode: n.znode.clone(),
-                    reason: n.text.clone(),
-                }),
-        );
+        notes.extend(noted(|d| &d.notes));
+        notes.extend(left_out.iter().cloned());
         let template = state
             .piece
             .as_ref()
@@ -208,6 +211,7 @@ impl Reconciler {
             servers,
             rejected,
             notes,
+            left_out,
             withdrawn: desired.map(|d| d.withdrawn.clone()).unwrap_or_default(),
             filtered: desired
                 .map(|d| d.filtered.iter().cloned().collect())
@@ -299,6 +303,30 @@ fn tell_rejected(service: &str, former: &[Rejected], now: &[Rejected]) {
         warn!(
             service,
             more, "other entries of the registry are not used either: see `synapse status`"
+        );
+    }
+}
+
+/// Says what of the registry's entries is not used from now on: each loss once for the service, however many entries share
+/// it.
+fn tell_left_out(service: &str, former: &[Rejected], now: &[Rejected]) {
+    let known: BTreeSet<&str> = former.iter().map(|r| r.reason.as_str()).collect();
+    let mut new: BTreeMap<&str, (&str, usize)> = BTreeMap::new();
+    for Rejected { znode, reason } in now.iter().filter(|r| !known.contains(r.reason.as_str())) {
+        new.entry(reason).or_insert((znode, 0)).1 += 1;
+    }
+    let mut new = new.into_iter();
+    for (reason, (znode, entries)) in new.by_ref().take(TOLD) {
+        warn!(
+            service,
+            znode, entries, reason, "an entry of the registry is used without a part of it"
+        );
+    }
+    let more = new.count();
+    if more > 0 {
+        warn!(
+            service,
+            more, "more is left out of entries of the registry: see `synapse status`"
         );
     }
 }

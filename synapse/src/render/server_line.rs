@@ -8,7 +8,7 @@ use sha1::{Digest as _, Sha1};
 
 use crate::config::ServiceHaproxy;
 use crate::server::Identified;
-use crate::validate::expand;
+use crate::validate::{Target, expand};
 
 /// A server as templates see it. Parts that a server has not are null; numbers that may be 0 are text, so that `if` holds.
 #[derive(Serialize)]
@@ -34,12 +34,7 @@ impl<'a> ServerView<'a> {
     ) -> Self {
         let Identified { server, id } = identified;
         let weight = server.weight.filter(|_| use_nerve_weights);
-        let expanded = expand(
-            haproxy.server_options.trim(),
-            &server.host,
-            server.port,
-            &server.name,
-        );
+        let expanded = expand(haproxy.server_options.trim(), Target::of(server));
         let server_options = if weight.is_some() {
             without_weight(&expanded)
         } else {
