@@ -11,6 +11,7 @@
 //! source         main file, section, conf dir files: one list of documents
 //! cursor         a value and where it stands
 //! readers        text, numbers, durations, lists of lines …: they note what is wrong and go on
+//! scalars        what a scalar without quotes means to Ruby
 //! keys           the programs' tables of keys: classes of key, README tables, JSON Schema
 //! shared         readers of what both programs have: paths, ensembles, session, listeners
 //! golden         (feature) the harness of the programs' configuration tests
@@ -24,6 +25,7 @@ mod keys;
 mod places;
 mod readers;
 mod report;
+mod scalars;
 mod shared;
 mod source;
 mod text;
@@ -34,6 +36,7 @@ pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use report::{Finding, Loaded, Report, Severity};
 pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path, session, zk_path};
 pub use source::{Environment, Program, Source, Winner};
+pub use text::false_blank;
 
 #[cfg(test)]
 mod tests;

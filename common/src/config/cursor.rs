@@ -196,7 +196,10 @@ impl<'a> Cursor<'a> {
 
     /// The value for a message: one short line, nothing of what may be secret.
     fn shown(&self, value: &Value) -> String {
-        let text = scalar_text(value).unwrap_or_default();
+        let text = match self.written() {
+            Some(text) => text.to_owned(),
+            None => scalar_text(value).unwrap_or_default(),
+        };
         let key = self.parts().pop().unwrap_or_default();
         if may_be_secret(&key) || may_be_secret(&text) {
             return "…".to_owned();
@@ -365,6 +368,10 @@ impl<'a> Map<'a> {
             let Some(name) = scalar_text(key).filter(|name| !asked.contains(name.as_str())) else {
                 continue;
             };
+            // May hold anchors.
+            if pattern.is_empty() && (name.starts_with("x-") || name.starts_with('.')) {
+                continue;
+            }
             let at = Cursor {
                 value: None,
                 ..self
@@ -375,9 +382,9 @@ impl<'a> Map<'a> {
                 Some(Class::Later(instead)) => at.warn(format!("not built yet: {instead}")),
                 Some(Class::Honoured) => at.warn("has no effect here"),
                 None => {
-                    let near = keys::nearest(self.cursor.keys, &pattern, &name);
+                    let given = |key: &str| self.mapping.is_some_and(|map| map.get(key).is_some());
+                    let near = keys::nearest(self.cursor.keys, &pattern, &name, given);
                     let hint = near.map(|near| format!("did you mean `{near}`?"));
-                    let given = |key| self.mapping.is_some_and(|map| map.get(key).is_some());
                     let none = !given("services") && !given("service_conf_dir");
                     // Taken as a warning, one letter would take every service out.
                     let (severity, message) = match near {

@@ -117,6 +117,7 @@ impl<'a> Case<'a> {
         let environment = Environment {
             variables: self.variables.clone(),
             directory: directory.path().to_owned(),
+            ..Environment::default()
         };
         let (outcome, report) = match load(PathBuf::from(self.load), environment) {
             Ok(loaded) => ("loaded", loaded.warnings),

@@ -148,11 +148,17 @@ pub(super) fn find(keys: &'static [Key], parent: &str, name: &str) -> Option<&'s
     keys.iter().find(|key| split(key.path) == (parent, name))
 }
 
-/// The known name nearest to `name` in the map at `parent`, when it is near enough to be meant.
-pub(super) fn nearest(keys: &'static [Key], parent: &str, name: &str) -> Option<&'static str> {
+/// The known name nearest to `name` in the map at `parent`, when it is near enough to be meant. One that is `given`, under
+/// its own name, is not meant.
+pub(super) fn nearest(
+    keys: &'static [Key],
+    parent: &str,
+    name: &str,
+    given: impl Fn(&str) -> bool,
+) -> Option<&'static str> {
     keys.iter()
         .map(|key| split(key.path))
-        .filter(|(above, known)| *above == parent && *known != "*")
+        .filter(|(above, known)| *above == parent && *known != "*" && !given(known))
         .map(|(_, known)| {
             (
                 strsim::osa_distance(&known.to_lowercase(), &name.to_lowercase()),

@@ -6,6 +6,9 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
+/// Aliases of aliases, merges in merges and maps merged at once that are followed: more are nobody's file.
+const MERGES: usize = 16;
+
 /// A place, both numbers from 1, the column in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Position {
@@ -29,8 +32,6 @@ pub(super) struct Place {
     pub(super) key: Position,
     /// Where the value begins.
     pub(super) value: Position,
-    /// A scalar without quotes, to which YAML 1.1's rules apply.
-    pub(super) plain: bool,
 }
 
 /// A key that stands twice in one map.
@@ -45,6 +46,10 @@ pub(super) struct Duplicate {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     of: HashMap<String, Place>,
+    /// Scalars without quotes, to which YAML 1.1's rules apply, as they are written.
+    plain: HashMap<String, String>,
+    /// Places that hold an alias, and what it stands for.
+    aliases: HashMap<String, String>,
     pub(super) duplicates: Vec<Duplicate>,
 }
 
@@ -65,6 +70,43 @@ impl Places {
             .copied()
     }
 
+    /// The text of this path's scalar when it is written without quotes, also behind aliases and merges.
+    pub(super) fn written(&self, parts: &[String]) -> Option<&str> {
+        let path = parts.iter().try_fold(String::new(), |path, part| {
+            self.below(&self.meant(&path), part, MERGES)
+        })?;
+        self.plain.get(&self.meant(&path)).map(String::as_str)
+    }
+
+    /// The path that this one stands for.
+    fn meant(&self, path: &str) -> String {
+        let mut path = path;
+        for _ in 0..MERGES {
+            match self.aliases.get(path) {
+                Some(other) => path = other,
+                None => break,
+            }
+        }
+        path.to_owned()
+    }
+
+    /// The path of an entry of a map or list, its own or merged.
+    fn below(&self, path: &str, part: &str, limit: usize) -> Option<String> {
+        let own = join(path, part);
+        if self.of.contains_key(&own) {
+            return Some(own);
+        }
+        let merged = join(path, "<<");
+        if limit == 0 || !self.of.contains_key(&merged) {
+            return None;
+        }
+        let several = (0..MERGES).map(|index| join(&merged, &index.to_string()));
+        let several = several.take_while(|path| self.of.contains_key(path));
+        std::iter::once(merged.clone())
+            .chain(several)
+            .find_map(|from| self.below(&self.meant(&from), part, limit - 1))
+    }
+
     /// The place of this path or of its nearest ancestor (merged and aliased values have none of their own).
     pub(super) fn nearest(&self, parts: &[String]) -> Option<Place> {
         (0..=parts.len())
@@ -76,26 +118,39 @@ impl Places {
         let mut reader = Reader {
             places: Self::default(),
             open: Vec::new(),
+            anchors: HashMap::new(),
         };
         let mut parser = Parser::new_from_str(text);
         while let Some(Ok((event, span))) = parser.next_event() {
             let at = Position::from(&span.start);
             match event {
                 Event::DocumentEnd => break,
-                Event::Scalar(text, style, ..) => {
-                    reader.scalar(&text, style == ScalarStyle::Plain, at)
+                Event::Scalar(text, style, anchor, _) => {
+                    if let Some(path) = reader.scalar(&text, at) {
+                        if style == ScalarStyle::Plain {
+                            reader.places.plain.insert(path.clone(), text.into_owned());
+                        }
+                        reader.anchors.insert(anchor, path);
+                    }
                 }
-                Event::Alias(_) => reader.scalar("*", false, at),
-                Event::MappingStart(..) => {
+                Event::Alias(anchor) => {
+                    let target = reader.anchors.get(&anchor).cloned();
+                    if let Some((path, target)) = reader.scalar("*", at).zip(target) {
+                        reader.places.aliases.insert(path, target);
+                    }
+                }
+                Event::MappingStart(anchor, _) => {
                     let path = reader.begin(at);
+                    reader.anchors.insert(anchor, path.clone());
                     reader.open.push(Open::Map {
                         path,
                         key: None,
                         seen: HashMap::new(),
                     });
                 }
-                Event::SequenceStart(..) => {
+                Event::SequenceStart(anchor, _) => {
                     let path = reader.begin(at);
+                    reader.anchors.insert(anchor, path.clone());
                     reader.open.push(Open::List { path, next: 0 });
                 }
                 Event::MappingEnd | Event::SequenceEnd => {
@@ -123,10 +178,13 @@ enum Open {
 struct Reader {
     places: Places,
     open: Vec<Open>,
+    /// The paths of anchors, by the parser's numbers (0: of what has none).
+    anchors: HashMap<usize, String>,
 }
 
 impl Reader {
-    fn scalar(&mut self, text: &str, plain: bool, at: Position) {
+    /// A scalar: the path of a value, nothing for a key.
+    fn scalar(&mut self, text: &str, at: Position) -> Option<String> {
         if let Some(Open::Map {
             path,
             key: key @ None,
@@ -144,8 +202,9 @@ impl Reader {
                 });
             }
             *key = Some((text.to_owned(), at));
+            None
         } else {
-            self.value(at, plain);
+            Some(self.value(at))
         }
     }
 
@@ -160,10 +219,10 @@ impl Reader {
             *key = Some(("\u{2}".to_owned(), at));
             return join(path, "\u{2}");
         }
-        self.value(at, false)
+        self.value(at)
     }
 
-    fn value(&mut self, at: Position, plain: bool) -> String {
+    fn value(&mut self, at: Position) -> String {
         let (path, key) = match self.open.last_mut() {
             None => (String::new(), at),
             Some(Open::List { path, next }) => {
@@ -175,11 +234,10 @@ impl Reader {
                 (join(path, &name), key_at)
             }
         };
-        self.places.of.entry(path.clone()).or_insert(Place {
-            key,
-            value: at,
-            plain,
-        });
+        self.places
+            .of
+            .entry(path.clone())
+            .or_insert(Place { key, value: at });
         path
     }
 }

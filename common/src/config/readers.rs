@@ -8,14 +8,20 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::cursor::{Cursor, scalar_text};
+use super::scalars;
+use super::text::unfilled;
 use crate::units::parse_duration;
 
 impl<'a> Cursor<'a> {
-    /// Text; a number is taken as its text.
+    /// Text; a number is taken as it is written.
     #[must_use]
     pub fn text(&self) -> Option<String> {
         match self.value()? {
-            value @ (Value::String(_) | Value::Number(_)) => scalar_text(value),
+            Value::String(text) => Some(text.clone()),
+            value @ Value::Number(_) => match self.written() {
+                Some(text) => Some(text.to_owned()),
+                None => scalar_text(value),
+            },
             Value::Bool(_) => self.wrong("text: put it in quotes"),
             _ => self.wrong("text"),
         }
@@ -24,8 +30,17 @@ impl<'a> Cursor<'a> {
     /// Lines: a list of texts, or one text of one or more lines. Each with its cursor.
     #[must_use]
     pub fn lines(&self) -> Vec<(Cursor<'a>, String)> {
-        self.list_or_one()
+        let entries = match self.has_value() {
+            true => self.list_or_one(),
+            false => Vec::new(),
+        };
+        entries
             .into_iter()
+            .inspect(|entry| {
+                if !entry.has_value() {
+                    entry.warn("an empty entry, left out");
+                }
+            })
             .filter_map(|cursor| cursor.text().map(|text| (cursor, text)))
             .flat_map(|(cursor, text)| {
                 text.trim_end_matches('\n')
@@ -106,12 +121,13 @@ impl<'a> Cursor<'a> {
             return None;
         }
         let clean = text.replace('_', "");
-        let octal = digits.len() > 1 && digits.starts_with('0') && self.is_plain();
+        let octal = digits.len() > 1 && digits.starts_with('0') && self.written().is_some();
         i128::from_str_radix(&clean, if octal { 8 } else { 10 }).ok()
     }
 
-    fn is_plain(&self) -> bool {
-        self.document.is_plain(&self.parts())
+    /// A scalar as it is written, when that is without quotes.
+    pub(super) fn written(&self) -> Option<&'a str> {
+        self.document.written(&self.parts())
     }
 
     /// A number within bounds, as a number or as text.
@@ -134,10 +150,14 @@ impl<'a> Cursor<'a> {
     /// A duration: seconds, or text with a unit.
     #[must_use]
     pub fn duration(&self) -> Option<Duration> {
-        self.parsed(|text| {
-            parse_duration(&text.replace('_', "")).map_err(|_| {
-                "must be a duration: seconds (`0.5`), or `20ms`, `10s`, `5m`, `1h`".to_owned()
-            })
+        let text = match self.value()? {
+            value @ Value::Number(_) => scalar_text(value)?,
+            _ => self.text()?,
+        };
+        let duration = parse_duration(&text.replace('_', "")).ok();
+        duration.or_else(|| {
+            self.error("must be a duration: seconds (`0.5`), or `20ms`, `10s`, `5m`, `1h`");
+            None
         })
     }
 
@@ -174,19 +194,39 @@ impl<'a> Cursor<'a> {
             .ok()
     }
 
-    /// The value as JSON, scalars without quotes as YAML 1.1 means them. Null is `Some(Null)` here.
+    /// Text in which no variable is left unfilled: `$HOST`, `${HOST}`, `{{ host }}`.
+    #[must_use]
+    pub fn filled_text(&self) -> Option<String> {
+        let text = self.text()?;
+        let Some(variable) = unfilled(&text) else {
+            return Some(text);
+        };
+        self.error_hint(
+            format!("`{variable}` has not been filled in"),
+            "whatever makes this file must replace it; of the environment only `<%= ENV['NAME'] %>` is read",
+        );
+        None
+    }
+
+    /// As [`Cursor::parsed`], of a [`Cursor::filled_text`].
+    #[must_use]
+    pub fn filled<T>(&self, parse: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
+        parse(&self.filled_text()?)
+            .map_err(|message| self.error(message))
+            .ok()
+    }
+
+    /// The value as JSON, scalars without quotes as YAML 1.1 means them, with a warning where that is another value than
+    /// it seems. Null is `Some(Null)` here.
     #[must_use]
     pub fn json(&self) -> Option<serde_json::Value> {
         Some(match self.value? {
-            Value::Null => serde_json::Value::Null,
-            Value::Bool(value) => serde_json::Value::Bool(*value),
-            Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-                (Some(value), ..) => value.into(),
-                (_, Some(value), _) => value.into(),
-                (_, _, Some(value)) if value.is_finite() => value.into(),
-                _ => return self.wrong("a finite number"),
-            },
-            Value::String(text) => self.json_text(text),
+            Value::Number(number) if number.as_f64().is_some_and(|n| !n.is_finite()) => {
+                return self.wrong("a finite number");
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+                self.json_scalar()
+            }
             Value::Sequence(_) => self
                 .list()
                 .iter()
@@ -204,15 +244,50 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    fn json_text(&self, text: &str) -> serde_json::Value {
-        let meant: serde_json::Value = match text.to_ascii_lowercase().as_str() {
-            "yes" | "on" | "true" => true.into(),
-            "no" | "off" | "false" => false.into(),
-            _ => match self.whole_number(text).map(i64::try_from) {
-                Some(Ok(number)) => number.into(),
-                _ => return text.into(),
+    /// Text that is published: a number is what YAML 1.1 makes of it.
+    #[must_use]
+    pub fn published_text(&self) -> Option<String> {
+        match self.value()? {
+            Value::String(text) if unfilled(text).is_some() => self.filled_text(),
+            Value::Number(_) | Value::String(_) => match self.json_scalar() {
+                serde_json::Value::Bool(_) => self.wrong("text: put it in quotes"),
+                serde_json::Value::String(text) => Some(text),
+                other => Some(other.to_string()),
             },
+            _ => self.text(),
+        }
+    }
+
+    fn json_scalar(&self) -> serde_json::Value {
+        if let Some(variable) = self.value.and_then(Value::as_str).and_then(unfilled) {
+            self.warn(format!(
+                "`{variable}` has not been filled in: taken as it is"
+            ));
+        }
+        let Some(text) = self.written() else {
+            return match self.value {
+                Some(Value::Bool(value)) => (*value).into(),
+                Some(Value::Number(number)) => {
+                    serde_json::to_value(number).unwrap_or(serde_json::Value::Null)
+                }
+                Some(Value::String(text)) => text.as_str().into(),
+                _ => serde_json::Value::Null,
+            };
         };
-        if self.is_plain() { meant } else { text.into() }
+        let Some(meant) = scalars::meaning(text) else {
+            let large = text.len() > 18 && text.bytes().all(|b| b.is_ascii_digit());
+            if large {
+                self.warn("too large for a number: taken as text");
+            }
+            return text.into();
+        };
+        let shown = meant.to_string();
+        if !meant.is_null() && !shown.eq_ignore_ascii_case(text) {
+            self.warn_hint(
+                format!("without quotes it means `{shown}`, as in Ruby"),
+                &format!("write `{shown}`, or `\"{text}\"` if the text is meant"),
+            );
+        }
+        meant
     }
 }

@@ -13,8 +13,13 @@ use crate::units::{Ensemble, ZkPath};
 /// An ensemble: a list of `host:port`, or one text of them with commas.
 #[must_use]
 pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
-    let entries = cursor.list_or_one();
-    let texts: Vec<String> = entries.iter().filter_map(Cursor::text).collect();
+    let entries: Vec<Cursor<'_>> = cursor
+        .list_or_one()
+        .into_iter()
+        .map(Cursor::required)
+        .collect();
+    let texts: Vec<String> = entries.iter().filter_map(Cursor::filled_text).collect();
+    // What is missing has been noted.
     if !cursor.has_value() || texts.len() < entries.len() {
         return None;
     }
@@ -32,7 +37,7 @@ pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
 /// An absolute znode path. Ruby fails on a trailing slash only at run time; here it is an error at once.
 #[must_use]
 pub fn zk_path(cursor: &Cursor<'_>) -> Option<ZkPath> {
-    cursor.parsed(|text| {
+    cursor.filled(|text| {
         ZkPath::new(text).map_err(|message| match message.split_once("` ") {
             Some((_, what)) => format!("not a znode path: it {what}"),
             None => format!("not a znode path: {message}"),
@@ -71,7 +76,7 @@ pub fn path(cursor: &Cursor<'_>, environment: &Environment) -> Option<PathBuf> {
 fn path_or(cursor: &Cursor<'_>, environment: &Environment, allowed: &str) -> Option<PathBuf> {
     match cursor.value()? {
         Value::String(text) if text.is_empty() => None,
-        Value::String(text) => Some(environment.path(text)),
+        Value::String(_) => cursor.filled(|text| Ok(environment.path(text))),
         _ => cursor.wrong(allowed),
     }
 }
@@ -120,7 +125,7 @@ pub fn listeners(
         configured: false,
     };
     let read = |map: &Map<'_>| {
-        let given = map.key("bind").parsed(|text| parse_bind(text, environment));
+        let given = map.key("bind").filled(|text| parse_bind(text, environment));
         let given = given.map(|bind| Admin {
             bind,
             configured: true,

@@ -5,6 +5,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::net::{Ipv6Addr, TcpListener, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
 use serde_yaml::{Mapping, Value};
@@ -13,7 +14,7 @@ use super::cursor::{Cursor, Map};
 use super::keys::Key;
 use super::places::{Place, Places, Position};
 use super::report::{Finding, Loaded, Report, Severity};
-use super::text::{Remark, expand};
+use super::text::{Remark, blank, expand, first_blank, unfilled};
 use super::tree;
 
 /// What a load depends on besides the files.
@@ -23,6 +24,8 @@ pub struct Environment {
     pub variables: BTreeMap<String, String>,
     /// The working directory: relative paths of configuration files start here.
     pub directory: PathBuf,
+    /// `localhost` is an IPv6 address too on this host.
+    pub localhost_v6: bool,
 }
 
 impl Environment {
@@ -35,6 +38,17 @@ impl Environment {
         Self {
             variables,
             directory: std::env::current_dir().unwrap_or_default(),
+            localhost_v6: localhost_v6(),
+        }
+    }
+
+    /// The addresses to listen at for clients that connect to `localhost`, in any form. haproxy takes the name's first
+    /// address only, which is `::1` where `/etc/hosts` has both: clients of `127.0.0.1` would find nobody.
+    #[must_use]
+    pub fn localhost(&self) -> &'static str {
+        match self.localhost_v6 {
+            true => "127.0.0.1,[::1]",
+            false => "localhost",
         }
     }
 
@@ -77,6 +91,13 @@ impl Environment {
             .filter(|d| !d.is_empty());
         directory.map_or_else(|| Path::new(default).join(program), PathBuf::from)
     }
+}
+
+/// Whether the name gives an IPv6 address that can be listened at.
+fn localhost_v6() -> bool {
+    let found = ("localhost", 0).to_socket_addrs();
+    let named = found.is_ok_and(|mut found| found.any(|address| address.is_ipv6()));
+    named && TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// Which program's section and keys.
@@ -125,14 +146,12 @@ impl Document {
         self.places().nearest(&self.here(parts)).unwrap_or(Place {
             key: start,
             value: start,
-            plain: false,
         })
     }
 
-    pub(super) fn is_plain(&self, parts: &[String]) -> bool {
-        self.places()
-            .get(&self.here(parts))
-            .is_some_and(|place| place.plain)
+    /// The text of a scalar that is written without quotes.
+    pub(super) fn written(&self, parts: &[String]) -> Option<&str> {
+        self.places().written(&self.here(parts))
     }
 
     fn here(&self, parts: &[String]) -> Vec<String> {
@@ -172,10 +191,22 @@ impl Source {
         let directory = main.root().and_then(|root| root.get("service_conf_dir"));
         let services = match directory {
             None => Vec::new(),
+            Some(Value::String(directory)) if directory.trim().is_empty() => {
+                let message = "empty: no directory is read".to_owned();
+                let hint = Some("write `.` for the working directory, which Ruby reads then");
+                files.at_key(&main, Severity::Warning, "service_conf_dir", message, hint);
+                Vec::new()
+            }
+            Some(Value::String(directory)) if let Some(variable) = unfilled(directory) => {
+                let message = format!("`{variable}` has not been filled in");
+                files.at_key(&main, Severity::Error, "service_conf_dir", message, None);
+                Vec::new()
+            }
             Some(Value::String(directory)) => files.directory(directory, &main, winner),
             Some(_) => {
                 files.at_key(
                     &main,
+                    Severity::Error,
                     "service_conf_dir",
                     "must be the path of a directory".to_owned(),
                     None,
@@ -296,16 +327,16 @@ impl Files<'_> {
         });
     }
 
-    fn at_key(&mut self, document: &Document, key: &str, message: String, hint: Option<&str>) {
+    fn at_key(
+        &mut self,
+        document: &Document,
+        severity: Severity,
+        key: &str,
+        message: String,
+        hint: Option<&str>,
+    ) {
         let at = document.place(&[key.to_owned()]).value;
-        self.note(
-            Severity::Error,
-            &document.shown,
-            Some(at),
-            key,
-            message,
-            hint,
-        );
+        self.note(severity, &document.shown, Some(at), key, message, hint);
     }
 
     fn main(&mut self, path: &Path, program: Program) -> Document {
@@ -436,17 +467,30 @@ impl Files<'_> {
                     .take_while(|c| c.is_whitespace())
                     .any(|c| c == '\t');
                 let hint = tab.then_some("the line is indented with a tab: indent with blanks");
-                self.note(
-                    Severity::Error,
-                    shown,
-                    invalid.at,
-                    "",
-                    format!("not valid YAML: {}", invalid.message),
-                    hint,
-                );
+                let message = format!("not valid YAML: {}", invalid.message);
+                match first_blank(&text) {
+                    // The parser takes it for a letter, and fails somewhere behind it.
+                    Some((at, c)) => {
+                        let stop = invalid.at.map_or(String::new(), |at| {
+                            format!(" (the parser stops at {}:{})", at.line, at.column)
+                        });
+                        let message = format!("{} is no blank to YAML; {message}{stop}", blank(c));
+                        let hint = Some("write an ordinary blank");
+                        self.note(Severity::Error, shown, Some(at), "", message, hint);
+                    }
+                    None => self.note(Severity::Error, shown, invalid.at, "", message, hint),
+                }
                 return document;
             }
         };
+        if let Some((at, c)) = first_blank(&text) {
+            let message = format!(
+                "{} is no blank to YAML: it is part of the word beside it",
+                blank(c)
+            );
+            let hint = Some("write an ordinary blank");
+            self.note(Severity::Warning, shown, Some(at), "", message, hint);
+        }
         document.text = text;
         if parsed.repeats {
             self.duplicates(&document);
@@ -558,6 +602,7 @@ impl Files<'_> {
                 let relative = !written.starts_with(['/', '~']);
                 self.at_key(
                     main,
+                    Severity::Error,
                     "service_conf_dir",
                     format!("the directory `{written}` cannot be read: {error}"),
                     relative.then_some(

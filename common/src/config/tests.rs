@@ -161,6 +161,84 @@ fn keys_that_stand_twice_are_refused_with_both_places() {
 }
 
 #[test]
+fn lines_may_end_as_windows_ends_them() {
+    let text = b"name: x\r\nlist:\r\n  - {name: y}\r\ncount: 3\r\n";
+    let (read, report) = read(text, |map| {
+        let list = map.key("list").list();
+        let names = list
+            .iter()
+            .filter_map(|entry| entry.object(|map| map.key("name").text()));
+        (
+            map.key("name").text(),
+            names.collect::<Vec<_>>(),
+            map.key("count").integer::<u8>(0..=9),
+        )
+    });
+    let expected = (Some("x".to_owned()), vec![Some("y".to_owned())], Some(3));
+    assert_eq!((read, report.as_str()), (Some(expected), ""));
+}
+
+/// Behind aliases and merges too, and told where it is not what it seems.
+#[test]
+fn published_values_are_what_ruby_makes_of_them() {
+    let text = b"x-a: &a {zone: no, sha: 1e3}\nx-b: &b [012, *a]\nsoon:\n  same: *a\n  list: *b\n  merged: {<<: [*a, {sha: '1e3'}], tier: 1.50}\n  quoted: '012'\n  block: |\n    no\n";
+    let (json, report) = read(text, |map| {
+        map.ignore_rest();
+        map.key("soon").json()
+    });
+    let common = serde_json::json!({"zone": false, "sha": "1e3"});
+    let expected = serde_json::json!({
+        "same": common, "list": [10, common], "merged": {"zone": false, "sha": "1e3", "tier": 1.5},
+        "quoted": "012", "block": "no\n",
+    });
+    assert_eq!(json.flatten(), Some(expected));
+    assert_eq!(report.matches("as in Ruby").count(), 5, "{report}");
+    let (json, report) = read(
+        b"{\"soon\": {\"a\": \"012\", \"b\": 1.5, \"c\": null, \"d\": true, \"e\": 12}}",
+        |map| map.key("soon").json(),
+    );
+    let expected = serde_json::json!({"a": "012", "b": 1.5, "c": null, "d": true, "e": 12});
+    assert_eq!((json.flatten(), report.as_str()), (Some(expected), ""));
+    let (text, report) = read(b"name: 1.10\ncount: 1", |map| {
+        (map.key("name").text(), map.key("name").published_text())
+    });
+    assert_eq!(
+        text,
+        Some((Some("1.10".to_owned()), Some("1.1".to_owned()))),
+        "{report}"
+    );
+}
+
+#[test]
+fn variables_nobody_has_filled_in_are_found() {
+    use super::text::unfilled;
+    for (text, found) in [
+        ("$HOST", "$HOST"),
+        ("a-${host}:80", "${host}"),
+        ("/x/{{ name }}/y", "{{ name }}"),
+        ("$5 ${} $HOME_2/x", "${}"),
+        ("$$AB", "$AB"),
+    ] {
+        assert_eq!(unfilled(text), Some(found), "{text}");
+    }
+    for text in [
+        "",
+        "$",
+        "5$",
+        "$5",
+        "$x",
+        "$A",
+        "{a}",
+        "${a",
+        "{{a}",
+        "a}}",
+        "\u{e9}$\u{e9}",
+    ] {
+        assert_eq!(unfilled(text), None, "{text}");
+    }
+}
+
+#[test]
 fn readers_take_what_ruby_takes() {
     let counts = ["3", "'3'", "3.0", "+3", "0x3", "0o3", "03", "'03'", "0_3"];
     for text in counts {
@@ -234,6 +312,7 @@ fn a_file_name_is_expanded_against_home_and_working_directory() {
     let environment = Environment {
         variables,
         directory: PathBuf::from("/dir"),
+        ..Environment::default()
     };
     for (written, wanted) in [
         ("a/b", "/dir/a/b"),

@@ -110,6 +110,83 @@ impl<'a> Reference<'a> {
     }
 }
 
+/// The first character that looks like a blank and is none to YAML, where it stands neither in quotes nor in a comment.
+pub(super) fn first_blank(text: &str) -> Option<(Position, char)> {
+    if text.is_ascii() {
+        return None;
+    }
+    let mut quote = None;
+    let mut before = ' ';
+    let mut comment = false;
+    for (at, c) in text.char_indices() {
+        match (c, quote) {
+            ('\n', _) => comment = false,
+            _ if comment => {}
+            (c, None) if is_false_blank(c) => return Some((position(text, at), c)),
+            ('#', None) if before.is_ascii_whitespace() => comment = true,
+            // An apostrophe inside a word is none.
+            ('\'' | '"', None) if !before.is_alphanumeric() => quote = Some(c),
+            (c, Some(open)) if c == open && before != '\\' => quote = None,
+            _ => {}
+        }
+        before = c;
+    }
+    None
+}
+
+/// A character in the text that looks like a blank and is none, for a message.
+#[must_use]
+pub fn false_blank(text: &str) -> Option<String> {
+    text.chars().find(|c| is_false_blank(*c)).map(blank)
+}
+
+fn is_false_blank(c: char) -> bool {
+    let invisible = matches!(c, '\u{200b}'..='\u{200d}' | '\u{2060}' | '\u{feff}');
+    !c.is_ascii() && (c.is_whitespace() || invisible)
+}
+
+/// Such a character for a message: its number, and its name where many know it.
+pub(super) fn blank(c: char) -> String {
+    let name = match c {
+        '\u{a0}' => " (no-break space)",
+        '\u{3000}' => " (ideographic space)",
+        '\u{200b}' => " (zero-width space)",
+        '\u{feff}' => " (byte-order mark)",
+        _ => "",
+    };
+    format!("U+{:04X}{name}", u32::from(c))
+}
+
+/// A variable that whoever makes the files has left unfilled: `$NAME`, `${name}`, `{{ name }}`. Nothing here replaces it.
+pub(super) fn unfilled(text: &str) -> Option<&str> {
+    let of = |start: usize, end: Option<usize>| end.map(|end| &text[start..end]);
+    let mut rest = 0;
+    while let Some(at) = text[rest..].find(['$', '{']).map(|at| rest + at) {
+        let from = &text[at..];
+        let closed = |open: &str, close: &str| {
+            let inner = from.strip_prefix(open)?;
+            inner
+                .find(close)
+                .map(|end| at + open.len() + end + close.len())
+        };
+        let name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        let plain = || {
+            let inner = from.strip_prefix('$')?;
+            let length = inner.find(|c| !name(c)).unwrap_or(inner.len());
+            let begins = inner.starts_with(|c: char| c.is_ascii_uppercase());
+            (begins && length > 1).then(|| at + 1 + length)
+        };
+        let end = closed("${", "}")
+            .or_else(|| closed("{{", "}}"))
+            .or_else(plain);
+        if end.is_some() {
+            return of(at, end);
+        }
+        rest = at + 1;
+    }
+    None
+}
+
 /// A quoted word without escapes, and what follows it.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let text = text.trim_start();

@@ -74,7 +74,7 @@ fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
     let key = top.key("instance_id");
     let (id, at) = match &options.instance_id {
         Some(id) => (id.clone(), &top.cursor),
-        None => (key.clone().required().text()?, &key),
+        None => (key.clone().required().published_text()?, &key),
     };
     if id.is_empty() || id.contains(|c: char| c == '/' || c.is_control()) {
         let shown = id.escape_debug();
@@ -227,7 +227,7 @@ fn place(map: &Map<'_>) -> Option<Place> {
 
 /// A host as it can be connected to and published: no blanks, no brackets.
 fn host(cursor: &Cursor<'_>) -> Option<String> {
-    cursor.parsed(|text| match text {
+    cursor.filled(|text| match text {
         "" => Err("must be an address or a name".to_owned()),
         _ if text.starts_with('[') => {
             Err("an IPv6 address is written without brackets here".to_owned())
@@ -241,6 +241,12 @@ fn host(cursor: &Cursor<'_>) -> Option<String> {
 
 /// The advertised port keeps its type.
 fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
+    if cursor
+        .value_text()
+        .is_some_and(|text| text.contains(['$', '{']))
+    {
+        cursor.filled_text()?;
+    }
     let port = cursor.json().filter(|port| !port.is_null())?;
     if !port.is_number() && !port.is_string() {
         cursor.error("must be a port: 1..65535");

@@ -134,6 +134,7 @@ fn load_text(
     let environment = Environment {
         variables,
         directory: directory.path().to_owned(),
+        ..Environment::default()
     };
     let instance_id = instance_id.map(str::to_owned);
     load(&LoadOptions {
