@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
@@ -120,6 +120,39 @@ impl Options {
             .then(|| "servers have more options than one command can hold".to_owned())
     }
 
+    /// Which checks have the server's own address written out: they go with the server to another one.
+    #[must_use]
+    pub fn follows(&self, address: IpAddr) -> Follows {
+        let is_own = |keyword: &str| {
+            let text = self.get(keyword)?;
+            let bare = text
+                .strip_prefix('[')
+                .and_then(|text| text.strip_suffix(']'));
+            Some(bare.unwrap_or(text).parse() == Ok(address))
+        };
+        Follows {
+            health: is_own("addr") == Some(true),
+            agent: is_own("agent-addr") == Some(true),
+        }
+    }
+
+    /// [`Options::digest`] of a server at this address: the same wherever it is, as far as its checks follow it.
+    fn digest_at(&self, address: IpAddr) -> Option<Digest> {
+        let Follows { health, agent } = self.follows(address);
+        if !health && !agent {
+            return None;
+        }
+        let mut options = self.clone();
+        for (keyword, follows) in [("addr", health), ("agent-addr", agent)] {
+            if follows {
+                options
+                    .words
+                    .insert(keyword.to_owned(), vec!["%{host}".to_owned()]);
+            }
+        }
+        Some(options.digest())
+    }
+
     /// Takes a number out; what does not parse stays for haproxy to refuse.
     fn take<N: std::str::FromStr>(&mut self, keyword: &str) -> Option<N> {
         let number = self.get(keyword)?.parse().ok()?;
@@ -132,6 +165,15 @@ impl Options {
     pub fn digest(&self) -> Digest {
         hex(&Sha256::digest(self.to_string())[..8]).into()
     }
+}
+
+/// What goes with a server to another address, as one command each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Follows {
+    /// `addr`: where its health is checked.
+    pub health: bool,
+    /// `agent-addr`: where its agent is asked.
+    pub agent: bool,
 }
 
 /// Whether a word stands for itself on the stats socket, where `;` ends a command, `\` escapes and `<<` begins a payload.
@@ -171,7 +213,8 @@ pub struct Effective {
     /// The rest: without address, id, weight, `disabled`, built-ins and an inert cookie.
     /// Shared by the servers of a backend that have the same.
     pub options: Arc<Options>,
-    /// [`Options::digest`] of `options`.
+    /// [`Options::digest`] of `options`, with the server's own address in them as what it is: another address of a host
+    /// that is a name makes no other options.
     pub digest: Digest,
 }
 
@@ -473,7 +516,8 @@ impl Common {
             weight: own.weight.unwrap_or(self.weight),
             disabled: self.disabled,
             options: Arc::clone(&self.options),
-            digest: Arc::clone(&self.digest),
+            digest: (self.options.digest_at(address.ip()))
+                .unwrap_or_else(|| Arc::clone(&self.digest)),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::effective::{Backend, Digest, Effective, Options};
+use crate::effective::{Backend, Digest, Effective, Follows, Options};
 use crate::generation::Generation;
 
 mod draft;
@@ -131,6 +131,8 @@ pub enum Change {
         /// It is retired before and returns after, with this: others serve meanwhile, and connections to the former
         /// address are not used again.
         around: Option<Return>,
+        /// Which of its checks go with it.
+        follows: Follows,
     },
     /// An operator's maint, lost by a reload of somebody else, again.
     Maint,
@@ -412,7 +414,12 @@ impl Running {
                 server.state = State::Ready;
                 server.awaits_check = false;
             }
-            (Change::Readdress { address, around }, Some(server)) => {
+            (
+                Change::Readdress {
+                    address, around, ..
+                },
+                Some(server),
+            ) => {
                 server.address = Some(*address);
                 if let Some(Return { weight, .. }) = around {
                     server.weight = weight.unwrap_or(server.weight);

@@ -124,8 +124,13 @@ impl<'a> Draft<'a> {
         for (server, found, wanted) in &elsewhere {
             let around = (others && found.state == State::Ready).then(|| Return::of(wanted));
             let address = wanted.address;
-            self.readdressed
-                .push(op(server, Change::Readdress { address, around }));
+            let follows = wanted.options.follows(address.ip());
+            let change = Change::Readdress {
+                address,
+                around,
+                follows,
+            };
+            self.readdressed.push(op(server, change));
         }
         let gone = unwanted_of(reach, running, desired);
         let Some(first) = gone.first() else {

@@ -336,7 +336,9 @@ fn another_address_of_a_name_is_set_around_its_connections() {
     let moved = file(&[there, S2]);
     let around = |running: &Running, wanted: &Desired| match plan(running, wanted) {
         Plan::Runtime(ops) => match ops[0].change {
-            Change::Readdress { address, around } => {
+            Change::Readdress {
+                address, around, ..
+            } => {
                 assert_eq!(address, "127.0.0.9:7".parse().unwrap());
                 (ops.len(), around.map(|r| r.weight))
             }
@@ -354,6 +356,56 @@ fn another_address_of_a_name_is_set_around_its_connections() {
     }
     set(&mut running, "s1", 0, State::Retired);
     assert_eq!(around(&running, &moved), (2, None), "and returns");
+}
+
+#[test]
+fn checks_at_the_servers_own_address_go_with_it() {
+    let follows =
+        |here: &str, there: &str| match plan(&Running::loaded(&file(&[here])), &file(&[there])) {
+            Plan::Runtime(ops) => match ops[0].change {
+                Change::Readdress { follows, .. } => Ok((follows.health, follows.agent)),
+                _ => panic!("{ops:?}"),
+            },
+            Plan::Reload { reason, .. } => Err(reason.to_string()),
+            Plan::Unchanged => panic!("{here} {there}"),
+        };
+    let line = |address: &str, options: &str| format!("s1 {address}:1 id 1 {options}");
+    for (here, there, expected) in [
+        (
+            "check addr 127.0.0.1",
+            "check addr 127.0.0.9",
+            (true, false),
+        ),
+        (
+            "check addr [127.0.0.1]",
+            "check addr 127.0.0.9",
+            (true, false),
+        ),
+        (
+            "agent-check agent-port 5 agent-addr 127.0.0.1",
+            "agent-check agent-port 5 agent-addr 127.0.0.9",
+            (false, true),
+        ),
+        (
+            "check addr 127.0.0.1 agent-addr 127.0.0.1",
+            "check addr 127.0.0.9 agent-addr 127.0.0.9",
+            (true, true),
+        ),
+        ("check addr 10.0.0.1", "check addr 10.0.0.1", (false, false)),
+    ] {
+        let (here, there) = (line("127.0.0.1", here), line("127.0.0.9", there));
+        assert_eq!(follows(&here, &there), Ok(expected), "{here} → {there}");
+    }
+    // What the stats socket cannot change, or what was not the server's own address, is another option.
+    for (here, there) in [
+        ("source 127.0.0.1", "source 127.0.0.9"),
+        ("check addr 127.0.0.1", "check addr 127.0.0.1"),
+        ("check addr 10.0.0.1", "check addr 10.0.0.9"),
+        ("check addr 127.0.0.1:5", "check addr 127.0.0.9:5"),
+    ] {
+        let (here, there) = (line("127.0.0.1", here), line("127.0.0.9", there));
+        assert!(follows(&here, &there).is_err(), "{here} → {there}");
+    }
 }
 
 #[test]

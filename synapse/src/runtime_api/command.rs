@@ -2,7 +2,7 @@
 //!
 //! Pure.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::ApiError;
@@ -65,6 +65,17 @@ pub enum Command {
         server: String,
         /// What haproxy connects to.
         address: SocketAddr,
+    },
+    /// `set server B/S check-addr|agent-addr IP`.
+    CheckAddress {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+        /// Which check.
+        check: Check,
+        /// Where it goes; its port stays.
+        address: IpAddr,
     },
     /// `enable health|agent B/S`.
     Enable {
@@ -152,18 +163,32 @@ impl Command {
                 }
                 commands
             }
-            Change::Readdress { address, around } => {
-                let address = Self::Address {
+            Change::Readdress {
+                address,
+                around,
+                follows,
+            } => {
+                let own = Self::Address {
                     backend: op.backend.clone(),
                     server: op.server.clone(),
                     address: *address,
                 };
+                let checks = [
+                    (Check::Health, follows.health),
+                    (Check::Agent, follows.agent),
+                ];
+                let checks = checks.into_iter().filter(|(_, follows)| *follows);
+                let checks = checks.map(|(check, _)| Self::CheckAddress {
+                    backend: op.backend.clone(),
+                    server: op.server.clone(),
+                    check,
+                    address: address.ip(),
+                });
+                // The server itself last: cut off in between it is still elsewhere, and all of it is sent again.
+                let moves = checks.chain(std::iter::once(own));
                 match around {
-                    None => vec![address],
-                    Some(after) => retire()
-                        .chain(std::iter::once(address))
-                        .chain(returns(*after))
-                        .collect(),
+                    None => moves.collect(),
+                    Some(after) => retire().chain(moves).chain(returns(*after)).collect(),
                 }
             }
             Change::Maint => vec![state(AdminState::Maint)],
@@ -266,6 +291,22 @@ impl Command {
                 address.ip(),
                 address.port()
             ),
+            Self::CheckAddress {
+                backend,
+                server,
+                check,
+                address,
+            } => {
+                let what = match check {
+                    Check::Health => "check-addr",
+                    Check::Agent => "agent-addr",
+                };
+                format!(
+                    "set server {}/{} {what} {address}",
+                    name(backend)?,
+                    name(server)?
+                )
+            }
             Self::Enable {
                 backend,
                 server,

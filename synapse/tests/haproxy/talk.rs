@@ -1,5 +1,8 @@
 //! The stats socket, the table, plans against it, and the check.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, eventually, get};
 use synapse::cfg::{FragmentMap, Model, Ours};
@@ -9,6 +12,9 @@ use synapse::haproxy::{CheckError, Checker, Verdict};
 use synapse::plan::{Change, Op, Plan, Running, State, garbage, plan};
 use synapse::quarantine::{Frame, Outcome, Refused, Search, Selection, Step};
 use synapse::runtime_api::{AdminState, ApiError, Command, Refusal, Reply, RuntimeApi};
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::site::{Site, digests, server};
 
@@ -120,6 +126,50 @@ async fn an_operators_states_are_read_as_such() {
         plan(&live.running(&digests(&desired)), &desired),
         Plan::Unchanged
     );
+}
+
+/// A server whose name has another address: the checks that have its address written out go there with it, without a
+/// reload, and the healthy server never goes down.
+#[tokio::test]
+async fn checks_at_the_servers_own_address_follow_it() {
+    let site = Site::new();
+    let there = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = there.local_addr().unwrap();
+    let mut from = to;
+    from.set_ip([127, 0, 0, 7].into());
+    let here = TcpListener::bind(from).await.unwrap();
+    let at = |address: SocketAddr| {
+        let options = format!("check inter 100ms fall 1 addr {}", address.ip());
+        site.write(&[server(1, address, &options)], "")
+    };
+    let before = at(from);
+    let mut haproxy = site.haproxy(Reload::Supervise);
+    assert!(haproxy.start(Some(&before.generation), 1).await.succeeded());
+    let checked = async |listener: &TcpListener| {
+        for _ in 0..3 {
+            let accepted = timeout(Duration::from_secs(30), listener.accept()).await;
+            drop(accepted.expect("haproxy checks the server there"));
+        }
+    };
+    checked(&here).await;
+    // There, and back.
+    for (former, now, listener) in [(from, to, &there), (to, from, &here)] {
+        let running = haproxy.live().await.unwrap().running(&digests(&at(former)));
+        let after = at(now);
+        let ops = runtime(plan(&running, &after));
+        assert_eq!(
+            ops.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [format!("readdress b/s1 {now}")]
+        );
+        assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(())]);
+        checked(listener).await;
+        let live = haproxy.live().await.unwrap();
+        assert_eq!(
+            plan(&live.running(&digests(&after)), &after),
+            Plan::Unchanged
+        );
+        assert_eq!(live.table[0].op_state, 2, "up: {:?}", live.table[0]);
+    }
 }
 
 /// Every row of the reply table that can be provoked, in haproxy's own words.
