@@ -191,7 +191,12 @@ fn render(source: &LoadOptions) -> u8 {
         Err(code) => return code,
     };
     match offline::render(&config) {
-        Ok(assembly) => print(&assembly.text),
+        Ok((assembly, left_out)) => {
+            for words in left_out {
+                complain(&format!("{}: warning: {words}", source.path.display()));
+            }
+            print(&assembly.text)
+        }
         Err(error) => {
             complain(&format!(
                 "{}: error: {}",

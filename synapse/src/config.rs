@@ -226,7 +226,7 @@ pub struct Haproxy {
     pub server_order_seed: Option<String>,
     /// Highest id handed out; default 65535.
     pub max_server_id: u32,
-    /// Default bind address, `localhost`.
+    /// Default bind address, `localhost`; several are separated by commas.
     pub bind_address: String,
     /// Lines of the shared frontend; `None` = no shared frontend.
     pub shared_frontend: Option<Vec<String>>,
@@ -310,7 +310,7 @@ pub struct TemplateText {
 pub struct ServiceHaproxy {
     /// Frontend: `None` = backend only.
     pub port: Option<FrontendPort>,
-    /// Own, else the top level's.
+    /// Own, else the top level's; several are separated by commas.
     pub bind_address: String,
     /// Appended to the bind line.
     pub bind_options: Option<String>,

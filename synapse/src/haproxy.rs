@@ -29,7 +29,7 @@ pub mod reload;
 pub(crate) mod simulated;
 pub mod supervise;
 
-pub use check::{CheckError, Checker, Complaints, Verdict};
+pub use check::{CheckError, Checker, Complaint, Complaints, Verdict};
 pub use live::{Digests, Live};
 pub use reload::ReloadOutcome;
 use reload::{Proof, by_command, by_master};

@@ -1,10 +1,11 @@
-//! `synapse check` and `synapse render`: what would stand in haproxy.cfg, without a network and without a change.
+//! `synapse check` and `synapse render`: what would stand in haproxy.cfg, without a registry and without a change. Of the
+//! network only the resolver is asked, for default servers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::net::{IpAddr, ToSocketAddrs as _};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime};
 
 use smartstack_common::config::may_be_secret;
 use smartstack_common::process::machine_id;
@@ -13,12 +14,21 @@ use smartstack_common::report::Chain;
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::{Config, Reload};
 use crate::guard::Clock;
-use crate::haproxy::{Checker, Verdict};
+use crate::haproxy::{Checker, Complaint, Verdict};
 use crate::intake::{Intake, Unknown};
 use crate::render::{RenderError, Renderer};
+use crate::resolve::{in_order, is_name};
+use crate::server::Rejected;
 use crate::services::{State, World};
 use crate::snapshot::{self, Snapshot};
 use crate::source::SourceKey;
+
+/// So many of haproxy's warnings are shown.
+const WARNINGS: usize = 20;
+/// How long the names of default servers are looked up.
+const LOOK_UP: Duration = Duration::from_secs(2);
+/// Entries whose names are looked up, each by a thread.
+const NAMES: usize = 256;
 
 /// What `check` finds beyond the loader.
 #[derive(Debug, Default)]
@@ -29,27 +39,36 @@ pub struct Problems {
     pub warnings: Vec<String>,
 }
 
-/// The file for the current snapshot, or for the default servers when there is none.
+/// The file for the current snapshot, or for the default servers when there is none; and what it lacks of the
+/// configuration's servers, in words.
 ///
 /// # Errors
 /// The first template that fails.
-pub fn render(config: &Config) -> Result<Assembly, RenderError> {
+pub fn render(config: &Config) -> Result<(Assembly, Vec<String>), RenderError> {
     let renderer = Renderer::new(config)?;
-    let pieces = pieces(config, &renderer)
+    let mut left_out = Vec::new();
+    let pieces = pieces(config, &renderer, &mut left_out)
         .into_iter()
         .collect::<Result<Vec<Piece>, _>>()?;
-    assemble(
+    let assembly = assemble(
         &renderer,
         &pieces.iter().collect::<Vec<_>>(),
         &mut EffectiveCache::default(),
-    )
+    )?;
+    Ok((assembly, left_out))
 }
 
-fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError>> {
+/// The services as they would be rendered. Default servers that cannot be used are added to `left_out`.
+fn pieces(
+    config: &Config,
+    renderer: &Renderer,
+    left_out: &mut Vec<String>,
+) -> Vec<Result<Piece, RenderError>> {
     let snapshot = snapshot::peek(&config.snapshot_path, &machine_id()).unwrap_or_default();
     let clock = Clock::new();
+    let found = look_up(config, &snapshot);
     let world = World {
-        resolved: &|host: &str| resolve(&snapshot, host),
+        resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
         operator_maint: &BTreeSet::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,
@@ -75,8 +94,47 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
                 .and_then(|backend| snapshot.ids.get(backend));
             let mut known = ids.cloned().unwrap_or_default();
             state.assess(config, &world, taken, &mut known);
+            let rejected = state.desired.iter().flat_map(|desired| &desired.rejected);
+            let own = rejected.filter(|rejected| rejected.znode.starts_with("default_servers["));
+            left_out.extend(own.map(|rejected| {
+                let Rejected { znode, reason } = rejected;
+                format!("services.{}.{znode} is left out: {reason}", service.name)
+            }));
             Piece::render(renderer, &state.service, &state.servers)
         })
+        .collect()
+}
+
+/// The names of default servers that the snapshot does not know, as far as they resolve soon enough. The registry's names
+/// are not looked up: there may be thousands.
+fn look_up(config: &Config, snapshot: &Snapshot) -> BTreeMap<String, IpAddr> {
+    let servers = config.services.iter().flat_map(|s| &s.default_servers);
+    let names: BTreeSet<String> = servers
+        .map(|server| server.host.clone())
+        .filter(|host| is_name(host) && resolve(snapshot, host).is_none())
+        .take(NAMES)
+        .collect();
+    let (sender, receiver) = mpsc::channel();
+    for name in names {
+        let sender = sender.clone();
+        // One that hangs ends with the program.
+        let _unwatched = std::thread::spawn(move || {
+            let found = (name.as_str(), 0).to_socket_addrs();
+            let found = found.map(|found| in_order(found.map(|address| address.ip())));
+            let first = found.ok().and_then(|found| found.first().copied());
+            sender.send((name, first)).is_ok()
+        });
+    }
+    drop(sender);
+    let end = Instant::now() + LOOK_UP;
+    let next = || {
+        receiver
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+            .ok()
+    };
+    let answers = std::iter::from_fn(next);
+    answers
+        .filter_map(|(name, address)| Some((name, address?)))
         .collect()
 }
 
@@ -102,7 +160,7 @@ pub async fn check(config: &Config) -> Problems {
         )
     }));
     let mut good = Vec::new();
-    for piece in pieces(config, &renderer) {
+    for piece in pieces(config, &renderer, &mut problems.warnings) {
         match piece {
             Ok(piece) => good.push(piece),
             Err(error) => problems.errors.push(Chain(&error).to_string()),
@@ -134,9 +192,33 @@ async fn ask(config: &Config, assembly: &Assembly, problems: &mut Problems) {
                 .push(format!("cannot write a temporary file to check: {error}"));
         }
     };
-    let verdict = Checker::Binary(haproxy.binary.clone())
-        .check(file.path(), haproxy.reload_timeout)
-        .await;
+    let path = file.path().display().to_string();
+    let with_line = |complaint: &Complaint| {
+        let words = complaint.words.replace(&path, "haproxy.cfg");
+        let at = complaint.line.and_then(|line| line.checked_sub(1));
+        let line = at
+            .and_then(|at| assembly.text.lines().nth(at))
+            .map(str::trim);
+        match line.filter(|line| !line.is_empty() && !may_be_secret(line)) {
+            Some(line) => format!("{words} (the line: `{line}`)"),
+            None => words,
+        }
+    };
+    let checker = Checker::Binary(haproxy.binary.clone());
+    let verdict = match checker.ask(file.path(), haproxy.reload_timeout).await {
+        Ok((verdict, warnings)) => {
+            let told = warnings.iter().take(WARNINGS).map(with_line);
+            let told = told.map(|words| format!("haproxy warns of what is rendered: {words}"));
+            problems.warnings.extend(told);
+            let more = warnings.len().saturating_sub(WARNINGS);
+            if more > 0 {
+                let more = format!("haproxy has {more} more warnings");
+                problems.warnings.push(more);
+            }
+            Ok(verdict)
+        }
+        Err(error) => Err(error),
+    };
     let supervised = haproxy.reload == Reload::Supervise;
     match verdict.map(|v| if supervised { v } else { v.of_another_user() }) {
         Ok(Verdict::Valid) => {}
@@ -148,18 +230,7 @@ async fn ask(config: &Config, assembly: &Assembly, problems: &mut Problems) {
             complaints.summary()
         )),
         Ok(Verdict::Refused(complaints)) => {
-            let path = file.path().display().to_string();
-            let alerts = complaints.alerts.iter().map(|alert| {
-                let words = alert.words.replace(&path, "haproxy.cfg");
-                let at = alert.line.and_then(|line| line.checked_sub(1));
-                let line = at
-                    .and_then(|at| assembly.text.lines().nth(at))
-                    .map(str::trim);
-                match line.filter(|line| !line.is_empty() && !may_be_secret(line)) {
-                    Some(line) => format!("{words} (the line: `{line}`)"),
-                    None => words,
-                }
-            });
+            let alerts = complaints.alerts.iter().map(with_line);
             let before = problems.errors.len();
             problems
                 .errors

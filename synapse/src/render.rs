@@ -539,10 +539,14 @@ fn failure(template: &str, service: Option<&str>, error: &tera::Error) -> Render
 }
 
 fn bind(haproxy: &ServiceHaproxy, port: FrontendPort) -> String {
-    let mut text = haproxy.bind_address.clone();
-    if let FrontendPort::Port(port) = port {
-        text.push_str(&format!(":{port}"));
-    }
+    let mut text = match port {
+        FrontendPort::AddressOnly => haproxy.bind_address.clone(),
+        FrontendPort::Port(port) => {
+            let each = haproxy.bind_address.split(',');
+            let each: Vec<String> = each.map(|address| format!("{address}:{port}")).collect();
+            each.join(",")
+        }
+    };
     if let Some(options) = haproxy
         .bind_options
         .as_deref()

@@ -62,6 +62,54 @@ fn good(dir: &Dir) -> Value {
     config
 }
 
+/// The user's servers may have names, also before synapse has ever run.
+#[test]
+fn names_of_default_servers_are_looked_up() {
+    let dir = Dir::new();
+    let mut config = good(&dir);
+    config["services"]["one"]["default_servers"] = json!([
+        {"name": "here", "host": "localhost", "port": 7},
+        {"host": "nobody.invalid", "port": 8},
+        {"host": "0.0.0.0", "port": 9},
+    ]);
+    let (code, _, stderr) = check(&dir, &config);
+    assert_eq!(code, 0, "{stderr}");
+    let left_out = "synapse.json: warning: services.one.default_servers[1] is left out: host `nobody.invalid` does not resolve";
+    assert!(stderr.lines().any(|line| line == left_out), "{stderr}");
+    assert!(
+        stderr.contains(
+            "services.one.default_servers[2].host: is no address of a server: read as this host"
+        ),
+        "{stderr}"
+    );
+    let output = synapse(&dir, &["-c", "synapse.json", "render"]);
+    let (code, stdout, stderr) = told(&dir, &output);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.lines().any(|line| line == left_out), "{stderr}");
+    for server in [
+        "server here_localhost:7 127.0.0.1:7 ",
+        "server 0.0.0.0:9 127.0.0.1:9 ",
+    ] {
+        assert!(stdout.contains(server), "no `{server}` in\n{stdout}");
+    }
+    assert!(!stdout.contains("nobody"), "{stdout}");
+}
+
+/// What haproxy only warns of, it will refuse one day.
+#[test]
+fn check_shows_haproxys_own_warnings() {
+    let dir = Dir::new();
+    let mut config = good(&dir);
+    config["haproxy"]["defaults"] = json!(["mode http"]);
+    let (code, stdout, stderr) = check(&dir, &config);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("services: 2"), "{stdout}");
+    for proxy in ["frontend 'one'", "backend 'two'"] {
+        let words = format!("haproxy warns of what is rendered: missing timeouts for {proxy}");
+        assert!(stderr.contains(&words), "no `{words}` in\n{stderr}");
+    }
+}
+
 #[test]
 fn check_names_what_templates_and_haproxy_refuse() {
     let dir = Dir::new();

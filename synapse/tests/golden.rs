@@ -459,10 +459,10 @@ fn what_the_gate_lets_through_haproxy_takes() {
         "id 0",
         "weight -1",
         "maxconn x",
-        "ssl",
-        "source 1.2.3.4",
+        "observe layer4 on-error mark-down",
+        "cookie x",
         "resolvers x",
-        "sni req.hdr(host)",
+        "pool-max-conn 3 tfo",
     ];
     let names = [
         "x".repeat(100),

@@ -282,7 +282,7 @@ pub(super) const KEYS: &[Key] = &[
         "haproxy.bind_address",
         Kind::Text,
         "`localhost`",
-        "default address of the frontends",
+        "default address of the frontends, or several with commas; `localhost` is `127.0.0.1`, and `::1` as well where this host's name gives it",
     ),
     honoured(
         "haproxy.shared_frontend",

@@ -15,6 +15,7 @@ use super::{
     Admit, Config, FrontendPort, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText,
     Templates,
 };
+use crate::effective::keyword;
 use crate::lines;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
@@ -49,6 +50,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let own = haproxy.as_ref();
     let inherited = Inherited {
         bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
+        localhost: environment.localhost(),
         shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
         guard: guard(&top.key("guard"), crate::guard::Settings::default()),
         admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
@@ -242,6 +244,12 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         switch("do_reloads", true),
         switch("do_socket", true),
     );
+    if !do_writes && !do_reloads && !do_socket {
+        map.key("do_writes").warn_hint(
+            "with `do_reloads` and `do_socket` false as well synapse changes nothing: haproxy stays as it is",
+            "set at least one of them to true",
+        );
+    }
     let do_checks = switch("do_checks", false);
     let check_command = map.key("check_command").text().filter(|_| do_checks);
     partner(map, "check_command", do_checks.then_some("do_checks"));
@@ -299,7 +307,13 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .key("max_server_id")
             .integer(1..=i128::from(i32::MAX))
             .unwrap_or(65535),
-        bind_address: word(&map.key("bind_address")).unwrap_or_else(|| "localhost".to_owned()),
+        bind_address: {
+            let given = word(&map.key("bind_address"));
+            this_host(
+                given.as_deref().unwrap_or("localhost"),
+                environment.localhost(),
+            )
+        },
         shared_frontend,
         use_nerve_weights: switch("use_nerve_weights", false),
         binary: map
@@ -372,6 +386,14 @@ fn partner(map: &Map<'_>, name: &'static str, needed_by: Option<&str>) {
     }
 }
 
+/// A bind address, `localhost` as what it stands for.
+pub(super) fn this_host(text: &str, localhost: &str) -> String {
+    match text.eq_ignore_ascii_case("localhost") {
+        true => localhost.to_owned(),
+        false => text.to_owned(),
+    }
+}
+
 /// The one way to reload: supervise, else the master socket, else the command.
 fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload {
     let supervise = map
@@ -417,7 +439,7 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
 
 fn allowed_options(cursor: &Cursor<'_>) -> Vec<String> {
     let words = cursor.list_or_one().into_iter().filter_map(|entry| {
-        entry.parsed(|text| {
+        let keyword = entry.parsed(|text| {
             let keyword = !text.is_empty()
                 && text
                     .chars()
@@ -427,7 +449,14 @@ fn allowed_options(cursor: &Cursor<'_>) -> Vec<String> {
             } else {
                 Err("must be one keyword of a server line, like `ssl`".to_owned())
             }
-        })
+        })?;
+        if keyword::arity(&keyword).is_none() {
+            entry.warn_hint(
+                "no option of a server line that is known here: a znode that has it loses all its options",
+                "keywords are those of haproxy's manual, section 5.2",
+            );
+        }
+        Some(keyword)
     });
     words.collect()
 }
@@ -453,6 +482,20 @@ fn templates(map: &Map<'_>, environment: &Environment) -> Templates {
         whole: read(map.key("template")),
         ..parts.unwrap_or_default()
     }
+}
+
+/// Whether a command ends haproxy and starts another one: a word of it says so, whichever the program is.
+fn restarts(command: &str) -> bool {
+    let separators =
+        |c: char| c.is_whitespace() || matches!(c, ';' | '&' | '|' | '(' | ')' | '"' | '\'' | '`');
+    let mut words = command.split(separators).filter(|word| !word.is_empty());
+    let is_other = words.clone().any(|word| word.contains("reload"));
+    words.any(|word| match word {
+        "restart" | "try-restart" | "condrestart" | "force-restart" => true,
+        // `stop; start`, unless it is one of several things that a reload may do.
+        "stop" => !is_other,
+        _ => false,
+    })
 }
 
 /// What a reload without a lost connection, and changes over the stats socket, need in `global` and the command.
@@ -497,6 +540,12 @@ fn hand_over(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
         key.warn_hint(
             "has `-sf` without `-x`: connections are lost at each reload",
             "add `-x <stats socket>`",
+        );
+    }
+    if restarts(command) {
+        key.warn_hint(
+            "restarts haproxy: connections are lost and ports are closed at each reload",
+            "reload it, e.g. `systemctl reload haproxy` (or `kill -USR2` to the master of a haproxy run with `-W`), or use `supervise: true` or `master_socket`",
         );
     }
     let exposed = open.iter().any(|words| {

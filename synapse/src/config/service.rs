@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
 
+use super::read::this_host;
 use super::text::{is_name, line, service_lines, word};
 use super::{
     Admit, BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Multi,
@@ -18,6 +19,8 @@ pub(super) const ADMIT: [(&str, Admit); 2] = [("ready", Admit::Ready), ("checked
 /// What a service takes over from the top level.
 pub(super) struct Inherited<'a> {
     pub(super) bind_address: &'a str,
+    /// What `localhost` stands for in a `bind` line.
+    pub(super) localhost: &'a str,
     /// There is a shared frontend.
     pub(super) shared: bool,
     pub(super) admit: Admit,
@@ -288,7 +291,17 @@ fn label_filter(map: &Map<'_>) -> Option<LabelFilter> {
 
 /// `lenient`: haproxy is disabled, so a server haproxy cannot have is left out instead of refused.
 fn default_server(map: &Map<'_>, lenient: bool) -> Option<DefaultServer> {
-    let host = word(&map.key("host").required());
+    let host = map.key("host").required();
+    let unspecified = host
+        .value_text()
+        .filter(|text| matches!(text.as_str(), "0.0.0.0" | "::" | "[::]"));
+    if unspecified.is_some() {
+        host.warn_hint(
+            "is no address of a server: read as this host",
+            "write `127.0.0.1` or `::1`",
+        );
+    }
+    let host = host.filled_text().and_then(|_| word(&host));
     let port = map.key("port").required();
     let name = map.key("name").text();
     let weight = map.key("weight").integer(0..=256);
@@ -337,7 +350,7 @@ fn read_haproxy<'a>(
     let disabled = map.key("disabled").boolean().unwrap_or(false);
     let own_address = map.key("bind_address");
     let bind_address = if own_address.has_value() {
-        word(&own_address)
+        word(&own_address).map(|text| this_host(&text, inherited.localhost))
     } else {
         Some(inherited.bind_address.to_owned())
     };
@@ -463,9 +476,17 @@ fn sections(map: &Map<'_>) -> (Vec<String>, Vec<String>) {
     for (cursor, line) in service_lines(&map.key("listen")) {
         let places = lines::places(&line);
         if !places.frontend && !places.backend {
+            let option = format!("option {line}");
+            let meant = lines::places(&option);
+            let hint = match meant.frontend || meant.backend {
+                true => format!("did you mean `{option}`?"),
+                false => {
+                    "put it under `frontend:` or `backend:`, whose lines are not sorted".to_owned()
+                }
+            };
             cursor.warn_hint(
                 "left out: not known as a line of a frontend or a backend",
-                "put it under `frontend:` or `backend:`, whose lines are not sorted",
+                &hint,
             );
         }
         if places.backend {

@@ -1,6 +1,6 @@
 //! Text that goes into haproxy.cfg: checked here, once. Used by `read` and `service`.
 
-use smartstack_common::config::Cursor;
+use smartstack_common::config::{Cursor, false_blank};
 
 use crate::lines;
 
@@ -9,6 +9,12 @@ pub(super) fn config_line(cursor: &Cursor<'_>, text: &str) -> bool {
     let clean = !text.contains(|c: char| c.is_control() && c != '\t');
     if !clean {
         cursor.error("control characters cannot stand in haproxy.cfg");
+    }
+    if let Some(blank) = false_blank(text) {
+        cursor.warn_hint(
+            format!("{blank} is no blank to haproxy: it is part of the word beside it"),
+            "write an ordinary blank",
+        );
     }
     clean
 }

@@ -91,6 +91,18 @@ impl Checker {
     /// # Errors
     /// No program, a time-out (the program is killed), a death by signal.
     pub async fn check(&self, candidate: &Path, limit: Duration) -> Result<Verdict, CheckError> {
+        Ok(self.ask(candidate, limit).await?.0)
+    }
+
+    /// The same with haproxy's warnings, which refuse nothing.
+    ///
+    /// # Errors
+    /// As [`Checker::check`].
+    pub async fn ask(
+        &self,
+        candidate: &Path,
+        limit: Duration,
+    ) -> Result<(Verdict, Vec<Complaint>), CheckError> {
         let done = match self {
             Self::Binary(binary) => {
                 let program = binary::find(binary)?;
@@ -100,16 +112,21 @@ impl Checker {
             }
             Self::Command(line) => child::run(shell(line), line, limit).await?,
         };
-        match (done.status.code(), self) {
-            (Some(0), _) => Ok(Verdict::Valid),
-            (Some(2), Self::Binary(_)) => Ok(Verdict::NoListener),
-            (Some(126 | 127), _) | (None, _) => Err(CheckError::Ended {
-                path: candidate.to_owned(),
-                status: done.status,
-                output: done.output,
-            }),
-            (Some(_), _) => Ok(Verdict::Refused(Complaints::parse(&done.output))),
-        }
+        let verdict = match (done.status.code(), self) {
+            (Some(0), _) => Verdict::Valid,
+            (Some(2), Self::Binary(_)) => Verdict::NoListener,
+            (Some(126 | 127), _) | (None, _) => {
+                return Err(CheckError::Ended {
+                    path: candidate.to_owned(),
+                    status: done.status,
+                    output: done.output,
+                });
+            }
+            (Some(_), _) => Verdict::Refused(Complaints::parse(&done.output)),
+        };
+        let warnings = done.output.lines();
+        let warnings = warnings.filter_map(|line| Complaint::parse(line, "[WARNING]"));
+        Ok((verdict, warnings.collect()))
     }
 }
 
@@ -140,7 +157,9 @@ impl Complaints {
     /// Reads the output of `haproxy -c`, or of a start that failed.
     #[must_use]
     pub fn parse(output: &str) -> Self {
-        let alerts = output.lines().filter_map(Complaint::parse).collect();
+        let alerts = output.lines();
+        let alerts = alerts.filter_map(|line| Complaint::parse(line, "[ALERT]"));
+        let alerts = alerts.collect();
         Self {
             alerts,
             output: output.trim_end().to_owned(),
@@ -246,8 +265,8 @@ impl Complaint {
     }
 
     /// `[ALERT]    (PID) : config : [FILE:LINE] : words` and its relatives; summaries are none.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, words) = line.strip_prefix("[ALERT]")?.split_once(" : ")?;
+    fn parse(line: &str, level: &str) -> Option<Self> {
+        let (_, words) = line.strip_prefix(level)?.split_once(" : ")?;
         let words = words.strip_prefix("config : ").unwrap_or(words).trim();
         if SUMMARIES.iter().any(|summary| words.contains(summary)) {
             return None;
