@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use smartstack_common::config::may_be_secret;
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
+use tokio::time::Instant;
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::{Config, Reload};
