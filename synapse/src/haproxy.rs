@@ -105,6 +105,15 @@ impl Haproxy {
         &self.api
     }
 
+    /// Whether the stats socket is used, as far as there is one.
+    pub fn use_socket(&mut self, used: bool) {
+        if used {
+            self.api.take_up();
+        } else {
+            self.api.give_up();
+        }
+    }
+
     /// What its worker runs.
     ///
     /// # Errors
@@ -247,8 +256,10 @@ impl Haproxy {
                 output,
             ))
         };
-        if api.is_configured() {
-            return proof.await_from(api, died).await;
+        if api.is_configured()
+            && let Some(outcome) = proof.await_from(api, &mut died).await
+        {
+            return outcome;
         }
         died().await.unwrap_or(ReloadOutcome::Unconfirmed)
     }
