@@ -26,11 +26,12 @@ pub mod reload;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod supervise;
+pub mod version;
 
 pub use check::{CheckError, Checker, Complaints, Verdict};
 pub use live::{Digests, Live};
 pub use reload::ReloadOutcome;
-use reload::{Proof, by_command, by_master};
+use reload::{Proof, by_command, by_master, start_by_processes};
 use supervise::{Origin, Supervisor};
 
 /// A master whose worker has died ends within this time.
@@ -212,7 +213,9 @@ impl Haproxy {
             return outcome;
         }
         match supervisor.ensure().await {
-            Ok(_) => self.started(expected, servers, proof.since, end).await,
+            Ok(Origin::Started) => self.started(expected, servers, proof.since, end).await,
+            // Another master runs by now: it has not been asked for anything.
+            Ok(Origin::Adopted) => outcome,
             Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
         }
     }
@@ -242,6 +245,7 @@ impl Haproxy {
             servers,
             since,
         };
+        let master = supervisor.master().clone();
         let mut died = async || {
             if supervisor.is_alive() {
                 return None;
@@ -261,6 +265,6 @@ impl Haproxy {
         {
             return outcome;
         }
-        died().await.unwrap_or(ReloadOutcome::Unconfirmed)
+        start_by_processes(&master, &proof, died).await
     }
 }

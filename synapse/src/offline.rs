@@ -13,6 +13,7 @@ use smartstack_common::report::Chain;
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::Config;
 use crate::guard::Clock;
+use crate::haproxy::version::{self, Version};
 use crate::haproxy::{Checker, Verdict};
 use crate::intake::{Intake, Unknown};
 use crate::render::{RenderError, Renderer};
@@ -33,8 +34,9 @@ pub struct Problems {
 ///
 /// # Errors
 /// The first template that fails.
-pub fn render(config: &Config) -> Result<Assembly, RenderError> {
-    let renderer = Renderer::new(config)?;
+pub async fn render(config: &Config) -> Result<Assembly, RenderError> {
+    let version = version::installed(&config.haproxy.binary).await;
+    let renderer = Renderer::fitting(config, version)?;
     let pieces = pieces(config, &renderer)
         .into_iter()
         .collect::<Result<Vec<Piece>, _>>()?;
@@ -87,7 +89,10 @@ fn resolve(snapshot: &Snapshot, host: &str) -> Option<IpAddr> {
 /// Renders everything and asks haproxy. Every service whose template fails is named.
 pub async fn check(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let renderer = match Renderer::new(config) {
+    let version = version::installed(&config.haproxy.binary).await;
+    let old = version.into_iter().flat_map(Version::lacks);
+    problems.warnings.extend(old);
+    let renderer = match Renderer::fitting(config, version) {
         Ok(renderer) => renderer,
         Err(error) => {
             problems.errors.push(Chain(&error).to_string());

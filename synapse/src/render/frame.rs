@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::config::{Config, Reload};
+use crate::haproxy::version::{self, Version};
 
 pub(super) struct Frame {
     /// Lines of the section without `description`.
@@ -32,7 +33,7 @@ pub(super) struct Section {
 }
 
 impl Frame {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, version: Option<Version>) -> Self {
         let haproxy = &config.haproxy;
         let (descriptions, mut global): (Vec<String>, Vec<String>) = haproxy
             .global
@@ -41,6 +42,9 @@ impl Frame {
             .partition(|line| sets(line, "description"));
         let mut missing = missing(&GLOBAL, &global);
         missing.extend(self::missing(&DEFAULTS, &haproxy.defaults));
+        if version.is_some_and(|version| !version.has(&version::IDLE_CLOSE)) {
+            missing.retain(|keyword| *keyword != IDLE_CLOSE);
+        }
         // In a `mode tcp` frontend an http option of the defaults is a warning, and warnings are fatal with this line.
         let no_warnings = global.iter().any(|line| sets(line, "zero-warning"));
         let not_added: Vec<&str> = missing
