@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::check::Complaints;
-use super::child::{self, shell};
+use super::child::{self, Left, shell};
 use super::master::{Asked, Master, Processes};
 use crate::generation::Generation;
 use crate::runtime_api::{ApiError, Info, RuntimeApi};
@@ -157,7 +157,7 @@ pub(super) async fn by_command(
     api: &RuntimeApi,
     proof: &Proof<'_>,
 ) -> ReloadOutcome {
-    let done = match child::run(shell(line), line, limit).await {
+    let done = match child::run(shell(line), line, limit, Left::Running).await {
         Ok(done) => done,
         Err(error) => {
             return ReloadOutcome::failed(
@@ -211,6 +211,10 @@ pub(super) async fn by_master(
                 output,
             );
         }
+        Ok(Asked::Busy) => {
+            let reason = format!("haproxy was still loading another file after {limit:?}");
+            return ReloadOutcome::failed(reason, "");
+        }
         Ok(Asked::Success | Asked::Unknown) => {}
         Err(error) => {
             return ReloadOutcome::failed(smartstack_common::report::Chain(&error).to_string(), "");
@@ -242,6 +246,32 @@ pub(super) async fn by_master(
         return outcome;
     }
     by_processes(master, &before, proof, refused).await
+}
+
+/// A start without a stats socket: the master lists a worker, or `died` tells why there will be none.
+pub(super) async fn start_by_processes(
+    master: &Master,
+    proof: &Proof<'_>,
+    mut died: impl AsyncFnMut() -> Option<ReloadOutcome>,
+) -> ReloadOutcome {
+    let deadline = Instant::now() + proof.limit();
+    loop {
+        let seen = master.processes().await;
+        if let Some(outcome) = died().await {
+            return outcome;
+        }
+        if seen.is_ok_and(|now| now.failed == 0 && now.worker.is_some()) {
+            return ReloadOutcome::Unconfirmed;
+        }
+        if Instant::now() >= deadline {
+            let limit = proof.limit();
+            return ReloadOutcome::failed(
+                format!("haproxy's master shows no worker within {limit:?}"),
+                "",
+            );
+        }
+        sleep(PAUSE_MAX).await;
+    }
 }
 
 /// Without a stats socket the master's list of processes is all there is: success is seen, the generation is not.
