@@ -1,7 +1,7 @@
 //! The programs themselves: signals, listeners, command lines, locks.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -321,11 +321,10 @@ fn send(pid: u32, signal: Signal) {
 
 /// It takes less than a second; five are for a busy machine, and less than any limit of what is under way.
 async fn ends_at_once(synapse: &mut Program, what: &str) {
-    let told = Instant::now();
+    let told = tokio::time::Instant::now();
     synapse.signal(Signal::SIGTERM);
     let status = synapse.wait(SOON).await;
     let took = told.elapsed();
-    println!("{what}: ended after {took:?}");
     assert!(status.success(), "{what}: {status}");
     assert!(took < Duration::from_secs(5), "{what}: {took:?}");
 }
