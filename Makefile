@@ -3,7 +3,7 @@ CARGO ?= cargo
 # Where cargo builds when the environment does not say otherwise.
 CARGO_TARGET_DIR ?= target
 
-.PHONY: all help deps build demo test bench soak faults check fmt clippy doc deny
+.PHONY: all help deps versions build demo test bench soak faults check fmt clippy doc deny
 
 all: build
 
@@ -29,8 +29,14 @@ build:
 demo: deps build
 	@env -u KEEP $(CARGO_TARGET_DIR)/debug/examples/demo $(if $(KEEP),--keep)
 
-test: deps build
+# The lines of the table of versions are printed whether or not the output of tests is.
+test: deps versions build
 	$(CARGO) test --locked --workspace
+
+# Other versions of haproxy and ZooKeeper: downloaded once, not installed.
+versions: deps
+	@for suite in bullseye trixie sid; do .ci/other-versions haproxy $$suite >/dev/null || exit 1; done
+	@for suite in bullseye trixie; do .ci/other-versions zookeeper $$suite >/dev/null || exit 1; done
 
 # Nothing else should run on the machine meanwhile.
 bench: deps

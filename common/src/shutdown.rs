@@ -56,6 +56,14 @@ impl Signals {
         })
     }
 
+    /// TERM or INT; a HUP waits for [`Self::next`]. Cancel-safe, as that.
+    pub async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+
     /// The next request. Cancel-safe (each signal is a cancel-safe receive).
     pub async fn next(&mut self) -> Request {
         tokio::select! {

@@ -86,14 +86,18 @@ pub async fn run(
         view: view_sender,
         snapshot: snapshot_sender,
     };
-    let reconciler = Reconciler::start(
+    let start = Reconciler::start(
         Arc::clone(&config),
         &remembered,
         shutdown.clone(),
         outputs,
         stop_haproxy,
-    )
-    .await?;
+    );
+    // Cancel-safe: a signal's receive. A start that is given up has changed nothing.
+    let reconciler = tokio::select! {
+        started = start => started?,
+        () = signals.stop() => return Ok(()),
+    };
     drop(remembered);
 
     let counters = Counters {
@@ -161,13 +165,16 @@ pub async fn run(
     info!("stopping; haproxy goes on as it is");
     notify(&Notice::Stopping);
     stop.send_replace(true);
+    let ended = async {
+        while tasks.join_next().await.is_some() {}
+        writer_stop.send_replace(true);
+        while writer.join_next().await.is_some() {}
+    };
     // Cancel-safe: a second signal ends the program at once, whatever is left undone.
     tokio::select! {
-        () = async { while tasks.join_next().await.is_some() {} } => {}
-        _ = signals.next() => return result,
+        () = ended => {}
+        _ = signals.next() => {}
     }
-    writer_stop.send_replace(true);
-    while writer.join_next().await.is_some() {}
     result
 }
 

@@ -109,7 +109,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             exit::USAGE
         }
         (Command::Check, Some(source)) => blocking(check(source)),
-        (Command::Render, Some(source)) => render(&source),
+        (Command::Render, Some(source)) => blocking(render(source)),
         (Command::Run, Some(source)) => {
             telemetry::start(cli.options.log_format);
             blocking(run(source, cli.options.stop_haproxy))
@@ -185,12 +185,12 @@ async fn check(source: LoadOptions) -> u8 {
     ))
 }
 
-fn render(source: &LoadOptions) -> u8 {
-    let config = match load(source) {
+async fn render(source: LoadOptions) -> u8 {
+    let config = match load(&source) {
         Ok(config) => config,
         Err(code) => return code,
     };
-    match offline::render(&config) {
+    match offline::render(&config).await {
         Ok((assembly, left_out)) => {
             for words in left_out {
                 complain(&format!("{}: warning: {words}", source.path.display()));

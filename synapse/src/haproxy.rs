@@ -28,11 +28,12 @@ pub mod reload;
 #[cfg(test)]
 pub(crate) mod simulated;
 pub mod supervise;
+pub mod version;
 
 pub use check::{CheckError, Checker, Complaint, Complaints, Verdict};
 pub use live::{Digests, Live};
 pub use reload::ReloadOutcome;
-use reload::{Proof, by_command, by_master};
+use reload::{Proof, by_command, by_master, start_by_processes};
 use supervise::{Origin, Supervisor};
 
 /// A master whose worker has died ends within this time.
@@ -105,6 +106,15 @@ impl Haproxy {
     #[must_use]
     pub fn api(&self) -> &RuntimeApi {
         &self.api
+    }
+
+    /// Whether the stats socket is used, as far as there is one.
+    pub fn use_socket(&mut self, used: bool) {
+        if used {
+            self.api.take_up();
+        } else {
+            self.api.give_up();
+        }
     }
 
     /// What its worker runs.
@@ -229,7 +239,9 @@ impl Haproxy {
             return outcome;
         }
         match supervisor.ensure().await {
-            Ok(_) => self.started(expected, servers, proof.since, end).await,
+            Ok(Origin::Started) => self.started(expected, servers, proof.since, end).await,
+            // Another master runs by now: it has not been asked for anything.
+            Ok(Origin::Adopted) => outcome,
             Err(error) => ReloadOutcome::failed(Chain(&error).to_string(), ""),
         }
     }
@@ -259,6 +271,7 @@ impl Haproxy {
             servers,
             since,
         };
+        let master = supervisor.master().clone();
         let mut died = async || {
             if supervisor.is_alive() {
                 return None;
@@ -273,9 +286,11 @@ impl Haproxy {
                 output,
             ))
         };
-        if api.is_configured() {
-            return proof.await_from(api, died).await;
+        if api.is_configured()
+            && let Some(outcome) = proof.await_from(api, &mut died).await
+        {
+            return outcome;
         }
-        died().await.unwrap_or(ReloadOutcome::Unconfirmed)
+        start_by_processes(&master, &proof, died).await
     }
 }

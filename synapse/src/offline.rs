@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
 use crate::config::{Config, Reload};
 use crate::guard::Clock;
+use crate::haproxy::version::{self, Version};
 use crate::haproxy::{Checker, Complaint, Verdict};
 use crate::intake::{Intake, Unknown};
 use crate::render::{RenderError, Renderer};
@@ -45,8 +46,9 @@ pub struct Problems {
 ///
 /// # Errors
 /// The first template that fails.
-pub fn render(config: &Config) -> Result<(Assembly, Vec<String>), RenderError> {
-    let renderer = Renderer::new(config)?;
+pub async fn render(config: &Config) -> Result<(Assembly, Vec<String>), RenderError> {
+    let version = version::installed(&config.haproxy.binary).await;
+    let renderer = Renderer::fitting(config, version)?;
     let mut left_out = Vec::new();
     let pieces = pieces(config, &renderer, &mut left_out)
         .into_iter()
@@ -146,7 +148,10 @@ fn resolve(snapshot: &Snapshot, host: &str) -> Option<IpAddr> {
 /// Renders everything and asks haproxy. Every service whose template fails is named.
 pub async fn check(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let renderer = match Renderer::new(config) {
+    let version = version::installed(&config.haproxy.binary).await;
+    let old = version.into_iter().flat_map(Version::lacks);
+    problems.warnings.extend(old);
+    let renderer = match Renderer::fitting(config, version) {
         Ok(renderer) => renderer,
         Err(error) => {
             problems.errors.push(Chain(&error).to_string());

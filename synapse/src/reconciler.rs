@@ -36,7 +36,8 @@ use std::time::Duration;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tracing::warn;
 
 use crate::assembly::Whole;
 use crate::config::Config;
@@ -55,7 +56,7 @@ use crate::status::{Board, ReloadView, View};
 use aim::Touched;
 use file::File;
 use guarding::Guarding;
-use job::{Done, Kept};
+use job::{Done, Driver, Kept};
 use limiter::Limiter;
 use lingering::Lingering;
 use observed::{Digests, Observed};
@@ -81,6 +82,9 @@ const SAVE_PAUSE: Duration = Duration::from_millis(100);
 /// Least time between two states handed to the snapshot's writer, which costs as much as everything there is. What they may
 /// lack, the registry, haproxy and its file know; what only we know does not wait for it.
 const SNAPSHOT_PAUSE: Duration = Duration::from_secs(15);
+
+/// From the request to end until everything is put away: what is under way by then is left.
+const CLOSING: Duration = Duration::from_millis(900);
 
 /// Why a service is not rendered as configured.
 #[derive(Debug, Clone)]
@@ -255,12 +259,26 @@ impl Reconciler {
         &self.sources
     }
 
-    /// Runs until `shutdown`. The first pass is made before any session is opened.
+    /// Runs until `shutdown`, wherever it waits for haproxy then: what was sent is read back at the next start.
     pub async fn run(
         mut self,
+        configs: watch::Receiver<Arc<Config>>,
+        orders: mpsc::Receiver<Order>,
+        mut shutdown: Shutdown,
+    ) {
+        // Cancel-safe: a watch receive. The work is not, and is not taken up again.
+        tokio::select! {
+            () = shutdown.wait() => {}
+            () = self.work(configs, orders) => {}
+        }
+        self.close().await;
+    }
+
+    /// Passes without end. The first is made before any session is opened.
+    async fn work(
+        &mut self,
         mut configs: watch::Receiver<Arc<Config>>,
         mut orders: mpsc::Receiver<Order>,
-        mut shutdown: Shutdown,
     ) {
         self.pass().await;
         let config = Arc::clone(&self.config);
@@ -279,7 +297,6 @@ impl Reconciler {
             // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside, an
             // end that stays one.
             tokio::select! {
-                () = shutdown.wait() => break,
                 changed = changes.changed() => if changed.is_ok() { self.sources_changed() },
                 changed = resolved.changed() => if changed.is_ok() {
                     resolved.mark_unchanged();
@@ -287,7 +304,7 @@ impl Reconciler {
                 },
                 changed = configs.changed() => if changed.is_ok() {
                     let config = configs.borrow_and_update().clone();
-                    self.reconfigure(config);
+                    self.reconfigure(config).await;
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
                 Some(order) = orders.recv() => self.obey(order),
@@ -309,20 +326,31 @@ impl Reconciler {
             }
             self.pass().await;
         }
-        self.close().await;
     }
 
+    /// Within [`CLOSING`], but for a haproxy that is to be stopped.
     async fn close(mut self) {
-        // A job in flight may hold haproxy between two files: it is short and bounded, so it is awaited.
-        while let Some(done) = self.jobs.join_next().await {
+        // A job in flight may be about to end. One that is not is left where it is: haproxy accepts the file on disk, the
+        // master or the command that was asked goes on, and the next start looks at what runs.
+        let patience = Instant::now() + CLOSING / 3;
+        while let Ok(Some(done)) = timeout_at(patience, self.jobs.join_next()).await {
             self.finish(done);
         }
+        self.jobs.shutdown().await;
         self.save();
-        self.file.close().await;
-        if let Some(driver) = self.driver.take() {
+        let rest = async {
+            self.file.close().await;
+            self.sources.close().await;
+        };
+        let in_time = timeout_at(patience + CLOSING / 3, rest).await;
+        if in_time.is_err() {
+            warn!("the disk or ZooKeeper does not answer; synapse ends without waiting for them");
+        }
+        if self.stop_haproxy {
+            let driver = self.driver.take();
+            let driver = driver.unwrap_or_else(|| Driver::new(&self.config, true));
             driver.close().await;
         }
-        self.sources.close().await;
     }
 
     fn sources_changed(&mut self) {

@@ -23,6 +23,7 @@ use tera::{Context, ErrorKind, Tera};
 
 use crate::cfg::{Model, Ours, Section, is_plain};
 use crate::config::{Config, FrontendPort, Part, Service, ServiceHaproxy, TemplateText};
+use crate::haproxy::version::Version;
 use crate::server::Identified;
 use frame::Frame;
 use kept::Kept;
@@ -172,6 +173,14 @@ impl Renderer {
     /// The first template that does not parse, with the place. Names of filters, functions and includes are checked here
     /// as well; names of variables by [`Renderer::check_variables`].
     pub fn new(config: &Config) -> Result<Self, RenderError> {
+        Self::fitting(config, None)
+    }
+
+    /// The same, and what is rendered fits this version of haproxy; `None` = any that has everything.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn fitting(config: &Config, version: Option<Version>) -> Result<Self, RenderError> {
         let haproxy = &config.haproxy;
         let mut tera = Tera::new();
         // haproxy.cfg is not HTML, whatever a template is called.
@@ -196,7 +205,7 @@ impl Renderer {
         Ok(Self {
             tera: Arc::new(tera),
             templates: Arc::new(templates),
-            frame: Frame::new(config),
+            frame: Frame::new(config, version),
             kept: None,
             use_nerve_weights: haproxy.use_nerve_weights,
         })

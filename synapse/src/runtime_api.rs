@@ -109,6 +109,12 @@ impl ApiError {
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Missing(_) | Self::Refused(_))
     }
+
+    /// Somebody listens, and asking again would change nothing: it is as if there were no socket.
+    #[must_use]
+    pub fn is_useless(&self) -> bool {
+        matches!(self, Self::Forbidden(_) | Self::Unexpected { .. })
+    }
 }
 
 /// The stats sockets of one haproxy: one, or one for each process with `nbproc`.
@@ -139,16 +145,30 @@ impl RuntimeApi {
         self
     }
 
-    /// Whether there is a socket to ask.
+    /// Whether there is a socket to ask, and none that was given up.
     #[must_use]
     pub fn is_configured(&self) -> bool {
         !self.sockets.is_empty()
     }
 
+    /// From now on it is as if there were no socket.
+    pub fn give_up(&mut self) {
+        self.sockets.clear();
+    }
+
+    /// A socket that was given up is used again. Whether there was one.
+    pub fn take_up(&mut self) -> bool {
+        let was_given_up = self.sockets.is_empty() && !self.configured.is_empty();
+        if was_given_up {
+            self.sockets.clone_from(&self.configured);
+        }
+        was_given_up
+    }
+
     /// Several sockets may be of one process, and a change must reach each process once: keeps the first that answers of
     /// each pid. As configured when none answers. Costs nothing with one socket.
     pub async fn tell_apart(&mut self) {
-        if self.configured.len() < 2 {
+        if self.configured.len() < 2 || !self.is_configured() {
             return;
         }
         let mut processes = BTreeMap::new();

@@ -42,8 +42,16 @@ impl Haproxy {
     /// # Panics
     /// When it refuses the configuration or does not come up.
     pub async fn start(config: &Path, stats: &Path) -> Self {
+        Self::start_program(&Self::binary(), config, stats).await
+    }
+
+    /// The same with another program.
+    ///
+    /// # Panics
+    /// As [`Haproxy::start`].
+    pub async fn start_program(program: &Path, config: &Path, stats: &Path) -> Self {
         let mut haproxy = Self::attach(config, stats);
-        let mut command = Command::new(Self::binary());
+        let mut command = Command::new(program);
         command
             .arg("-W")
             .arg("-S")

@@ -1,6 +1,7 @@
 //! A real ZooKeeper ensemble of one or more servers on loopback, each with its own data folder and ports.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -35,6 +36,8 @@ pub struct Options {
     pub sync_limit: u32,
     /// Where the servers run, one each. Empty: all of them on loopback.
     pub hosts: Vec<Host>,
+    /// `zookeeper.jar` of another version, with its libraries beside it; `None` = the one that is installed.
+    pub jar: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -44,6 +47,7 @@ impl Default for Options {
             tick: Duration::from_millis(200),
             sync_limit: 50,
             hosts: Vec::new(),
+            jar: None,
         }
     }
 }
@@ -53,6 +57,7 @@ impl Default for Options {
 pub struct ZooKeeper {
     // Before `dir`: processes end before their folder goes.
     servers: Vec<Server>,
+    classpath: String,
     dir: Dir,
 }
 
@@ -84,10 +89,17 @@ impl ZooKeeper {
     /// # Panics
     /// When java or the jar is missing (with an install hint), or a server does not come up.
     pub async fn start_with(options: Options) -> Self {
-        assert!(
-            std::path::Path::new(JAR).exists(),
-            "no `{JAR}`\nhint: {HINT}"
-        );
+        let jar = options.jar.clone().unwrap_or_else(|| JAR.into());
+        assert!(jar.exists(), "no `{}`\nhint: {HINT}", jar.display());
+        let mut classpath = jar.display().to_string();
+        if options.jar.is_some() {
+            // The jar of 3.4 names no others in its manifest, that of 3.9 those below /usr/share/java. First come those
+            // that have to be of the same version.
+            for library in ["zookeeper-jute", "slf4j-api", "slf4j-simple", "log4j-1.2"] {
+                let library = jar.with_file_name(format!("{library}.jar"));
+                classpath = format!("{}:{classpath}", library.display());
+            }
+        }
         let dir = Dir::new();
         let peers: Vec<(u16, u16)> = (0..options.servers)
             .map(|_| (free_port(), free_port()))
@@ -104,7 +116,11 @@ impl ZooKeeper {
                 }
             })
             .collect();
-        let mut zookeeper = Self { servers, dir };
+        let mut zookeeper = Self {
+            servers,
+            classpath,
+            dir,
+        };
         for index in 0..options.servers {
             zookeeper.launch(index);
         }
@@ -195,7 +211,7 @@ impl ZooKeeper {
             ])
             .args([
                 "-cp",
-                JAR,
+                &self.classpath,
                 "org.apache.zookeeper.server.quorum.QuorumPeerMain",
             ])
             .arg(&server.config);

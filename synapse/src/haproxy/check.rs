@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 use super::binary::{self, NotFound};
-use super::child::{self, ChildError, shell};
+use super::child::{self, ChildError, Left, shell};
 use crate::cfg::{FragmentMap, Model};
 
 /// Alerts that say nothing of their own. After 50 errors haproxy 2.6 stops reading, at a line that may be good.
@@ -108,9 +108,15 @@ impl Checker {
                 let program = binary::find(binary)?;
                 let mut command = Command::new(&program);
                 command.arg("-c").arg("-f").arg(candidate);
-                child::run(command, &format!("{} -c", program.display()), limit).await?
+                child::run(
+                    command,
+                    &format!("{} -c", program.display()),
+                    limit,
+                    Left::Killed,
+                )
+                .await?
             }
-            Self::Command(line) => child::run(shell(line), line, limit).await?,
+            Self::Command(line) => child::run(shell(line), line, limit, Left::Killed).await?,
         };
         let verdict = match (done.status.code(), self) {
             (Some(0), _) => Verdict::Valid,

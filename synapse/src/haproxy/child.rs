@@ -59,7 +59,16 @@ impl ChildError {
     }
 }
 
-/// Kills the group unless the child has ended: also when the caller's future is dropped.
+/// What becomes of a child when the caller's future is dropped: synapse is ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nobody needs its result.
+    Killed,
+    /// It changes something and is not to stop half-way.
+    Running,
+}
+
+/// Kills the group unless the child has ended or is to go on: also when the caller's future is dropped.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -83,6 +92,7 @@ pub(super) async fn run(
     mut command: Command,
     name: &str,
     limit: Duration,
+    left: Left,
 ) -> Result<Finished, ChildError> {
     let start = |source| ChildError::Start {
         program: name.to_owned(),
@@ -94,12 +104,9 @@ pub(super) async fn run(
         .stdout(output.try_clone().map_err(start)?)
         .stderr(output.try_clone().map_err(start)?);
     let mut child = command.spawn().map_err(start)?;
-    let mut group = Group(
-        child
-            .id()
-            .and_then(|pid| i32::try_from(pid).ok())
-            .map(Pid::from_raw),
-    );
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    let pid = pid.map(Pid::from_raw);
+    let mut group = Group(pid.filter(|_| left == Left::Killed));
     match timeout(limit, child.wait()).await {
         Ok(status) => {
             group.0 = None;
@@ -109,7 +116,7 @@ pub(super) async fn run(
             })
         }
         Err(_) => {
-            drop(group);
+            drop(Group(pid));
             // Reaped at once: it was killed.
             drop(child.wait().await);
             Err(ChildError::Timeout {
@@ -143,6 +150,7 @@ mod tests {
             shell("sleep 30 & echo said; echo also >&2; exit 3"),
             "x",
             Duration::from_secs(20),
+            Left::Killed,
         )
         .await
         .unwrap();
@@ -160,7 +168,7 @@ mod tests {
             "sleep 60 & echo $! > {}; echo started; wait",
             file.display()
         );
-        let error = run(shell(&line), "x", Duration::from_millis(500))
+        let error = run(shell(&line), "x", Duration::from_millis(500), Left::Running)
             .await
             .unwrap_err();
         assert_eq!(error.output(), "started");
@@ -181,11 +189,48 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_changes_something_goes_on_when_nobody_waits() {
+        for (left, goes_on) in [(Left::Running, true), (Left::Killed, false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let pid = folder.path().join("pid");
+            let line = format!("echo $$ > {}; sleep 600", pid.display());
+            let running = run(shell(&line), "x", Duration::from_secs(600), left);
+            let begun = smartstack_common::testing::eventually(
+                "it has begun",
+                Duration::from_secs(20),
+                async || {
+                    let text = std::fs::read_to_string(&pid).unwrap_or_default();
+                    text.trim().parse::<i32>().map_err(|e| e.to_string())
+                },
+            );
+            let pid = tokio::select! {
+                pid = begun => pid,
+                done = running => panic!("{done:?}"),
+            };
+            let pid = u32::try_from(pid).unwrap();
+            let lives = || smartstack_common::process::start_time(pid).is_some();
+            if goes_on {
+                assert!(lives());
+                killpg(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+            }
+            smartstack_common::testing::eventually(
+                "it ends",
+                Duration::from_secs(20),
+                async || {
+                    if lives() { Err("it lives") } else { Ok(()) }
+                },
+            )
+            .await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_missing_program_is_named() {
         let error = run(
             Command::new("/no/such/program"),
             "/no/such/program",
             Duration::from_secs(1),
+            Left::Killed,
         )
         .await
         .unwrap_err();

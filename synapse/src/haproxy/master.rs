@@ -1,7 +1,9 @@
 //! The master CLI of `haproxy -W -S`: which processes there are, and reloading.
 //!
-//! Each command goes over a connection of its own and ends with `quit`: the master of 2.6 does not close after its
-//! answer. While the master re-executes itself its socket resets or refuses; callers try again.
+//! Each command goes over a connection of its own and ends with `quit`, and its answer is what comes until the master
+//! closes: without `quit` no master (measured on 2.2.9, 2.6.12, 3.0.11, 3.2.26) closes after `show proc`, nor that of 3.2
+//! after `Another reload is still in progress.`. While a master re-executes itself its socket resets or refuses: an answer
+//! that was cut off, or is empty, is none, and callers try again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// How long a master may refuse: at its start its worker answers first, and a re-execution takes up to a second.
 pub(super) const SILENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
+/// Between attempts while another reload is under way.
+const BUSY: Duration = Duration::from_millis(100);
 
 /// A master socket.
 #[derive(Debug, Clone)]
@@ -62,8 +66,11 @@ pub struct Processes {
 /// What `reload` answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
-    /// Nothing (haproxy before 2.7): it is on its way.
+    /// Nothing: haproxy before 2.7 closes at once (measured on 2.2 and 2.6), or the answer was lost. Whether it reloads has
+    /// to be seen.
     Unknown,
+    /// Not done: it is loading a file already (3.1 and later).
+    Busy,
     /// `Success=1`.
     Success,
     /// `Success=0`, with the new process's words.
@@ -109,37 +116,51 @@ impl Master {
         }
     }
 
-    /// `reload`. Waits for the answer of haproxy 2.7 and later; earlier ones close at once.
+    /// `reload`. Waits for the answer of haproxy 2.7 and later, and for its turn where another reload is under way.
     ///
     /// # Errors
     /// Nobody takes it, or there is no answer within `limit`.
     pub async fn reload(&self, limit: Duration) -> Result<Asked, MasterError> {
-        Ok(Asked::parse(&self.ask("reload\n", limit).await?))
+        let deadline = Instant::now() + limit;
+        loop {
+            let asked = Asked::parse(&self.say("reload;quit\n", limit).await?);
+            if asked != Asked::Busy || Instant::now() >= deadline {
+                return Ok(asked);
+            }
+            sleep(BUSY).await;
+        }
     }
 
     async fn ask(&self, line: &str, limit: Duration) -> Result<String, MasterError> {
+        match self.say(line, limit).await? {
+            answer if answer.is_empty() => Err(self.io(io::ErrorKind::UnexpectedEof.into())),
+            answer => Ok(answer),
+        }
+    }
+
+    /// Sends a line. Everything that is answered to it; nothing when the master closes without a word, or cuts it off.
+    async fn say(&self, line: &str, limit: Duration) -> Result<String, MasterError> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.path).await?;
             stream.write_all(line.as_bytes()).await?;
             let mut answer = Vec::new();
-            let end = stream.read_to_end(&mut answer).await;
-            // The master that re-executes itself on `reload` may reset instead of closing.
-            match end {
-                Err(error)
-                    if answer.is_empty() && error.kind() != io::ErrorKind::ConnectionReset =>
-                {
-                    Err(error)
-                }
-                _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+            match stream.read_to_end(&mut answer).await {
+                Ok(_) => Ok(String::from_utf8_lossy(&answer).into_owned()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(String::new()),
+                Err(error) => Err(error),
             }
         };
         let answer = timeout(limit, exchange)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        answer.map_err(|source| MasterError::Io {
+        answer.map_err(|source| self.io(source))
+    }
+
+    fn io(&self, source: io::Error) -> MasterError {
+        MasterError::Io {
             path: self.path.clone(),
             source,
-        })
+        }
     }
 }
 
@@ -147,6 +168,7 @@ impl Asked {
     fn parse(text: &str) -> Self {
         match text.lines().find_map(|l| l.strip_prefix("Success=")) {
             Some("1") => Self::Success,
+            Some(_) if text.contains("Another reload is still in progress") => Self::Busy,
             Some(_) => Self::Failure(
                 text.lines()
                     .filter(|l| !l.starts_with("Success=") && *l != "--")
@@ -159,14 +181,17 @@ impl Asked {
 }
 
 impl Processes {
-    /// `None` when no master is listed.
+    /// `None` when no master is listed. Columns as measured: before 2.5 one for the relative pid stands before the reloads.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let mut found = Self::default();
-        let mut old = false;
+        let (mut old, mut reloads) = (false, 2);
         for line in text.lines() {
             if line.starts_with('#') {
                 old = line.contains("old workers");
+                if line.contains("<relative PID>") {
+                    reloads = 3;
+                }
                 continue;
             }
             let words: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -178,7 +203,7 @@ impl Processes {
             match *kind {
                 "master" => {
                     found.master = pid;
-                    found.reloads = words.get(2)?.parse().ok()?;
+                    found.reloads = words.get(reloads)?.parse().ok()?;
                     let failed = line
                         .split_once("[failed: ")
                         .and_then(|(_, rest)| rest.split_once(']'));
@@ -188,6 +213,11 @@ impl Processes {
                 "worker" => found.worker = Some(pid),
                 _ => {}
             }
+        }
+        // 2.2 counts no failures: after one it shows the old worker and no other.
+        let is_old = reloads == 3;
+        if is_old && found.worker.is_none() && !found.old_workers.is_empty() {
+            found.failed = 1;
         }
         (found.master != 0).then_some(found)
     }
@@ -208,6 +238,16 @@ mod tests {
             old_workers: vec![29080],
         };
         assert_eq!(Processes::parse(text), Some(expected));
+        // Of 2.2.9, after a reload that failed.
+        let text = "#<PID>          <type>          <relative PID>  <reloads>       <uptime>        <version>      \n22101           master          0               5               0d00h00m05s     2.2.9-2+deb11u6\n# workers\n# old workers\n22145           worker          [was: 1]        1               0d00h00m02s     2.2.9-2+deb11u6\n# programs\n\n";
+        let expected = Processes {
+            master: 22101,
+            reloads: 5,
+            failed: 1,
+            worker: None,
+            old_workers: vec![22145],
+        };
+        assert_eq!(Processes::parse(text), Some(expected));
         assert_eq!(Processes::parse("Unknown command"), None);
         // Before 2.5 no failures are shown.
         assert_eq!(
@@ -226,5 +266,44 @@ mod tests {
             Asked::parse("Success=0\n--\n[ALERT] x\n"),
             Asked::Failure("[ALERT] x".to_owned())
         );
+        // 3.2.26.
+        assert_eq!(
+            Asked::parse("Success=0\n--\nAnother reload is still in progress.\n\n"),
+            Asked::Busy
+        );
+    }
+
+    /// Answers each connection with the next of these.
+    fn answering(folder: &Path, answers: Vec<&'static str>) -> Master {
+        let path = folder.join("m.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut client, _) = listener.accept().await.unwrap();
+                let mut line = [0; 64];
+                assert!(client.read(&mut line).await.unwrap() > 0);
+                client.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        Master::new(path)
+    }
+
+    #[tokio::test]
+    async fn no_answer_is_none_and_a_busy_master_is_asked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let master = answering(folder.path(), vec!["", "# no table\n\n"]);
+        assert!(matches!(
+            master.processes().await,
+            Err(MasterError::Io { .. })
+        ));
+        assert!(matches!(
+            master.processes().await,
+            Err(MasterError::Unexpected { .. })
+        ));
+        let folder = tempfile::tempdir().unwrap();
+        let busy = "Success=0\n--\nAnother reload is still in progress.\n\n";
+        let master = answering(folder.path(), vec![busy, busy, "Success=1\n--\n\n"]);
+        let asked = master.reload(Duration::from_secs(20)).await.unwrap();
+        assert_eq!(asked, Asked::Success);
     }
 }

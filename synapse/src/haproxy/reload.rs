@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::check::Complaints;
-use super::child::{self, shell};
+use super::child::{self, Left, shell};
 use super::master::{Asked, Master, Processes};
 use crate::generation::Generation;
 use crate::runtime_api::{ApiError, Info, RuntimeApi};
@@ -18,6 +18,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// Time for a worker to show itself, and more for each 10,000 servers (measured: 0.2 to 0.7 s for 10,000).
 const CONFIRM: Duration = Duration::from_secs(5);
+/// Answers that are none, until a stats socket is of no use: one may be cut by the end of a worker.
+const USELESS: u32 = 2;
 
 /// What became of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,30 +112,37 @@ impl Proof<'_> {
         }
     }
 
-    /// Waits for the proof. `failure` tells early that it will not come.
+    /// Waits for the proof. `failure` tells early that it will not come. `None` = the socket is of no use for that.
     pub(super) async fn await_from(
         &self,
         api: &RuntimeApi,
         mut failure: impl AsyncFnMut() -> Option<ReloadOutcome>,
-    ) -> ReloadOutcome {
+    ) -> Option<ReloadOutcome> {
         let deadline = Instant::now() + self.limit();
         let mut pause = PAUSE;
+        let mut useless = 0;
         loop {
             let seen = api.info().await;
+            if matches!(&seen, Err(error) if error.is_useless()) {
+                useless += 1;
+                if useless >= USELESS {
+                    return None;
+                }
+            }
             if let Ok(info) = &seen
                 && self.given_by(info)
             {
-                return ReloadOutcome::Confirmed {
+                return Some(ReloadOutcome::Confirmed {
                     pid: info.pid,
                     generation: info.generation(),
                     took: self.since.elapsed(),
-                };
+                });
             }
             if let Some(outcome) = failure().await {
-                return outcome;
+                return Some(outcome);
             }
             if Instant::now() >= deadline {
-                return ReloadOutcome::failed(self.missing(Some(&seen)), "");
+                return Some(ReloadOutcome::failed(self.missing(Some(&seen)), ""));
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -148,7 +157,7 @@ pub(super) async fn by_command(
     api: &RuntimeApi,
     proof: &Proof<'_>,
 ) -> ReloadOutcome {
-    let done = match child::run(shell(line), line, limit).await {
+    let done = match child::run(shell(line), line, limit, Left::Running).await {
         Ok(done) => done,
         Err(error) => {
             return ReloadOutcome::failed(
@@ -168,10 +177,11 @@ pub(super) async fn by_command(
         return ReloadOutcome::Unconfirmed;
     }
     match proof.await_from(api, async || None).await {
-        ReloadOutcome::Failed { reason, .. } => {
+        None => ReloadOutcome::Unconfirmed,
+        Some(ReloadOutcome::Failed { reason, .. }) => {
             ReloadOutcome::failed(format!("`{line}` ended well, but {reason}"), done.output)
         }
-        other => other,
+        Some(other) => other,
     }
 }
 
@@ -201,12 +211,16 @@ pub(super) async fn by_master(
                 output,
             );
         }
+        Ok(Asked::Busy) => {
+            let reason = format!("haproxy was still loading another file after {limit:?}");
+            return ReloadOutcome::failed(reason, "");
+        }
         Ok(Asked::Success | Asked::Unknown) => {}
         Err(error) => {
             return ReloadOutcome::failed(smartstack_common::report::Chain(&error).to_string(), "");
         }
     }
-    let refused = async || {
+    let mut refused = async || {
         if gone() {
             return Some(ReloadOutcome::failed("haproxy's master has ended", said()));
         }
@@ -226,10 +240,38 @@ pub(super) async fn by_master(
         );
         Some(ReloadOutcome::failed(reason, output))
     };
-    if api.is_configured() {
-        return proof.await_from(api, refused).await;
+    if api.is_configured()
+        && let Some(outcome) = proof.await_from(api, &mut refused).await
+    {
+        return outcome;
     }
     by_processes(master, &before, proof, refused).await
+}
+
+/// A start without a stats socket: the master lists a worker, or `died` tells why there will be none.
+pub(super) async fn start_by_processes(
+    master: &Master,
+    proof: &Proof<'_>,
+    mut died: impl AsyncFnMut() -> Option<ReloadOutcome>,
+) -> ReloadOutcome {
+    let deadline = Instant::now() + proof.limit();
+    loop {
+        let seen = master.processes().await;
+        if let Some(outcome) = died().await {
+            return outcome;
+        }
+        if seen.is_ok_and(|now| now.failed == 0 && now.worker.is_some()) {
+            return ReloadOutcome::Unconfirmed;
+        }
+        if Instant::now() >= deadline {
+            let limit = proof.limit();
+            return ReloadOutcome::failed(
+                format!("haproxy's master shows no worker within {limit:?}"),
+                "",
+            );
+        }
+        sleep(PAUSE_MAX).await;
+    }
 }
 
 /// Without a stats socket the master's list of processes is all there is: success is seen, the generation is not.

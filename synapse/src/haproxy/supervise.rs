@@ -1,6 +1,7 @@
-//! A haproxy of our own: `haproxy -W -S <master socket> -p <pid file> -f <file>` in a process group of its own, so that
+//! A haproxy of our own: `haproxy -W -db -S <master socket> -p <pid file> -f <file>` in a process group of its own, so that
 //! neither our end nor a signal to our group reaches it; found again and adopted at the next start; started again with
-//! a back-off when it dies.
+//! a back-off when it dies. `-db` keeps it our child when `global` says `daemon` (measured on 2.2, 2.6, 3.0, 3.2: reloads
+//! keep it, too); without it the child would end at once, and a master that nobody waited for would go on.
 //!
 //! Beside haproxy.cfg lie `<file>.master.sock`, `<file>.pid` and `<file>.log` (what haproxy writes to stderr; emptied
 //! above 1 MB). Under systemd the unit needs `KillMode=process`.
@@ -186,6 +187,7 @@ impl Supervisor {
         let mut command = Command::new(&program);
         command
             .arg("-W")
+            .arg("-db")
             .arg("-S")
             .arg(socket)
             .arg("-p")
@@ -259,6 +261,10 @@ impl Supervisor {
 
     /// Ends it: requests in flight may finish until `deadline`, then they are cut.
     pub async fn stop(&mut self, deadline: Duration) {
+        if !self.is_alive() {
+            // Err = none that answers.
+            let _ours = self.adopt().await.is_ok();
+        }
         let Some(pid) = self
             .pid()
             .filter(|_| self.is_alive())
@@ -267,6 +273,8 @@ impl Supervisor {
         else {
             return;
         };
+        // One that re-executes itself loses the signal (measured on 2.6, right after a reload).
+        let _answers = self.master.settled().await.is_ok();
         for (signal, limit) in [
             (Signal::SIGUSR1, deadline),
             (Signal::SIGTERM, SILENCE),

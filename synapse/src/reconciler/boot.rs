@@ -8,7 +8,7 @@ use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::aim::Touched;
 use super::file::File;
@@ -25,6 +25,7 @@ use crate::config::{Config, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
 use crate::good::Good;
+use crate::haproxy::version::{self, Version};
 use crate::intake::{self, Intake};
 use crate::render::{RenderError, Renderer};
 use crate::ruby_state;
@@ -46,7 +47,7 @@ impl Reconciler {
         outputs: Outputs,
         stop_haproxy: bool,
     ) -> Result<Self, RenderError> {
-        let renderer = Arc::new(Renderer::new(&config)?);
+        let renderer = Arc::new(fitting(&config).await?);
         let mut sources = Sources::new(snapshot, shutdown);
         sources.configure(&config, snapshot);
         let guarding = Guarding::default();
@@ -215,8 +216,8 @@ impl Reconciler {
     }
 
     /// Takes a configuration that has been validated. What is the same stays as it is.
-    pub(super) fn reconfigure(&mut self, config: Arc<Config>) {
-        match Renderer::new(&config) {
+    pub(super) async fn reconfigure(&mut self, config: Arc<Config>) {
+        match fitting(&config).await {
             Ok(renderer) => self.renderer = Arc::new(renderer),
             Err(error) => {
                 error!(error = %Chain(&error), "the new configuration is not taken: nothing changes");
@@ -275,6 +276,15 @@ impl Reconciler {
         self.stale = true;
         info!(services = self.services.len(), "configuration taken");
     }
+}
+
+/// What is rendered fits the haproxy that is installed; what that is too old for is told.
+async fn fitting(config: &Config) -> Result<Renderer, RenderError> {
+    let version = version::installed(&config.haproxy.binary).await;
+    for words in version.into_iter().flat_map(Version::lacks) {
+        warn!("{words}");
+    }
+    Renderer::fitting(config, version)
 }
 
 fn stats_sockets(config: &Config) -> Vec<PathBuf> {

@@ -92,6 +92,7 @@ impl Reconciler {
             good_frame: self.good.frame.clone(),
             check,
             running: self.observed.as_ref().map(|o| o.running.clone()),
+            socket: self.api.is_configured(),
             reload,
         };
         let kind = if job.reload.is_some() {
@@ -179,8 +180,11 @@ impl Reconciler {
         if !self.api.is_configured() {
             let wanted = self.wanted.as_ref()?;
             let other = self.unconfirmed != Some(wanted.revision());
-            return other
-                .then(|| "there is no stats socket, so that every change is a reload".to_owned());
+            let why = match &self.socket_problem {
+                None => "there is no stats socket",
+                Some(_) => "the stats socket is of no use",
+            };
+            return other.then(|| format!("{why}, so that every change is a reload"));
         }
         if self.stale {
             // The worker could not be read. Only a proven difference is worth a reload.

@@ -58,6 +58,8 @@ pub(crate) struct Job {
     pub(crate) reload: Option<String>,
     /// What the worker runs; `None` = nobody answers.
     pub(crate) running: Option<Running>,
+    /// The stats socket can be used.
+    pub(crate) socket: bool,
 }
 
 /// What became of it.
@@ -171,7 +173,8 @@ impl Driver {
     }
 
     /// Does the job.
-    pub(crate) async fn run(self, job: Job) -> Done {
+    pub(crate) async fn run(mut self, job: Job) -> Done {
+        self.haproxy.use_socket(job.socket);
         let mut work = Work::new(self, job);
         let outcome = work.run().await;
         let bad_frame = work.bad_frame();

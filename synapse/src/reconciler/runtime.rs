@@ -408,7 +408,10 @@ impl Reconciler {
         if self.stale || !matches!(self.in_flight, None | Some(InFlight::Write)) {
             return;
         }
-        let Some(pid) = self.observed.as_ref().map(Observed::pid) else {
+        // What cannot add at runtime cannot delete.
+        let able = self.observed.as_ref();
+        let able = able.filter(|observed| observed.info.refuses_adds().is_none());
+        let Some(pid) = able.map(Observed::pid) else {
             return;
         };
         let now = Instant::now();

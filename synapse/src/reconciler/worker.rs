@@ -14,6 +14,7 @@ use crate::config::Reload;
 use crate::effective::Scope;
 use crate::haproxy::end::End;
 use crate::plan::{Change, Op, State};
+use crate::runtime_api::ApiError;
 
 impl Reconciler {
     /// Looks at the worker's pid and generation. Returns whether a pass is needed.
@@ -31,7 +32,13 @@ impl Reconciler {
             self.replace_piece(service);
         }
         let retry = !again.is_empty();
-        if !self.jobs.is_empty() || !self.api.is_configured() {
+        if !self.jobs.is_empty() {
+            return retry;
+        }
+        if self.api.take_up() {
+            return self.try_socket_again().await | retry;
+        }
+        if !self.api.is_configured() {
             return retry;
         }
         match self.api.info().await {
@@ -57,8 +64,43 @@ impl Reconciler {
             }
             Err(error) => {
                 self.socket_failed(&Chain(&error).to_string());
-                retry
+                // Whether it is of no use is found out by reading everything.
+                self.stale |= error.is_useless();
+                error.is_useless() | retry
             }
+        }
+    }
+
+    /// The stats socket was given up, and has been taken up again: whether it may be of use by now.
+    async fn try_socket_again(&mut self) -> bool {
+        match self.api.info().await {
+            Err(error) if error.is_useless() => {
+                self.api.give_up();
+                false
+            }
+            // Also when nobody listens any more: haproxy has ended.
+            _ => {
+                self.stale = true;
+                true
+            }
+        }
+    }
+
+    /// The stats socket is there and of no use: told, and from now on every change is a reload, as without a socket.
+    fn give_up_socket(&mut self, error: &ApiError) {
+        let problem = format!(
+            "{}; every change is a reload until it can be used",
+            Chain(error)
+        );
+        if self.socket_problem.as_deref() != Some(&problem) {
+            error!("{problem}");
+            self.socket_problem = Some(problem);
+        }
+        self.api.give_up();
+        self.stale = false;
+        self.touched = Touched::All;
+        if self.observed.take().is_some() {
+            self.unseen.extend(0..self.services.len());
         }
     }
 
@@ -79,7 +121,12 @@ impl Reconciler {
             return;
         }
         let known = self.digests.pid();
-        let read = match Observed::read(&mut self.api, &self.digests).await {
+        let mut first = Observed::read(&mut self.api, &self.digests).await;
+        if matches!(&first, Err(error) if error.is_useless()) {
+            // A worker may have ended within its answer.
+            first = Observed::read(&mut self.api, &self.digests).await;
+        }
+        let read = match first {
             Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
                 self.adopt_worker(observed.pid());
@@ -133,6 +180,7 @@ impl Reconciler {
                     error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
                 }
             }
+            Err(error) if error.is_useless() => self.give_up_socket(&error),
             Err(error) => self.socket_failed(&Chain(&error).to_string()),
         }
     }

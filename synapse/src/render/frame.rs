@@ -12,6 +12,7 @@ use smartstack_common::config::may_be_secret;
 
 use crate::cfg;
 use crate::config::{Config, Part, Place, Reload};
+use crate::haproxy::version::{self, Version};
 
 #[derive(Clone)]
 pub(super) struct Frame {
@@ -51,6 +52,8 @@ struct Given {
     /// The stats socket of a haproxy that synapse runs.
     own_socket: Option<PathBuf>,
     standby: PathBuf,
+    /// Of the haproxy that is to run it; `None` = not known.
+    version: Option<Version>,
     /// A service has a frontend; a service's line of the shared frontend binds.
     services_listen: bool,
     services_bind: bool,
@@ -65,7 +68,7 @@ struct Left {
 }
 
 impl Frame {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, version: Option<Version>) -> Self {
         let haproxy = &config.haproxy;
         let services = || {
             let services = config.services.iter();
@@ -85,6 +88,7 @@ impl Frame {
                 .filter(|_| supervised)
                 .cloned(),
             standby: config.snapshot_path.with_file_name("standby.sock"),
+            version,
             services_listen: services().any(|haproxy| haproxy.port.is_some()),
             services_bind: services().any(|h| h.shared_frontend.iter().any(is_bind)),
         };
@@ -114,6 +118,9 @@ impl Frame {
                 .partition(|line| sets(line, "description"));
         let mut missing = missing(&GLOBAL, &global);
         missing.extend(self::missing(&DEFAULTS, &defaults));
+        if given.version.is_some_and(|version| !version.has(&version::IDLE_CLOSE)) {
+            missing.retain(|keyword| *keyword != IDLE_CLOSE);
+        }
         // In a `mode tcp` frontend an http option of the defaults is a warning, and warnings are fatal with this line.
         let no_warnings = global.iter().any(|line| sets(line, "zero-warning"));
         let not_added: Vec<&str> = missing

@@ -248,6 +248,30 @@ fn generation_is_the_last_line_of_global_and_keeps_the_users_text() {
 }
 
 #[test]
+fn lines_that_are_added_fit_the_version() {
+    use crate::haproxy::version::Version;
+    let config = config();
+    let frame = |version: &str| {
+        let renderer = Renderer::fitting(&config, Version::parse(version)).unwrap();
+        renderer.render_frame("").unwrap()
+    };
+    let all = Renderer::new(&config).unwrap().render_frame("").unwrap();
+    for new in ["2.6.12", "3.2.26", "4.0", "unknown"] {
+        assert_eq!(frame(new), all, "{new}");
+    }
+    let without = all.replace("\toption idle-close-on-response\n", "");
+    for old in ["2.2.9", "2.5.14", "1.8"] {
+        assert_eq!(frame(old), without, "{old}");
+    }
+    // One of the user's own stays: it is refused with his line.
+    let mut config = config;
+    config.haproxy.defaults = lines(&["option idle-close-on-response"]);
+    let renderer = Renderer::fitting(&config, Version::parse("2.2")).unwrap();
+    let text = renderer.render_frame("").unwrap();
+    assert!(text.contains("option idle-close-on-response"), "{text}");
+}
+
+#[test]
 fn hitless_lines_are_added_unless_set_or_refused() {
     let mut config = config();
     let frame = |config: &Config| Renderer::new(config).unwrap().render_frame("").unwrap();

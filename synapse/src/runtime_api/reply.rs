@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use crate::effective::Digest;
 use crate::generation::{self, Generation};
 use crate::guard::Evidence;
+use crate::haproxy::version::{self, Since, Version};
 use crate::plan::{RunningServer, State};
 
 /// The answer to one command.
@@ -225,27 +226,24 @@ impl Info {
         })
     }
 
-    /// Why no server can be added to it at runtime: before 2.6 that is an experiment to be switched on.
+    /// Why no server can be added to it at runtime.
     #[must_use]
     pub fn refuses_adds(&self) -> Option<String> {
-        (!self.is_since(2, 6))
+        self.lacks(&version::ADDS)
             .then(|| format!("haproxy {} takes no servers at runtime", self.version))
     }
 
-    /// Why no server with a cookie can be: allowed since 3.0 (its changelog).
+    /// Why no server with a cookie can be.
     #[must_use]
     pub fn refuses_cookies(&self) -> Option<String> {
         let words = "takes server keyword `cookie` only from the file";
-        (!self.is_since(3, 0)).then(|| format!("haproxy {} {words}", self.version))
+        self.lacks(&version::COOKIES)
+            .then(|| format!("haproxy {} {words}", self.version))
     }
 
-    fn is_since(&self, major: u32, minor: u32) -> bool {
-        let mut numbers = self
-            .version
-            .split(|c: char| !c.is_ascii_digit())
-            .map(|n| n.parse::<u32>().ok());
-        let version = (numbers.next().flatten(), numbers.next().flatten());
-        matches!(version, (Some(a), Some(b)) if (a, b) >= (major, minor))
+    /// One that does not tell its version lacks everything: what it has is not tried on it.
+    fn lacks(&self, what: &Since) -> bool {
+        !Version::parse(&self.version).is_some_and(|version| version.has(what))
     }
 
     /// Of the file the worker has loaded.

@@ -1,8 +1,10 @@
 //! The programs themselves: signals, listeners, command lines, locks.
 
 use std::process::Command;
+use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use smartstack_common::testing::{App, Program, eventually, free_port};
 
@@ -302,4 +304,100 @@ async fn without_a_stats_socket_every_change_is_a_reload() {
     );
     assert_eq!(status["haproxy"]["reload_failures"], 0);
     traffic.unharmed().await;
+}
+
+/// Waits until a command has written its pid.
+async fn begun(marker: &std::path::Path) -> u32 {
+    eventually("the command runs", SOON, async || {
+        let text = std::fs::read_to_string(marker).unwrap_or_default();
+        text.trim().parse::<u32>().map_err(|e| e.to_string())
+    })
+    .await
+}
+
+fn send(pid: u32, signal: Signal) {
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
+}
+
+/// It takes less than a second; five are for a busy machine, and less than any limit of what is under way.
+async fn ends_at_once(synapse: &mut Program, what: &str) {
+    let told = tokio::time::Instant::now();
+    synapse.signal(Signal::SIGTERM);
+    let status = synapse.wait(SOON).await;
+    let took = told.elapsed();
+    assert!(status.success(), "{what}: {status}");
+    assert!(took < Duration::from_secs(5), "{what}: {took:?}");
+}
+
+#[tokio::test]
+async fn it_ends_at_once_whatever_is_under_way() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    let marker = pair.dir.join("check");
+    let line = format!("echo $$ > {}; exec sleep 600", marker.display());
+    pair.config["haproxy"]["do_checks"] = json!(true);
+    pair.config["haproxy"]["check_command"] = json!(line);
+    let mut synapse = pair.synapse();
+    let check = begun(&marker).await;
+    ends_at_once(&mut synapse, "a check that does not end").await;
+    eventually(
+        "the check is killed",
+        SOON,
+        async || match smartstack_common::process::start_time(check) {
+            None => Ok(()),
+            Some(_) => Err("it lives"),
+        },
+    )
+    .await;
+
+    let mut pair = Pair::start(Way::Command).await;
+    let marker = pair.dir.join("reload");
+    let line = format!("echo $$ > {}; exec sleep 600", marker.display());
+    pair.config["haproxy"]["reload_command"] = json!(line);
+    let mut synapse = pair.synapse();
+    let reload = begun(&marker).await;
+    ends_at_once(&mut synapse, "a reload command that does not end").await;
+    let lives = smartstack_common::process::start_time(reload).is_some();
+    assert!(lives, "it is not stopped half-way");
+    send(reload, Signal::SIGKILL);
+
+    let mut pair = Pair::start(Way::Master).await;
+    let silent = pair.dir.join("silent.sock");
+    let master = tokio::net::UnixListener::bind(&silent).unwrap();
+    pair.config["haproxy"]["master_socket"] = json!(silent);
+    let mut synapse = pair.synapse();
+    let (_kept, _) = tokio::time::timeout(SOON, master.accept())
+        .await
+        .expect("the master is asked")
+        .unwrap();
+    ends_at_once(&mut synapse, "a master that does not answer").await;
+
+    let pair = Pair::start(Way::Supervise).await;
+    let app = App::start("app").await;
+    let mut synapse = pair.serving().await;
+    let pids = pair.haproxy.pids();
+    pids.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    let _node = pair.register(&app).await;
+    eventually("haproxy is asked in vain", SOON, async || {
+        let problems = synapse.status().await["problems"].to_string();
+        if problems.contains("did not answer within") {
+            Ok(())
+        } else {
+            Err(problems)
+        }
+    })
+    .await;
+    ends_at_once(&mut synapse, "a haproxy that is stopped").await;
+    // Also while it is being read at the start.
+    let mut synapse = pair.synapse();
+    eventually("it is read", SOON, async || {
+        let log = pair.log();
+        if log.matches("synapse starts").count() == 2 {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .await;
+    ends_at_once(&mut synapse, "a start before a haproxy that is stopped").await;
+    pids.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
 }

@@ -157,6 +157,63 @@ async fn a_stopped_master_is_not_fought() {
     other.stop(SOON).await;
 }
 
+/// `daemon` among the user's lines: the child would end, and another start would fight the master that goes on.
+#[tokio::test]
+async fn daemon_in_the_users_lines_changes_nothing() {
+    let site = Site::new();
+    let desired = site.write(&[], "global\n\tdaemon\n");
+    for round in 0..5 {
+        let mut haproxy = site.haproxy(Reload::Supervise);
+        let started = haproxy.start(Some(&desired.generation), 0).await;
+        assert!(
+            matches!(started, ReloadOutcome::Confirmed { .. }),
+            "{round}: {started:?}"
+        );
+        let reloaded = haproxy.reload(Some(&desired.generation), 0).await;
+        assert!(
+            matches!(reloaded, ReloadOutcome::Confirmed { .. }),
+            "{round}: {reloaded:?}"
+        );
+        eventually("one master, one worker", SOON, async || {
+            match site.real().pids() {
+                pids if pids.len() == 2 => Ok(()),
+                pids => Err(format!("{pids:?}")),
+            }
+        })
+        .await;
+        haproxy.stop(SOON).await;
+        assert_eq!(site.real().pids(), [0; 0], "{round}");
+    }
+}
+
+/// A start without a stats socket is believed once the master shows a worker, and not when it has ended.
+#[tokio::test]
+async fn a_start_that_cannot_be_asked_is_proven_by_the_master() {
+    let site = Site::new();
+    let without = |site: &Site| {
+        let mut settings = site.settings(Reload::Supervise);
+        settings.do_socket = false;
+        synapse::haproxy::Haproxy::new(&settings)
+    };
+    let broken = site.write(&["nonsense here".to_owned()], "");
+    let outcome = without(&site).start(Some(&broken.generation), 0).await;
+    assert!(
+        matches!(&outcome, ReloadOutcome::Failed { reason, .. } if reason.contains("unknown keyword 'nonsense'")),
+        "{outcome:?}"
+    );
+    let desired = site.write(&[], "");
+    let mut haproxy = without(&site);
+    let outcome = haproxy.start(Some(&desired.generation), 0).await;
+    assert_eq!(outcome, ReloadOutcome::Unconfirmed);
+    let master = Master::new(site.dir.join("haproxy.cfg.master.sock"));
+    let shown = master
+        .processes()
+        .await
+        .expect("it was asked for the proof");
+    assert!(shown.worker.is_some());
+    haproxy.stop(SOON).await;
+}
+
 /// What a dead haproxy leaves behind is no haproxy.
 #[tokio::test]
 async fn stale_files_do_not_stop_a_start() {

@@ -205,7 +205,12 @@ impl Shared {
 /// One connection: one batch.
 async fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
     let mut batch = Vec::new();
-    while !batch.ends_with(QUIT.as_bytes()) {
+    // A line that is no batch is passed on as it is: the question who haproxy is.
+    let is_whole = |text: &[u8]| match text.starts_with(b"prompt\n") || text.len() < 7 {
+        true => text.ends_with(QUIT.as_bytes()),
+        false => text.ends_with(b"\n"),
+    };
+    while !is_whole(&batch) {
         if client.read_buf(&mut batch).await? == 0 {
             return Ok(());
         }

@@ -16,6 +16,7 @@
 //! | `unknown keyword` | `unknown` | the same |
 //! | `custom id N already used` | `a_taken_id`, `the_id_of_a_server_that_waits` | an id that is known to be in use is not given; who took one unseen is taken out |
 //! | timeout, connection closed | `lost_answers`, `a_lost_removal`, `long_silence` | read back; never a reload (SPEC §4) |
+//! | another form than haproxy's | `cannot_be_talked_to` | told with name, version and words; every change is a reload until it can be talked to |
 //! | connection refused | `refused` | unreachable; attempts back off |
 //! | another worker without our reload | `reloaded_by_somebody_else` | read, nothing to do |
 //! | haproxy gone | `haproxy_is_gone`; other ways of running it: `end_to_end/haproxy.rs` | started on the file, nothing to do |
@@ -110,7 +111,8 @@ async fn lost_answers_are_read_back() {
         silence::lost_answers,
         silence::a_lost_removal,
         silence::long_silence,
-        silence::refused
+        silence::refused,
+        silence::cannot_be_talked_to,
     );
     assert_harmless(&stage);
 }

@@ -164,3 +164,58 @@ pub(crate) async fn refused(stage: &mut Stage) {
     // The time limit of each is 5 s: they back off.
     assert!(attempts(&status) <= attempts(&before) + 3, "{status:#}");
 }
+
+/// A haproxy that answers in another form than it should: its name, version and words are told at once, every change is a
+/// reload, and the stats socket is used again once it can be.
+pub(crate) async fn cannot_be_talked_to(stage: &mut Stage) {
+    let before = stage.status().await;
+    let version = before["version"].as_str().unwrap().to_owned();
+    // Not in interactive mode it answers one line and closes.
+    let other_form = Meddle::Replace("prompt\n", "show version\n");
+    stage.gate.meddle("prompt\n", usize::MAX, other_form);
+    let told = format!("cannot talk to this haproxy (HAProxy {version}): stats socket");
+    carried_by_reloads(stage, &told).await;
+    stage.gate.behave();
+    used_again(stage).await;
+}
+
+async fn carried_by_reloads(stage: &mut Stage, told: &str) {
+    stage
+        .rig
+        .status_shows("it is told", |status| {
+            let problems = status["problems"].to_string();
+            problems.contains(told) && problems.contains("every change is a reload")
+        })
+        .await;
+    assert!(stage.rig.whole_log().contains(told));
+    for _ in 0..2 {
+        let reloads = stage.reloads().await;
+        let server = stage.server("silent");
+        stage.register("silent", &server).await;
+        stage.up("silent", &server).await;
+        stage
+            .rig
+            .status_shows("it is a reload, and known to be done", |status| {
+                let haproxy = &status["haproxy"];
+                haproxy["reloads"].as_u64().unwrap() > reloads && haproxy["state"] == "unconfirmed"
+            })
+            .await;
+        let answers = stage.answers("silent", 30).await;
+        assert!(
+            answers.contains_key(&server.address.ip().to_string()),
+            "{answers:?}"
+        );
+    }
+    // A withdrawn server as well.
+    let leaving = stage.registered["silent"].last().unwrap().clone();
+    stage.withdraw("silent", &leaving).await;
+    stage.absent("silent", &leaving.name).await;
+}
+
+async fn used_again(stage: &mut Stage) {
+    stage.settled().await;
+    let reloads = stage.reloads().await;
+    stage.add("silent").await;
+    stage.settled().await;
+    assert_eq!(stage.reloads().await, reloads);
+}
