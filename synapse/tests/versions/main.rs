@@ -86,7 +86,8 @@ async fn haproxy_3_2() {
     haproxy(&other_version("haproxy", "sid"), "3.2.", true).await;
 }
 
-/// While it loads a file, 3.2 refuses to load another and leaves the connection open: each of these gets its turn.
+/// While it loads a file, 3.2 refuses to load another and leaves the connection open: each of these gets its turn. One that
+/// it had accepted when it re-executed itself is cut off, and asks again.
 #[tokio::test]
 async fn haproxy_3_2_loads_one_file_at_a_time() {
     let program = other_version("haproxy", "sid");
@@ -104,14 +105,17 @@ async fn haproxy_3_2_loads_one_file_at_a_time() {
     let before = haproxy.worker_pid().await;
     let master = Master::new(dir.join("master.sock"));
     let reload = || {
-        eventually("the master is there", SOON, async || {
-            master.reload(SOON).await
+        eventually("the master has reloaded", SOON * 2, async || {
+            match master.reload(SOON).await {
+                Ok(Asked::Success) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
     };
-    let asked = tokio::join!(reload(), reload(), reload());
-    assert_eq!(asked, (Asked::Success, Asked::Success, Asked::Success));
+    tokio::join!(reload(), reload(), reload());
     assert_ne!(haproxy.worker_pid().await, before);
-    assert_eq!(master.processes().await.unwrap().reloads, 3);
+    let reloads = master.processes().await.unwrap().reloads;
+    assert!(reloads >= 3, "{reloads}");
 }
 
 async fn zookeeper_of(suite: &str) -> (ZooKeeper, String) {
