@@ -47,6 +47,7 @@ use crate::haproxy::end::End;
 use crate::intake::Taken;
 use crate::plan::State as ServerState;
 use crate::render::Renderer;
+use crate::resolve;
 use crate::runtime_api::RuntimeApi;
 use crate::services::{State, World};
 use crate::snapshot::{Ids, Snapshot};
@@ -274,18 +275,22 @@ impl Reconciler {
         self.close().await;
     }
 
-    /// Passes without end. The first is made before any session is opened.
+    /// Passes without end. The first is made before any session is opened, unless nothing is there to be served.
     async fn work(
         &mut self,
         mut configs: watch::Receiver<Arc<Config>>,
         mut orders: mpsc::Receiver<Order>,
     ) {
-        self.pass().await;
-        let config = Arc::clone(&self.config);
-        self.sources.follow(&config);
-        self.settle = Some(Instant::now() + SETTLE);
         let mut changes = self.sources.changes();
         let mut resolved = self.sources.resolved();
+        let config = Arc::clone(&self.config);
+        if self.begins_with_nothing() {
+            self.sources.follow(&config);
+            self.await_first_words(&mut changes, &mut resolved).await;
+        }
+        self.pass().await;
+        self.sources.follow(&config);
+        self.settle = Some(Instant::now() + SETTLE);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut audit = interval(self.config.audit_interval);
@@ -420,6 +425,7 @@ impl Reconciler {
         let live = self.observed.as_ref();
         let world = World {
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
+            awaited: &|host: &str| resolve::is_name(host) && !resolved.contains_key(host),
             operator_maint: &self.operator_maint,
             refused_options: &self.refused_options,
             live: &|backend: &str| live?.running.backends.get(backend),

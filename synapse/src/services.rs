@@ -58,6 +58,8 @@ pub struct State {
 pub struct World<'a> {
     /// Addresses of hosts that are names.
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
+    /// Those that have not been looked up yet.
+    pub awaited: &'a dyn Fn(&str) -> bool,
     /// Servers an operator has put in maint: `(backend, NAME)`.
     pub operator_maint: &'a BTreeSet<(String, String)>,
     /// `(backend, options)` that haproxy refused.
@@ -148,6 +150,19 @@ impl State {
         self.seed.is_some()
     }
 
+    /// Nothing ran, stood in the file or was remembered when this process started. Default servers are no memory.
+    #[must_use]
+    pub fn remembers_nothing(&self) -> bool {
+        let found = |seed: &seed::Seed| {
+            let origins = [seed::Origin::Live, seed::Origin::File];
+            origins.contains(&seed.origin) && !seed.servers.is_empty()
+        };
+        let mut sources = self.intake.sources();
+        !self.seed.as_ref().is_some_and(found)
+            && sources.all(|(_, view)| view.children.is_empty())
+            && self.previous == Previous::None
+    }
+
     /// What the funnel makes of what is remembered of its source.
     #[must_use]
     pub fn remembered(
@@ -163,6 +178,7 @@ impl State {
             held: &taken.held,
             previous: &self.previous,
             resolved,
+            awaited: &|_| false,
             allowed_options,
             memo: &self.memo,
         })
@@ -202,6 +218,7 @@ impl State {
             held: &held,
             previous: &self.previous,
             resolved: world.resolved,
+            awaited: world.awaited,
             allowed_options: &config.haproxy.allowed_server_options,
             memo: &self.memo,
         });

@@ -64,6 +64,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,
+        startup_wait: Duration::from_secs(1),
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -134,6 +135,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
     };
     let resolved = |host: &str| (host == "app.example").then(|| [192, 0, 2, 7].into());
     let desired = funnel(Input {
+        awaited: &|_| false,
         service,
         view: &view,
         held: &BTreeSet::new(),

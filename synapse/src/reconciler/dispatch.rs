@@ -122,13 +122,19 @@ impl Reconciler {
     /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
     /// another one for their servers. `None` = all have spoken, or it takes too long.
     pub(super) fn settling_until(&self) -> Option<Instant> {
-        let waits = |state: &State| {
-            let keys = watched(&state.service).into_iter().map(|w| w.key);
-            keys.into_iter()
-                .any(|key| !self.sources.view(&key).confirmed)
-        };
         self.settle
-            .filter(|until| Instant::now() < *until && self.services.iter().any(waits))
+            .filter(|until| Instant::now() < *until && self.awaits_words())
+    }
+
+    /// A source has not been read in this process, or a host's name has not been looked up.
+    pub(super) fn awaits_words(&self) -> bool {
+        let resolved = self.sources.resolved().borrow().clone();
+        let waits = |state: &State| {
+            let mut keys = watched(&state.service).into_iter().map(|w| w.key);
+            keys.any(|key| !self.sources.view(&key).confirmed)
+                || state.names.iter().any(|name| !resolved.contains_key(name))
+        };
+        self.services.iter().any(waits)
     }
 
     /// A reload is wanted and nothing holds it.

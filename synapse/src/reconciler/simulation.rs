@@ -276,6 +276,9 @@ impl Simulation {
         }
         self.settle().await?;
         let reloads = self.haproxy.reloads();
+        if reloads != 1 {
+            return Err(format!("{reloads} loads at the first start"));
+        }
         for _ in 0..self.rng.u8(5..25) {
             match self.rng.u8(0..10) {
                 0..=5 => self.change_registry(),

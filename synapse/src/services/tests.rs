@@ -101,6 +101,7 @@ proptest! {
             }
             let assess = |state: &mut State, known: &mut _, looks| {
                 let world = World {
+                    awaited: &|_| false,
                     resolved: &|_| Some([10, 1, 1, 1].into()),
                     operator_maint: &BTreeSet::new(),
                     refused_options: &BTreeMap::new(),
