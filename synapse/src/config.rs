@@ -90,6 +90,8 @@ pub struct Service {
     pub leader_election: bool,
     /// Rendering; `None` when `haproxy.disabled` is true.
     pub haproxy: Option<ServiceHaproxy>,
+    /// What it would be, when `haproxy.disabled` is true: other lines may name its backend.
+    pub disabled: Option<Box<ServiceHaproxy>>,
     /// Its own guard, else the top level's.
     pub guard: crate::guard::Settings,
 }

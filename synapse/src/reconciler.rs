@@ -12,6 +12,7 @@
 //! (`aim`), in the file and over the stats socket, so that nobody waits for a structure.
 
 mod aim;
+mod blames;
 mod boot;
 mod dispatch;
 mod file;
@@ -37,7 +38,7 @@ use smartstack_common::shutdown::Shutdown;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::assembly::Whole;
 use crate::config::Config;
@@ -55,6 +56,7 @@ use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{Board, ReloadView, View};
 use aim::Touched;
+use blames::Blames;
 use file::File;
 use guarding::Guarding;
 use job::{Done, Driver, Kept};
@@ -94,6 +96,8 @@ struct Quarantine {
     structure: Vec<u8>,
     /// haproxy's words.
     reason: String,
+    /// What the words are about.
+    blames: Blames,
     /// What stands in the file instead.
     kept: Kept,
     /// A worker failed to start with it for a reason that shows at a start alone: a living worker is not asked again.
@@ -109,6 +113,25 @@ struct RefusedFrame {
     instead: Arc<Renderer>,
     /// When it is tried again; `None` = when the configuration is loaded again.
     until: Option<Instant>,
+}
+
+impl Quarantine {
+    /// When it is tried again, in words.
+    fn again(until_changed: bool) -> &'static str {
+        match until_changed {
+            true => "when its configuration or what haproxy names changes",
+            false => "every 60 s, and when its configuration or what haproxy names changes",
+        }
+    }
+
+    /// For people: the reason, what is served instead, and when it is tried again.
+    fn words(&self) -> String {
+        let (stays, again) = (self.kept.words(), Self::again(self.until_changed));
+        format!(
+            "{} (served instead: {stays}; tried again {again})",
+            self.reason
+        )
+    }
 }
 
 /// Counts of what was done, for status and metrics.
@@ -423,7 +446,10 @@ impl Reconciler {
         }
         let resolved = self.sources.resolved().borrow().clone();
         let live = self.observed.as_ref();
+        let mut named = self.good.named();
+        named.push(self.renderer.named());
         let world = World {
+            named: &named,
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
             awaited: &|host: &str| resolve::is_name(host) && !resolved.contains_key(host),
             operator_maint: &self.operator_maint,
@@ -446,11 +472,31 @@ impl Reconciler {
             self.unrendered.insert(index);
             self.unseen.insert(index);
         }
+        self.try_blamed_again(&dirty);
         if other_names {
             let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
             self.sources.want_names(names.collect());
         }
         dirty
+    }
+
+    /// A server has come that something was refused for the want of: that is tried again.
+    fn try_blamed_again(&mut self, assessed: &BTreeSet<usize>) {
+        let came = |quarantine: &Quarantine| {
+            let states = assessed.iter().filter_map(|i| self.services.get(*i));
+            let mut servers = states.flat_map(|state| &state.servers);
+            servers.any(|s| !s.server.is_parked() && quarantine.blames.waits_for(&s.server.name))
+        };
+        let again = self.quarantined.iter().filter(|(_, q)| came(q));
+        let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
+        for service in again {
+            info!(
+                service,
+                "what haproxy missed is there: the service is tried again"
+            );
+            self.quarantined.remove(&service);
+            self.replace_piece(&service);
+        }
     }
 
     /// Renders what was assessed, unless a window is open.

@@ -13,6 +13,7 @@ use crate::config::{Config, Service};
 use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, discovery_order, funnel};
 use crate::ids;
 use crate::intake::{Intake, Taken, watched};
+use crate::named::Named;
 use crate::order;
 use crate::plan::RunningServer;
 use crate::render::Renderer;
@@ -68,6 +69,8 @@ pub struct World<'a> {
     pub live: &'a dyn Fn(&str) -> Option<&'a BTreeMap<String, RunningServer>>,
     /// Counts the times that the live table was read whole: ids given before may not be those of its servers.
     pub looks: u64,
+    /// What lines name, of the configuration and of what has been loaded before it.
+    pub named: &'a [&'a Named],
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
 }
@@ -286,6 +289,7 @@ impl State {
             }
             admitted.push(server);
         }
+        admitted.extend(self.parked(&admitted, &backend, world));
         self.give_ids(admitted, &backend, config, world, known);
         self.servers.clone_from(&self.given);
         if let Some(haproxy) = &self.service.haproxy {
@@ -301,6 +305,44 @@ impl State {
                 &self.service.name,
             );
         }
+    }
+
+    /// Servers that a line names and that are not among `there`: haproxy would refuse the file without them. One that has
+    /// been there keeps what is known of it.
+    fn parked(&self, there: &[Arc<Server>], backend: &str, world: &World<'_>) -> Vec<Arc<Server>> {
+        // Where the worker still has a service that is disabled by now, its lines are held to what they name.
+        let disabled = self.service.disabled.as_ref();
+        let backend = disabled.map_or(backend, |haproxy| haproxy.backend_name.as_str());
+        let live = (world.live)(backend);
+        let given = || self.given.iter().map(|s| &s.server);
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        for named in world.named {
+            names.extend(named.servers(backend));
+            let there = given().map(|server| server.name.as_str());
+            names.extend(there.filter(|name| named.mentions(name)));
+            let running = |word: &&str| live.is_some_and(|live| live.contains_key(*word));
+            names.extend(named.words().filter(running));
+        }
+        let absent = |name: &&str| {
+            there.iter().all(|server| server.name != *name)
+                && !world.named.iter().any(|named| named.defines(backend, name))
+        };
+        let park = |name: &str| {
+            let former = given().find(|server| server.name == name);
+            let refused = |options: &String| {
+                let key = (backend.to_owned(), options.clone());
+                world.refused_options.contains_key(&key)
+            };
+            match former {
+                Some(former) if former.options.as_ref().is_some_and(refused) => {
+                    Arc::new(Server::unknown(name))
+                }
+                Some(former) if former.is_parked() => Arc::clone(former),
+                Some(former) => Arc::new(former.parked()),
+                None => Arc::new(Server::unknown(name)),
+            }
+        };
+        names.into_iter().filter(absent).map(park).collect()
     }
 
     /// Servers that have got an id keep it, as long as haproxy's table has not been read anew; others get one.

@@ -101,6 +101,7 @@ fn service(
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        disabled: None,
         guard: synapse::guard::Settings::default(),
     };
     edit(&mut service, &mut haproxy);
@@ -312,6 +313,7 @@ fn worked_example() -> Config {
         service("bare", "/ex/bare", |_, haproxy| haproxy.cookie_hash = true),
         Service {
             haproxy: None,
+            disabled: None,
             ..service("files_only", "/ex/db", |_, _| ())
         },
     ];

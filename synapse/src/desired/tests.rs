@@ -22,6 +22,7 @@ fn service() -> Service {
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        disabled: None,
         guard: crate::guard::Settings::default(),
     }
 }

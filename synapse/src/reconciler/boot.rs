@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
@@ -37,6 +38,9 @@ use crate::services::State;
 use crate::snapshot::Snapshot;
 use crate::source::SourceKey;
 use crate::sources::Sources;
+
+/// First words of the registry that come within it are taken in together: many sources speak at one moment.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 impl Reconciler {
     /// Reads what runs and what is on disk, and chooses what each service begins with. No network, no change.
@@ -190,7 +194,15 @@ impl Reconciler {
     /// The frame of a file that an earlier process left: the last good one. The configured one where they are the same.
     fn frame_on_disk(&self, text: &str, snapshot: &Snapshot) -> Option<Arc<Renderer>> {
         let of_a_service = |keyword: &str, name: &str| match keyword {
-            "backend" => snapshot.ids.contains_key(name) || self.by_backend.contains_key(name),
+            "backend" => {
+                let disabled = |s: &State| {
+                    let haproxy = s.service.disabled.as_ref();
+                    haproxy.is_some_and(|haproxy| haproxy.backend_name == name)
+                };
+                snapshot.ids.contains_key(name)
+                    || self.by_backend.contains_key(name)
+                    || self.services.iter().any(disabled)
+            }
             _ => self.services.iter().any(|s| s.service.name == name),
         };
         let ours = |section: &Section| match section.keyword.as_str() {
@@ -242,7 +254,7 @@ impl Reconciler {
             }
             // Cancel-safe: watch receives and a deadline kept outside.
             tokio::select! {
-                _ = changes.changed() => {}
+                _ = changes.changed() => sleep(TOGETHER).await,
                 changed = resolved.changed() => if changed.is_ok() { self.names_changed() },
                 () = sleep_until(until) => {
                     info!(waited = ?self.config.startup_wait, "haproxy is started without what the registry has not said yet");

@@ -79,6 +79,7 @@ pub(crate) fn service(name: &str) -> Service {
             cookie_hash: false,
             admit: crate::config::Admit::Ready,
         }),
+        disabled: None,
         guard: crate::guard::Settings::default(),
     }
 }
