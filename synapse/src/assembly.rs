@@ -273,7 +273,8 @@ pub struct Assembly {
     pub text: Arc<str>,
     /// What haproxy should run once it has loaded it.
     pub desired: Desired,
-    /// Lines of the file by fragment: 0 is the frame, then the services in order, then the shared frontend.
+    /// Lines of the file by fragment: 0 is the frame, then the services in order, then the shared frontend, then what
+    /// stands in for services that are left out.
     pub map: FragmentMap,
     /// The fragments' models, in the same order.
     pub models: Vec<Arc<Model>>,
@@ -339,10 +340,12 @@ pub fn assemble(
     let shared = frame.render_shared(pieces.iter().map(|p| p.service.as_ref()))?;
     let shared = Fragment::new(shared, &BTreeMap::new());
     let unmarked = Model::parse(&frame.render_frame("")?, Ours::Names(&BTreeMap::new()));
+    let rest = [&unmarked, &*shared.model];
+    let stumps = stumps(frame, pieces.iter().copied(), rest);
     let parsed = pieces
         .iter()
         .map(|p| &p.fragment.model)
-        .chain(std::iter::once(&shared.model));
+        .chain([&shared.model, &stumps.model]);
     let sections = unmarked
         .sections
         .iter()
@@ -352,7 +355,7 @@ pub fn assemble(
     let frame_text = frame.render_frame(generation.as_str())?;
     let texts: Vec<&str> = std::iter::once(frame_text.as_str())
         .chain(pieces.iter().map(|p| p.fragment.text.as_ref()))
-        .chain(std::iter::once(shared.text.as_ref()))
+        .chain([shared.text.as_ref(), stumps.text.as_ref()])
         .collect();
     let map = FragmentMap::new(texts.iter().map(|t| t.lines().count()));
     let backends = cache.backends(&unmarked, &frame_text, pieces);
@@ -361,7 +364,7 @@ pub fn assemble(
     let services = pieces.iter().map(|p| Arc::clone(&p.fragment.model));
     let models = std::iter::once(marked)
         .chain(services)
-        .chain(std::iter::once(shared.model))
+        .chain([shared.model, stumps.model])
         .collect();
     Ok(Assembly {
         text,
@@ -373,6 +376,28 @@ pub fn assemble(
         map,
         models,
     })
+}
+
+/// Empty backends for services that are left out although something names them; `rest` is what belongs to no service.
+fn stumps<'a>(
+    frame: &Renderer,
+    pieces: impl Iterator<Item = &'a Piece>,
+    rest: [&Model; 2],
+) -> Fragment {
+    let pieces: Vec<&Piece> = pieces.collect();
+    let models = pieces.iter().map(|piece| &*piece.fragment.model);
+    let sections = models.chain(rest).flat_map(|model| &model.sections);
+    let sections: Vec<&Section> = sections.map(AsRef::as_ref).collect();
+    let options: Vec<(&str, &str)> = pieces
+        .iter()
+        .filter_map(|p| {
+            Some((
+                p.backend(),
+                p.service.haproxy.as_ref()?.server_options.as_str(),
+            ))
+        })
+        .collect();
+    Fragment::new(frame.render_stumps(&sections, &options), &BTreeMap::new())
 }
 
 fn admits_checked<'a>(pieces: impl Iterator<Item = &'a Piece>) -> BTreeSet<String> {

@@ -63,6 +63,8 @@ pub struct Config {
     pub max_stale: Option<Duration>,
     /// Full comparison of memory, file and live haproxy; default 30 s.
     pub audit_interval: Duration,
+    /// With nothing to serve, the first file waits so long for the first word of every source; default 1 s.
+    pub startup_wait: Duration,
     /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
     pub coalesce: (Duration, Duration),
 }
@@ -88,6 +90,8 @@ pub struct Service {
     pub leader_election: bool,
     /// Rendering; `None` when `haproxy.disabled` is true.
     pub haproxy: Option<ServiceHaproxy>,
+    /// What it would be, when `haproxy.disabled` is true: other lines may name its backend.
+    pub disabled: Option<Box<ServiceHaproxy>>,
     /// Its own guard, else the top level's.
     pub guard: crate::guard::Settings,
 }

@@ -44,6 +44,8 @@ pub struct Input<'a> {
     pub previous: &'a Previous,
     /// Addresses of hosts that are names; `None` = never resolved.
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
+    /// Hosts that are names and have not been looked up yet: nobody can say that they do not resolve.
+    pub awaited: &'a dyn Fn(&str) -> bool,
     /// `haproxy.allowed_server_options`.
     pub allowed_options: &'a [String],
     /// What earlier runs with the same configuration have found. Changes nothing but the time it takes.
@@ -234,6 +236,8 @@ fn finish(
 enum Found {
     Withdrawn,
     Rejected(String),
+    /// This host's first lookup has not ended.
+    Awaited(String),
     Used(Entrant, Arc<[String]>),
 }
 
@@ -278,6 +282,7 @@ fn examine(input: &Input<'_>, znode: &str, child: &Child, names: &mut BTreeSet<S
     }
     let port = input.service.backend_port_override.unwrap_or(instance.port);
     match gate.admit(&Candidate::from_instance(znode, &instance, port)) {
+        Err(_) if (input.awaited)(&instance.host) => Found::Awaited(instance.host),
         Err(reason) => Found::Rejected(reason),
         Ok((server, left_out)) => {
             let left_out = instance.weight_problem.into_iter().chain(left_out);
@@ -311,6 +316,7 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
                 znode: znode.clone(),
                 reason,
             }),
+            Found::Awaited(host) => remarks.awaits(znode.clone(), &host),
             Found::Used(entrant, left_out) => {
                 let left_out = left_out.iter().cloned();
                 remarks.left_out.extend(left_out.map(|text| Note {
@@ -356,6 +362,9 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
             .filter(|_| override_port)
             .unwrap_or(default.port);
         match gate.admit(&Candidate::from_default(default, port)) {
+            Err(_) if (input.awaited)(&default.host) => {
+                remarks.awaits(default_label(index), &default.host);
+            }
             Err(reason) => remarks.rejected.push(Rejected {
                 znode: default_label(index),
                 reason,

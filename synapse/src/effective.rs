@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cfg::{Model, Section, ServerLine, is_plain};
 use crate::generation::hex;
+use crate::server::NOWHERE;
 
 mod balance;
 pub mod keyword;
@@ -223,6 +224,12 @@ impl Effective {
     #[must_use]
     pub fn weight_is_agents(&self) -> bool {
         self.options.has("agent-check")
+    }
+
+    /// It stands in the file only because a line names it: see [`crate::server::Server::is_parked`].
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.disabled && self.address.ip() == NOWHERE
     }
 }
 

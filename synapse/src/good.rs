@@ -9,8 +9,9 @@ use std::sync::Arc;
 use crate::assembly::Piece;
 use crate::cfg::{Model, Ours};
 use crate::config::Service;
+use crate::named::Named;
 use crate::render::Renderer;
-use crate::server::Identified;
+use crate::server::{Identified, NOWHERE};
 
 /// What was accepted.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub struct Good {
     services: BTreeMap<String, Form>,
     /// What the worker has loaded, in the order of its file.
     order: Vec<Arc<Service>>,
+    /// What the lines of the file name that this process began with.
+    file: Option<Named>,
     /// The last servers of services that are not configured any more.
     gone: BTreeMap<String, Vec<Identified>>,
 }
@@ -43,7 +46,10 @@ impl Good {
             .iter()
             .map(|s| (s.number, s.keyword.as_str(), s.name.as_str()))
             .collect();
-        let mut good = Self::default();
+        let mut good = Self {
+            file: Some(Named::of_file(text)),
+            ..Self::default()
+        };
         for service in services {
             let Some(haproxy) = &service.haproxy else {
                 continue;
@@ -63,7 +69,9 @@ impl Good {
                     }
                 }
             }
-            if !fragment.is_empty() {
+            // What stood in for a service that was left out is no form of it.
+            let stump = haproxy.port.is_some() && is_stump(&fragment);
+            if !fragment.is_empty() && !stump {
                 good.services
                     .insert(service.name.clone(), Form::Text(fragment));
             }
@@ -84,6 +92,31 @@ impl Good {
         let named = |name: &String| services.iter().any(|service| service.name == *name);
         self.gone.retain(|name, _| named(name));
         self.order = services;
+    }
+
+    /// The accepted frame is no longer that of the file.
+    pub fn leave_file(&mut self) {
+        let text = |form: &Form| matches!(form, Form::Text(_));
+        if !self.services.values().any(text) {
+            self.file = None;
+        }
+    }
+
+    /// What the accepted forms name.
+    #[must_use]
+    pub fn named(&self) -> Vec<&Named> {
+        let mut found: Vec<&Named> = self.file.iter().collect();
+        let recipes = self.services.values().filter_map(|form| match form {
+            Form::Recipe(renderer, _) => Some(renderer),
+            Form::Text(_) => None,
+        });
+        for renderer in self.frame.iter().chain(recipes) {
+            let named = renderer.named();
+            if !found.iter().any(|known| std::ptr::eq(*known, named)) {
+                found.push(named);
+            }
+        }
+        found
     }
 
     /// A service is not configured any more: should the worker have it still, these were its servers.
@@ -111,6 +144,21 @@ impl Good {
             Form::Text(text) => Some(with_wanted(service, text, servers)),
         }
     }
+}
+
+/// Whether this is an empty backend in place of a service that was left out.
+fn is_stump(text: &str) -> bool {
+    let model = Model::parse(text, Ours::All);
+    let mut servers = model.servers.values().flat_map(BTreeMap::values);
+    let [section] = model.sections.as_slice() else {
+        return false;
+    };
+    section.keyword == "backend"
+        && section
+            .lines
+            .iter()
+            .all(|line| line.text.starts_with("mode "))
+        && servers.all(|server| server.address.ip() == NOWHERE)
 }
 
 /// The text without the lines of servers that are no longer wanted.

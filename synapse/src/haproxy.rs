@@ -132,7 +132,7 @@ impl Haproxy {
     pub async fn check(&self, candidate: &Path) -> Result<Verdict, CheckError> {
         #[cfg(test)]
         if let Some(simulated) = simulated::Simulated::current() {
-            return Ok(simulated.check());
+            return Ok(simulated.check(candidate));
         }
         let verdict = self.checker.check(candidate, self.reload_timeout).await?;
         let ours = self.has_our_rights() || matches!(self.checker, Checker::Command(_));

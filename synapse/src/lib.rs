@@ -17,6 +17,7 @@ pub mod ids;
 pub mod intake;
 pub mod lines;
 pub mod metrics;
+pub mod named;
 pub mod offline;
 pub mod order;
 pub mod plan;

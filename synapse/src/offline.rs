@@ -72,6 +72,8 @@ fn pieces(
     let found = look_up(config, &snapshot);
     let world = World {
         resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
+        awaited: &|_| false,
+        named: &[renderer.named()],
         operator_maint: &BTreeSet::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,

@@ -387,6 +387,12 @@ pub fn garbage<'a>(
     backends.into_iter().flat_map(of).collect()
 }
 
+/// Whether the server is to take requests, as far as the registry is concerned, or is not ours.
+fn wants(backend: &Backend, server: &str) -> bool {
+    let wanted = backend.servers.get(server);
+    wanted.is_some_and(|wanted| !wanted.is_parked()) || backend.structural.contains(server)
+}
+
 fn desired_has(backend: &Backend, server: &str) -> bool {
     backend.servers.contains_key(server) || backend.structural.contains(server)
 }
@@ -444,7 +450,9 @@ impl Running {
             address: Some(wanted.address),
             id: wanted.id.unwrap_or_default(),
             weight: wanted.weight,
-            state: if wanted.disabled {
+            state: if wanted.is_parked() {
+                State::Retired
+            } else if wanted.disabled {
                 State::OperatorMaint
             } else {
                 State::Ready

@@ -12,6 +12,7 @@
 //! (`aim`), in the file and over the stats socket, so that nobody waits for a structure.
 
 mod aim;
+mod blames;
 mod boot;
 mod dispatch;
 mod file;
@@ -38,7 +39,7 @@ use smartstack_common::watchdog::Progress;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::assembly::Whole;
 use crate::config::Config;
@@ -48,6 +49,7 @@ use crate::haproxy::end::End;
 use crate::intake::Taken;
 use crate::plan::State as ServerState;
 use crate::render::Renderer;
+use crate::resolve;
 use crate::runtime_api::RuntimeApi;
 use crate::services::{State, World};
 use crate::snapshot::{Ids, Snapshot};
@@ -55,6 +57,7 @@ use crate::source::SourceKey;
 use crate::sources::Sources;
 use crate::status::{Board, ReloadView, View};
 use aim::Touched;
+use blames::Blames;
 use file::File;
 use guarding::Guarding;
 use job::{Done, Driver, Kept};
@@ -94,6 +97,8 @@ struct Quarantine {
     structure: Vec<u8>,
     /// haproxy's words.
     reason: String,
+    /// What the words are about.
+    blames: Blames,
     /// What stands in the file instead.
     kept: Kept,
     /// A worker failed to start with it for a reason that shows at a start alone: a living worker is not asked again.
@@ -109,6 +114,25 @@ struct RefusedFrame {
     instead: Arc<Renderer>,
     /// When it is tried again; `None` = when the configuration is loaded again.
     until: Option<Instant>,
+}
+
+impl Quarantine {
+    /// When it is tried again, in words.
+    fn again(until_changed: bool) -> &'static str {
+        match until_changed {
+            true => "when its configuration or what haproxy names changes",
+            false => "every 60 s, and when its configuration or what haproxy names changes",
+        }
+    }
+
+    /// For people: the reason, what is served instead, and when it is tried again.
+    fn words(&self) -> String {
+        let (stays, again) = (self.kept.words(), Self::again(self.until_changed));
+        format!(
+            "{} (served instead: {stays}; tried again {again})",
+            self.reason
+        )
+    }
 }
 
 /// Counts of what was done, for status and metrics.
@@ -276,19 +300,23 @@ impl Reconciler {
         self.close().await;
     }
 
-    /// Passes without end. The first is made before any session is opened.
+    /// Passes without end. The first is made before any session is opened, unless nothing is there to be served.
     async fn work(
         &mut self,
         mut configs: watch::Receiver<Arc<Config>>,
         mut orders: mpsc::Receiver<Order>,
         progress: Progress,
     ) {
-        self.pass().await;
-        let config = Arc::clone(&self.config);
-        self.sources.follow(&config);
-        self.settle = Some(Instant::now() + SETTLE);
         let mut changes = self.sources.changes();
         let mut resolved = self.sources.resolved();
+        let config = Arc::clone(&self.config);
+        if self.begins_with_nothing() {
+            self.sources.follow(&config);
+            self.await_first_words(&mut changes, &mut resolved).await;
+        }
+        self.pass().await;
+        self.sources.follow(&config);
+        self.settle = Some(Instant::now() + SETTLE);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut audit = interval(self.config.audit_interval);
@@ -422,8 +450,12 @@ impl Reconciler {
         }
         let resolved = self.sources.resolved().borrow().clone();
         let live = self.observed.as_ref();
+        let mut named = self.good.named();
+        named.push(self.renderer.named());
         let world = World {
+            named: &named,
             resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
+            awaited: &|host: &str| resolve::is_name(host) && !resolved.contains_key(host),
             operator_maint: &self.operator_maint,
             refused_options: &self.refused_options,
             live: &|backend: &str| live?.running.backends.get(backend),
@@ -444,11 +476,31 @@ impl Reconciler {
             self.unrendered.insert(index);
             self.unseen.insert(index);
         }
+        self.try_blamed_again(&dirty);
         if other_names {
             let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
             self.sources.want_names(names.collect());
         }
         dirty
+    }
+
+    /// A server has come that something was refused for the want of: that is tried again.
+    fn try_blamed_again(&mut self, assessed: &BTreeSet<usize>) {
+        let came = |quarantine: &Quarantine| {
+            let states = assessed.iter().filter_map(|i| self.services.get(*i));
+            let mut servers = states.flat_map(|state| &state.servers);
+            servers.any(|s| !s.server.is_parked() && quarantine.blames.waits_for(&s.server.name))
+        };
+        let again = self.quarantined.iter().filter(|(_, q)| came(q));
+        let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
+        for service in again {
+            info!(
+                service,
+                "what haproxy missed is there: the service is tried again"
+            );
+            self.quarantined.remove(&service);
+            self.replace_piece(&service);
+        }
     }
 
     /// Renders what was assessed, unless a window is open.

@@ -10,6 +10,7 @@
 mod frame;
 mod kept;
 mod server_line;
+mod stumps;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -24,10 +25,12 @@ use tera::{Context, ErrorKind, Tera};
 use crate::cfg::{Model, Ours, Section, is_plain};
 use crate::config::{Config, FrontendPort, Part, Service, ServiceHaproxy, TemplateText};
 use crate::haproxy::version::Version;
+use crate::named::Named;
 use crate::server::Identified;
 use frame::Frame;
 use kept::Kept;
 use server_line::ServerView;
+use stumps::Stump;
 
 const GLOBAL: (&str, &str) = (
     "global.cfg.tera",
@@ -145,6 +148,8 @@ pub struct Renderer {
     frame: Frame,
     /// The frame as it stands in a file, instead.
     kept: Option<Arc<Kept>>,
+    stumps: Arc<[Stump]>,
+    named: Arc<Named>,
     use_nerve_weights: bool,
 }
 
@@ -207,6 +212,8 @@ impl Renderer {
             templates: Arc::new(templates),
             frame: Frame::new(config, version),
             kept: None,
+            stumps: config.services.iter().filter_map(Stump::of).collect(),
+            named: Arc::new(Named::of(config)),
             use_nerve_weights: haproxy.use_nerve_weights,
         })
     }
@@ -407,6 +414,19 @@ impl Renderer {
         let mut context = Context::new();
         context.insert("shared_frontend", &lines);
         self.render(&self.templates.shared_frontend, &context, None)
+    }
+
+    /// What the lines of the configuration name.
+    #[must_use]
+    pub fn named(&self) -> &Named {
+        &self.named
+    }
+
+    /// Empty backends for services that are not in the file although something in it names theirs: haproxy would refuse
+    /// all of it for that. `present` are the sections of the file, `options` what each backend's servers are given.
+    #[must_use]
+    pub fn render_stumps(&self, present: &[&Section], options: &[(&str, &str)]) -> String {
+        stumps::render(&self.stumps, present, options)
     }
 
     /// The whole file by the whole-file template, or `None` without one. Ends with a newline.

@@ -23,7 +23,8 @@ const PERIOD: Duration = Duration::from_secs(30);
 /// Lookups at the same time (each may hold a thread of the blocking pool).
 const CONCURRENT: usize = 8;
 
-/// Addresses by name, as [`in_order`] leaves them; the first is the one to use. A name never resolved is absent.
+/// Addresses by name, as [`in_order`] leaves them; the first is the one to use. A name that has been looked up in vain has
+/// none; one whose first lookup is under way is absent.
 pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 
 /// The answers of a lookup in the order that makes the first one the same on every host: A before AAAA, each sorted.
@@ -47,15 +48,19 @@ pub fn is_name(host: &str) -> bool {
     !host.is_empty() && bare.parse::<IpAddr>().is_err()
 }
 
-/// Takes one lookup's result into the map. Returns whether the map changed: a failure or an empty answer changes nothing.
+/// Takes one lookup's result into the map. Returns whether the map changed: a failure or an empty answer takes no address
+/// away.
 pub fn merge(resolved: &mut Resolved, name: &str, answer: Result<Vec<IpAddr>, String>) -> bool {
-    match answer.map(in_order) {
-        Ok(addresses) if !addresses.is_empty() && resolved.get(name) != Some(&addresses) => {
-            resolved.insert(name.to_owned(), addresses);
-            true
-        }
-        _ => false,
+    let addresses = answer.map(in_order).unwrap_or_default();
+    let known = resolved.get(name);
+    let changes = match addresses.is_empty() {
+        true => known.is_none(),
+        false => known != Some(&addresses),
+    };
+    if changes {
+        resolved.insert(name.to_owned(), addresses);
     }
+    changes
 }
 
 /// One lookup: the answers, or the reason in words.
@@ -119,7 +124,9 @@ pub async fn resolve(
                 if round.is_wanted(&name) {
                     let mut map = resolved.borrow().as_ref().clone();
                     if merge(&mut map, &name, answer) {
-                        info!(name, address = ?map.get(&name), "a host's name has been resolved");
+                        if let Some(address) = map.get(&name).filter(|found| !found.is_empty()) {
+                            info!(name, ?address, "a host's name has been resolved");
+                        }
                         resolved.send_replace(Arc::new(map));
                     }
                 }

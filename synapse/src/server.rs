@@ -1,7 +1,11 @@
 //! A server as wanted in one backend: validated, addressed, named. What rendering and planning work on.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+
+/// Address of a server that a line names and that the registry does not have. Nobody has it (RFC 5737), so that it also
+/// tells such a server from one that an operator has disabled.
+pub const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 /// A validated server of a backend. Every text in it is safe to stand in haproxy.cfg and on the stats socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +30,46 @@ pub struct Server {
     pub sequence: Option<u64>,
     /// Put in maint by an operator: rendered as `disabled` across our reloads.
     pub disabled: bool,
+}
+
+impl Server {
+    /// The registry does not have it, but a line names it: it stays in the file, out of rotation.
+    #[must_use]
+    pub fn is_parked(&self) -> bool {
+        self.disabled && self.address == NOWHERE
+    }
+
+    /// The same without the registry's part.
+    #[must_use]
+    pub fn parked(&self) -> Self {
+        Self {
+            address: NOWHERE,
+            weight: self.weight.filter(|weight| *weight > 0),
+            znode: None,
+            sequence: None,
+            disabled: true,
+            ..self.clone()
+        }
+    }
+
+    /// A server of which only the NAME is known, such as `i1_10.0.0.1:80`.
+    #[must_use]
+    pub fn unknown(name: &str) -> Self {
+        let (left, port) = name.rsplit_once(':').unwrap_or((name, ""));
+        let host = left.rsplit_once('_').map_or(left, |(_, host)| host);
+        Self {
+            name: name.to_owned(),
+            host: host.to_owned(),
+            address: NOWHERE,
+            port: port.parse().ok().filter(|port| *port > 0).unwrap_or(1),
+            weight: None,
+            options: None,
+            explicit_id: None,
+            znode: None,
+            sequence: None,
+            disabled: true,
+        }
+    }
 }
 
 /// A server with its id, ready to be rendered.

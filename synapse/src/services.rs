@@ -13,6 +13,7 @@ use crate::config::{Config, Service};
 use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, discovery_order, funnel};
 use crate::ids;
 use crate::intake::{Intake, Taken, watched};
+use crate::named::Named;
 use crate::order;
 use crate::plan::RunningServer;
 use crate::render::Renderer;
@@ -58,6 +59,8 @@ pub struct State {
 pub struct World<'a> {
     /// Addresses of hosts that are names.
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
+    /// Those that have not been looked up yet.
+    pub awaited: &'a dyn Fn(&str) -> bool,
     /// Servers an operator has put in maint: `(backend, NAME)`.
     pub operator_maint: &'a BTreeSet<(String, String)>,
     /// `(backend, options)` that haproxy refused.
@@ -66,6 +69,8 @@ pub struct World<'a> {
     pub live: &'a dyn Fn(&str) -> Option<&'a BTreeMap<String, RunningServer>>,
     /// Counts the times that the live table was read whole: ids given before may not be those of its servers.
     pub looks: u64,
+    /// What lines name, of the configuration and of what has been loaded before it.
+    pub named: &'a [&'a Named],
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
 }
@@ -148,6 +153,19 @@ impl State {
         self.seed.is_some()
     }
 
+    /// Nothing ran, stood in the file or was remembered when this process started. Default servers are no memory.
+    #[must_use]
+    pub fn remembers_nothing(&self) -> bool {
+        let found = |seed: &seed::Seed| {
+            let origins = [seed::Origin::Live, seed::Origin::File];
+            origins.contains(&seed.origin) && !seed.servers.is_empty()
+        };
+        let mut sources = self.intake.sources();
+        !self.seed.as_ref().is_some_and(found)
+            && sources.all(|(_, view)| view.children.is_empty())
+            && self.previous == Previous::None
+    }
+
     /// What the funnel makes of what is remembered of its source.
     #[must_use]
     pub fn remembered(
@@ -163,6 +181,7 @@ impl State {
             held: &taken.held,
             previous: &self.previous,
             resolved,
+            awaited: &|_| false,
             allowed_options,
             memo: &self.memo,
         })
@@ -202,6 +221,7 @@ impl State {
             held: &held,
             previous: &self.previous,
             resolved: world.resolved,
+            awaited: world.awaited,
             allowed_options: &config.haproxy.allowed_server_options,
             memo: &self.memo,
         });
@@ -269,6 +289,7 @@ impl State {
             }
             admitted.push(server);
         }
+        admitted.extend(self.parked(&admitted, &backend, world));
         self.give_ids(admitted, &backend, config, world, known);
         self.servers.clone_from(&self.given);
         if let Some(haproxy) = &self.service.haproxy {
@@ -284,6 +305,44 @@ impl State {
                 &self.service.name,
             );
         }
+    }
+
+    /// Servers that a line names and that are not among `there`: haproxy would refuse the file without them. One that has
+    /// been there keeps what is known of it.
+    fn parked(&self, there: &[Arc<Server>], backend: &str, world: &World<'_>) -> Vec<Arc<Server>> {
+        // Where the worker still has a service that is disabled by now, its lines are held to what they name.
+        let disabled = self.service.disabled.as_ref();
+        let backend = disabled.map_or(backend, |haproxy| haproxy.backend_name.as_str());
+        let live = (world.live)(backend);
+        let given = || self.given.iter().map(|s| &s.server);
+        let mut names: BTreeSet<&str> = BTreeSet::new();
+        for named in world.named {
+            names.extend(named.servers(backend));
+            let there = given().map(|server| server.name.as_str());
+            names.extend(there.filter(|name| named.mentions(name)));
+            let running = |word: &&str| live.is_some_and(|live| live.contains_key(*word));
+            names.extend(named.words().filter(running));
+        }
+        let absent = |name: &&str| {
+            there.iter().all(|server| server.name != *name)
+                && !world.named.iter().any(|named| named.defines(backend, name))
+        };
+        let park = |name: &str| {
+            let former = given().find(|server| server.name == name);
+            let refused = |options: &String| {
+                let key = (backend.to_owned(), options.clone());
+                world.refused_options.contains_key(&key)
+            };
+            match former {
+                Some(former) if former.options.as_ref().is_some_and(refused) => {
+                    Arc::new(Server::unknown(name))
+                }
+                Some(former) if former.is_parked() => Arc::clone(former),
+                Some(former) => Arc::new(former.parked()),
+                None => Arc::new(Server::unknown(name)),
+            }
+        };
+        names.into_iter().filter(absent).map(park).collect()
     }
 
     /// Servers that have got an id keep it, as long as haproxy's table has not been read anew; others get one.

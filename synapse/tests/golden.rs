@@ -64,6 +64,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,
+        startup_wait: Duration::from_secs(1),
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -100,6 +101,7 @@ fn service(
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        disabled: None,
         guard: synapse::guard::Settings::default(),
     };
     edit(&mut service, &mut haproxy);
@@ -134,6 +136,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
     };
     let resolved = |host: &str| (host == "app.example").then(|| [192, 0, 2, 7].into());
     let desired = funnel(Input {
+        awaited: &|_| false,
         service,
         view: &view,
         held: &BTreeSet::new(),
@@ -310,6 +313,7 @@ fn worked_example() -> Config {
         service("bare", "/ex/bare", |_, haproxy| haproxy.cookie_hash = true),
         Service {
             haproxy: None,
+            disabled: None,
             ..service("files_only", "/ex/db", |_, _| ())
         },
     ];

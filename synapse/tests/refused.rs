@@ -14,7 +14,8 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
-use smartstack_common::testing::{Dir, Haproxy, ZooKeeper, eventually, free_port};
+use smartstack_common::admin::Bind;
+use smartstack_common::testing::{App, Dir, Haproxy, ZooKeeper, eventually, free_port, get};
 
 use rig::{Rig, SOON, fixed, server, settings};
 
@@ -607,4 +608,102 @@ async fn a_snapshot_that_cannot_be_written_is_a_warning_and_a_number() {
     site.change_the_others();
     site.others_changed("no snapshot").await;
     site.rig.serves("bad", &[server(1), server(3)]).await;
+}
+
+/// Whoever names a service that is left out stays whole: an extra section, the shared frontend, another service.
+#[tokio::test]
+async fn what_names_a_service_that_is_left_out_is_served() {
+    let app = App::start("app").await;
+    let dir = Dir::new();
+    let mut config = settings(&dir);
+    let ports = [(); 6].map(|()| free_port());
+    let [kept, bad, off, shared, extra, late] = ports;
+    for (name, port) in [("kept", kept), ("bad", bad), ("off", off)] {
+        config["services"][name] = fixed(port, &[app.address.port()]);
+    }
+    let names = |port: u16| {
+        json!([
+            format!("bind 127.0.0.1:{port}"),
+            "use_backend bad if { path /bad }",
+            format!(
+                "use_backend off if {{ path /off }} or {{ srv_is_up(off/{}) }}",
+                server(app.address.port())
+            ),
+            "default_backend kept",
+        ])
+    };
+    let both = json!([
+        "use_backend bad if { path /bad }",
+        "use_backend off if { path /off } { nbsrv(off) ge 0 }"
+    ]);
+    config["services"]["kept"]["haproxy"]["frontend"] = both;
+    config["services"]["off"]["haproxy"]["disabled"] = json!(true);
+    config["services"]["bad"]["haproxy"]["backend"] = json!(["mode http", "timeout server oops"]);
+    config["haproxy"]["shared_frontend"] = names(shared);
+    config["haproxy"]["extra_sections"] = json!({"frontend extra": names(extra)});
+    let mut rig = Rig::start(dir, &config).await;
+    let says = async |port: u16, path: &str| {
+        let bind = Bind::Tcp(format!("127.0.0.1:{port}"));
+        get(&bind, path).await.unwrap().status
+    };
+    for port in [kept, shared, extra] {
+        assert_eq!(says(port, "/").await, 200, "{}", rig.whole_log());
+        assert_eq!(says(port, "/bad").await, 503);
+        assert_eq!(says(port, "/off").await, 503);
+    }
+    rig.assert_sound("a service is refused and one is disabled");
+    let status = rig.synapse.status().await;
+    let words = status["services"]["bad"]["quarantined"].as_str().unwrap();
+    assert!(
+        words.contains("timeout server") && words.contains("tried again"),
+        "{words}"
+    );
+    assert_eq!(status["problems"], json!([]), "{status:#}");
+    let log = rig.whole_log();
+    assert!(
+        !log.contains("unable to find"),
+        "only the cause is told: {log}"
+    );
+    assert_eq!(log.matches("haproxy refuses").count(), 1, "{log}");
+
+    // Both come back, and another one goes while it is named.
+    config["services"]["bad"]["haproxy"]["backend"] = json!(["mode http"]);
+    config["services"]["off"]["haproxy"]["disabled"] = json!(false);
+    config["services"]["late"] = fixed(late, &[app.address.port()]);
+    config["services"]["late"]["haproxy"]["frontend"] =
+        json!(["use_backend kept if { path /kept }"]);
+    rig.configure(&config);
+    rig.status_shows("both are there", |status| {
+        status["services"]["bad"]["quarantined"].is_null()
+            && status["services"]["late"].is_object()
+            && status["haproxy"]["divergence"] == 0
+    })
+    .await;
+    assert_eq!(
+        rig.text().matches("\nbackend bad\n").count(),
+        1,
+        "{}",
+        rig.text()
+    );
+    for (port, path) in [
+        (extra, "/bad"),
+        (shared, "/off"),
+        (late, "/kept"),
+        (bad, "/"),
+    ] {
+        assert_eq!(says(port, path).await, 200, "{path}");
+    }
+    config["services"]["kept"]["haproxy"]["disabled"] = json!(true);
+    rig.configure(&config);
+    let closed = async || match says(late, "/kept").await {
+        503 => Ok(()),
+        other => Err(format!("{other}")),
+    };
+    eventually(
+        "a disabled service answers 503 where it is named",
+        SOON,
+        closed,
+    )
+    .await;
+    rig.assert_sound("a named service was disabled");
 }

@@ -78,7 +78,10 @@ fn services() -> Vec<Arc<Service>> {
         Arc::new(service)
     };
     vec![
-        service("web", &|_| {}),
+        service("web", &|h| {
+            h.frontend =
+                vec!["use_backend checked if { srv_is_up(checked/away_10.0.0.9:80) }".to_owned()];
+        }),
         service("checked", &|h| {
             h.server_options = "check inter 2s weight 3".to_owned();
             h.backend = vec!["mode tcp".to_owned(), "default-server rise 9".to_owned()];
@@ -106,6 +109,8 @@ proptest! {
         let mut config = config();
         config.haproxy.use_nerve_weights = weights;
         config.haproxy.shared_frontend = Some(vec!["bind 127.0.0.1:1".to_owned()]);
+        // Those that are left out and named leave an empty backend.
+        config.services = services().iter().map(|service| (**service).clone()).collect();
         if whole_template {
             let text = "{% include \"global.cfg.tera\" %}{% for service in services %}{% include \"service.cfg.tera\" %}{% endfor %}";
             config.haproxy.templates.whole = Some(crate::config::TemplateText { path: "whole".into(), text: text.to_owned() });
@@ -151,4 +156,38 @@ proptest! {
             prop_assert_eq!(kept.desired(), &once.desired);
         }
     }
+}
+
+#[test]
+fn a_service_that_is_left_out_and_named_leaves_an_empty_backend() {
+    let mut config = config();
+    config.services = services().iter().map(|s| (**s).clone()).collect();
+    let renderer = Arc::new(Renderer::new(&config).unwrap());
+    let piece = |at: usize| Piece::render(&renderer, &services()[at], &[]).unwrap();
+    let (web, checked) = (piece(0), piece(1));
+    let text = |pieces: &[&Piece]| {
+        let made = assemble(&renderer, pieces, &mut EffectiveCache::default()).unwrap();
+        made.text.to_string()
+    };
+    let stump = "\nbackend checked\n\tmode tcp\n\tserver away_10.0.0.9:80 192.0.2.1:1 check weight 0 disabled\n";
+    assert!(text(&[&web]).ends_with(stump), "{}", text(&[&web]));
+    assert!(!text(&[&web, &checked]).contains(stump));
+    // Nobody names it, or somebody else defines it.
+    assert!(!text(&[&piece(2)]).contains("backend checked"));
+    config.haproxy.extra_sections = vec![("backend checked".to_owned(), Vec::new())];
+    let renderer = Renderer::new(&config).unwrap();
+    let made = assemble(&renderer, &[&web], &mut EffectiveCache::default()).unwrap();
+    assert_eq!(
+        made.text.matches("backend checked").count(),
+        2,
+        "{}",
+        made.text
+    );
+    // In whatever way it is left out.
+    let disabled = config.services[1].haproxy.take().map(Box::new);
+    config.services[1].disabled = disabled;
+    config.haproxy.extra_sections.clear();
+    let renderer = Renderer::new(&config).unwrap();
+    let made = assemble(&renderer, &[&web], &mut EffectiveCache::default()).unwrap();
+    assert!(made.text.ends_with(stump), "{}", made.text);
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{
     Assembly, Backends, EffectiveCache, Fragment, Piece, admits_checked, assemble, next_number,
+    stumps,
 };
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
@@ -20,7 +21,8 @@ pub struct Whole {
     form: Form,
     desired: Desired,
     revision: u64,
-    /// The text: the frame, the services in order (nothing for an absent one), the shared frontend; or all in one.
+    /// The text: the frame, the services in order (nothing for an absent one), the shared frontend, what stands in for
+    /// absent ones that are named; or all in one.
     parts: Arc<Vec<Arc<str>>>,
 }
 
@@ -45,6 +47,7 @@ struct Pieces {
     unmarked: Model,
     marked: Arc<str>,
     shared: Fragment,
+    stumps: Fragment,
 }
 
 impl Whole {
@@ -107,7 +110,10 @@ impl Whole {
             Form::One(text) => vec![Arc::clone(text)],
             Form::Pieces(pieces) => std::iter::once(Arc::clone(&pieces.marked))
                 .chain(self.slots.iter().map(text))
-                .chain(std::iter::once(Arc::clone(&pieces.shared.text)))
+                .chain([
+                    Arc::clone(&pieces.shared.text),
+                    Arc::clone(&pieces.stumps.text),
+                ])
                 .collect(),
         };
         self.parts = Arc::new(parts);
@@ -235,10 +241,11 @@ impl Whole {
             .frame
             .render_shared(self.pieces().map(|piece| &*piece.service))?;
         let shared = Fragment::new(shared, &BTreeMap::new());
+        let stumps = stumps(&self.frame, self.pieces(), [&unmarked, &*shared.model]);
         let models = self.pieces().map(|piece| &*piece.fragment.model);
         let sections = std::iter::once(&unmarked)
             .chain(models)
-            .chain(std::iter::once(&*shared.model))
+            .chain([&*shared.model, &*stumps.model])
             .flat_map(|model| &model.sections);
         let configured = self
             .pieces()
@@ -274,6 +281,7 @@ impl Whole {
             unmarked,
             marked: marked.into(),
             shared,
+            stumps,
         }));
         Ok(())
     }

@@ -46,6 +46,12 @@ pub(super) const KEYS: &[Key] = &[
         "time between full comparisons of memory, file and live haproxy",
     ),
     honoured(
+        "startup_wait",
+        Kind::Duration,
+        "1s",
+        "while nothing is being served and neither file nor snapshot has anything, the first start of haproxy waits so long for the first word of every source and the first lookup of every host's name; `0` = not at all",
+    ),
+    honoured(
         "coalesce",
         Kind::Map,
         "",

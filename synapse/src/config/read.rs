@@ -103,6 +103,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         let min = time("min", Duration::from_millis(20));
         (min, time("max", Duration::from_millis(250)).max(min))
     })?;
+    let startup_wait = top.key("startup_wait").duration();
     let max_stale = max_stale(&top.key("max_stale"));
     let listeners = listeners?;
     let mut haproxy = haproxy?;
@@ -126,6 +127,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         socket: listeners.socket,
         snapshot_path,
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
+        startup_wait: startup_wait.unwrap_or(Duration::from_secs(1)),
         max_stale,
         coalesce,
     };

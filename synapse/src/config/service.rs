@@ -72,6 +72,10 @@ pub(super) fn service<'a>(
     let flag = |name, default| map.key(name).boolean().unwrap_or(default);
     let (discovery, label_filters) = discovery?;
     let haproxy = haproxy?;
+    let (rendered, unrendered) = match disabled {
+        true => (None, Some(Box::new(haproxy.section))),
+        false => (Some(haproxy.section), None),
+    };
     let service = Service {
         name: name.to_owned(),
         discovery: discovery?,
@@ -81,7 +85,8 @@ pub(super) fn service<'a>(
         use_previous_backends: flag("use_previous_backends", true),
         backend_port_override: own_override.or(haproxy.port_override),
         leader_election: flag("leader_election", false),
-        haproxy: (!disabled).then_some(haproxy.section),
+        haproxy: rendered,
+        disabled: unrendered,
         guard: super::read::guard(&map.key("guard"), inherited.guard),
     };
     if matches!(service.discovery, Discovery::Base)

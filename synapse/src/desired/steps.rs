@@ -98,6 +98,13 @@ impl Remarks {
     pub(super) fn note(&mut self, znode: String, text: String) {
         self.notes.push(Note { znode, text });
     }
+
+    pub(super) fn awaits(&mut self, znode: String, host: &str) {
+        self.note(
+            znode,
+            format!("not used yet: host `{host}` is being looked up"),
+        );
+    }
 }
 
 /// By sequence number, unnumbered ones last, then by znode.

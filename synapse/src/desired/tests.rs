@@ -22,6 +22,7 @@ fn service() -> Service {
         backend_port_override: None,
         leader_election: false,
         haproxy: None,
+        disabled: None,
         guard: crate::guard::Settings::default(),
     }
 }
@@ -81,6 +82,7 @@ fn resolved(host: &str) -> Option<IpAddr> {
 
 fn run_after(service: &Service, view: &SourceView, previous: &Previous) -> ServiceDesired {
     funnel(Input {
+        awaited: &|_| false,
         service,
         view,
         held: &BTreeSet::new(),
@@ -441,6 +443,7 @@ fn what_is_only_held_is_marked_and_never_elected_while_anybody_is_registered() {
     let run = |leader_election, held: &[&str]| {
         let held = held.iter().map(|znode| (*znode).to_owned()).collect();
         funnel(Input {
+            awaited: &|_| false,
             service: &Service {
                 leader_election,
                 ..service()
@@ -568,4 +571,39 @@ proptest! {
             prop_assert_eq!(used + same + refused + first.withdrawn.len(), children.len());
         }
     }
+}
+
+#[test]
+fn a_host_that_is_being_looked_up_is_not_refused_yet() {
+    let mut service = service();
+    service.default_servers = vec![
+        default_server("db.local", 80),
+        default_server("bad host", 80),
+    ];
+    let view = view(&[
+        ("i_1", r#"{"host":"new.local","port":1}"#),
+        ("i_2", r#"{"host":"old.local","port":1}"#),
+    ]);
+    let run = |awaited: &dyn Fn(&str) -> bool| {
+        funnel(Input {
+            service: &service,
+            view: &view,
+            held: &BTreeSet::new(),
+            previous: &Previous::None,
+            resolved: &|_| None,
+            awaited,
+            allowed_options: &[],
+            memo: &std::cell::RefCell::default(),
+        })
+    };
+    let waiting = run(&|host| host != "old.local" && resolve::is_name(host));
+    let refused: Vec<&str> = waiting.rejected.iter().map(|r| r.znode.as_str()).collect();
+    assert_eq!(refused, ["i_2"]);
+    let notes: Vec<&str> = waiting.notes.iter().map(|n| n.znode.as_str()).collect();
+    assert!(
+        notes.contains(&"i_1") && notes.contains(&"default_servers[0]"),
+        "{notes:?}"
+    );
+    let all = run(&|_| false);
+    assert_eq!(all.rejected.len(), 4, "{:?}", all.rejected);
 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{ReloadOutcome, Verdict};
+use super::{Complaints, ReloadOutcome, Verdict};
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
 use crate::generation::Generation;
 use crate::runtime_api::{ApiError, Reply};
+use crate::server::NOWHERE;
 
 thread_local! {
     static CURRENT: RefCell<Option<Simulated>> = const { RefCell::new(None) };
@@ -132,7 +133,8 @@ impl Simulated {
         let servers = worker.and_then(|worker| worker.backends.get_mut(backend));
         let server = servers.and_then(|servers| servers.get_mut(name));
         // One that was taken out is not the operator's to judge.
-        let other = |server: &&mut Server| server.weight > 0 && server.maint != maint;
+        let ours = |server: &Server| server.weight == 0 || server.address.ip() == NOWHERE;
+        let other = |server: &&mut Server| !ours(server) && server.maint != maint;
         let Some(server) = server.filter(other) else {
             return;
         };
@@ -181,6 +183,7 @@ impl Simulated {
             limit,
         };
         let mut world = self.world();
+        world.check_file();
         let faults = world.faults;
         if world.happens(faults.lost) {
             return Err(lost(Duration::from_secs(2)));
@@ -205,8 +208,22 @@ impl Simulated {
     }
 
     /// `haproxy -c`.
-    pub(crate) fn check(&self) -> Verdict {
-        Verdict::Valid
+    pub(crate) fn check(&self, candidate: &Path) -> Verdict {
+        let text = std::fs::read_to_string(candidate).unwrap_or_default();
+        match absent(&text).as_slice() {
+            [] => Verdict::Valid,
+            words => {
+                let alerts = words
+                    .iter()
+                    .map(|words| format!("[ALERT] (1) : config : {words}\n"));
+                Verdict::Refused(Complaints::parse(&alerts.collect::<String>()))
+            }
+        }
+    }
+
+    /// The file on disk loads at every moment.
+    pub(crate) fn check_file(&self) {
+        self.world().check_file();
     }
 
     /// A start or a reload of ours.
@@ -218,7 +235,14 @@ impl Simulated {
             return ReloadOutcome::failed("simulated", "");
         }
         world.reloads += 1;
+        world.check_file();
         let text = std::fs::read_to_string(&world.file).unwrap_or_default();
+        if let Some(words) = absent(&text).first() {
+            return ReloadOutcome::failed(
+                words.clone(),
+                format!("[ALERT] (1) : config : {words}\n"),
+            );
+        }
         world.load(&text);
         world.check_kept("a reload");
         let worker = world.worker.as_ref();
@@ -268,6 +292,13 @@ impl World {
             backends: backends.collect(),
         };
         self.former = self.worker.replace(worker);
+    }
+
+    fn check_file(&mut self) {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let words = absent(&text).into_iter();
+        self.broken
+            .extend(words.map(|words| format!("the file does not load: {words}")));
     }
 
     /// No server that the registry has named all the time may be missing in a backend that the worker has.
@@ -348,6 +379,45 @@ impl World {
     }
 }
 
+/// What haproxy says of lines that name servers or backends that are not there.
+fn absent(text: &str) -> Vec<String> {
+    let model = Model::parse(text, Ours::All);
+    let has = |backend: &str, server: &str| {
+        let servers = model.servers.get(backend);
+        servers.is_some_and(|servers| servers.contains_key(server))
+    };
+    let is_backend = |name: &str| {
+        let mut sections = model.sections.iter();
+        sections.any(|s| s.keyword == "backend" && s.name == name)
+    };
+    let mut found = Vec::new();
+    for section in &model.sections {
+        let here = &section.name;
+        for line in &section.lines {
+            let words: Vec<&str> = line.text.split([' ', '(', ')']).collect();
+            for pair in words.windows(2) {
+                let ok = match *pair {
+                    ["use-server", server] => has(here, server),
+                    ["use_backend", backend] => is_backend(backend),
+                    ["srv_is_up" | "srv_conn", server] => {
+                        let (backend, server) = server.split_once('/').unwrap_or((here, server));
+                        has(backend, server)
+                    }
+                    _ => true,
+                };
+                if !ok {
+                    let [_, name] = *pair else { continue };
+                    let (number, keyword) = (line.number, &section.keyword);
+                    found.push(format!(
+                        "[x:{number}] : {keyword} '{here}' : unable to find '{name}'."
+                    ));
+                }
+            }
+        }
+    }
+    found
+}
+
 fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str)) -> String {
     let (address, id, weight) = what;
     let Some(servers) = worker.backends.get_mut(backend) else {
@@ -420,7 +490,7 @@ fn table(worker: &Worker, only: Option<&str>) -> String {
         for (name, server) in servers {
             let (op, admin) = match (server.maint, server.disabled) {
                 (true, false) => (0, 1),
-                (true, true) => (0, 4),
+                (true, true) => (0, 5),
                 (false, true) => (2, 4),
                 (false, false) => (2, 0),
             };

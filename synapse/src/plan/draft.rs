@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{
     Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Reach, Refuses, ReloadReason,
-    Return, Running, RunningServer, State, desired_has,
+    Return, Running, RunningServer, State, wants,
 };
 use crate::effective::{Backend, Effective};
 use crate::sorted::Walk;
@@ -84,7 +84,9 @@ impl<'a> Draft<'a> {
             .structural
             .iter()
             .any(|s| running.get(s).is_some_and(|s| s.state == State::Ready));
-        for (server, found, wanted) in wanted_of(reach, running, desired) {
+        let named_only = |(.., wanted): &(_, _, &Effective)| wanted.is_parked();
+        let all = wanted_of(reach, running, desired).into_iter();
+        for (server, found, wanted) in all.filter(|server| !named_only(server)) {
             let Some(found) = found else {
                 gains += 1;
                 self.missing += 1;
@@ -120,7 +122,8 @@ impl<'a> Draft<'a> {
             let found = running.get(name).map(|found| found.state);
             found == Some(State::Ready) && elsewhere.iter().all(|(other, ..)| *other != name)
         };
-        let others = !elsewhere.is_empty() && desired.servers.keys().any(stays_there);
+        let mut wanted = desired.servers.keys().filter(|name| wants(desired, name));
+        let others = !elsewhere.is_empty() && wanted.any(stays_there);
         for (server, found, wanted) in &elsewhere {
             let around = (others && found.state == State::Ready).then(|| Return::of(wanted));
             let address = wanted.address;
@@ -294,7 +297,7 @@ fn unwanted_of<'a>(
         Reach::Backend => {
             let mut wanted = Walk::of(&desired.servers);
             let gone = running.iter().filter(|(name, found)| {
-                wanted.get(*name).is_none()
+                wanted.get(*name).is_none_or(Effective::is_parked)
                     && may_take(found)
                     && !desired.structural.contains(*name)
             });
@@ -302,7 +305,7 @@ fn unwanted_of<'a>(
         }
         Reach::Servers(names) => names
             .iter()
-            .filter(|name| !desired_has(desired, name))
+            .filter(|name| !wants(desired, name))
             .filter_map(|name| running.get_key_value(name))
             .filter(|(_, found)| may_take(found))
             .map(|(name, _)| name)
@@ -320,7 +323,7 @@ fn unreached_stays(
         return false;
     };
     running.iter().any(|(name, found)| {
-        found.state == State::Ready && desired.servers.contains_key(name) && !names.contains(name)
+        found.state == State::Ready && wants(desired, name) && !names.contains(name)
     })
 }
 

@@ -277,6 +277,43 @@ fn a_server_known_to_be_disabled_returns_to_its_operator() {
 }
 
 #[test]
+fn a_server_that_only_a_line_names_is_out_of_rotation_and_comes_back() {
+    let away = "s2 192.0.2.1:2 id 2 disabled";
+    let (both, one) = (file(&[S1, S2]), file(&[S1, away]));
+    let mut running = Running::loaded(&both);
+    let leaves = plan(&running, &one);
+    assert_eq!(ops(&leaves), ["retire b/s2"]);
+    assert!(
+        matches!(leaves, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true })
+    );
+    assert_eq!(plan(&running, &one), Plan::Unchanged);
+    // It may be named by what the worker has loaded, too.
+    assert_eq!(trash(&running, &one), []);
+    assert_eq!(ops(&plan(&running, &both)), ["return b/s2 weight 1"]);
+    // Loaded while it was away, made ready by hand, or not there.
+    let mut running = Running::loaded(&one);
+    assert_eq!(plan(&running, &one), Plan::Unchanged);
+    assert_eq!(
+        ops(&plan(&running, &both)),
+        ["readdress b/s2 127.0.0.1:2", "return b/s2 weight 1"]
+    );
+    set(&mut running, "s2", 1, State::Ready);
+    assert_eq!(ops(&plan(&running, &one)), ["retire b/s2"]);
+    let running = Running::loaded(&file(&[S1]));
+    assert_eq!(plan(&running, &one), Plan::Unchanged);
+    // The last one waits for what takes its place, as any other.
+    let running = Running::loaded(&file(&[S2]));
+    let Plan::Runtime(all) = plan(&running, &file(&[away, "s3 127.0.0.1:3 id 3"])) else {
+        panic!()
+    };
+    assert_eq!(before_adds(&running, &all), []);
+    assert_eq!(
+        ops(&Plan::Runtime(all)),
+        ["add b/s3 127.0.0.1:3 id 3 weight 1", "retire b/s2"]
+    );
+}
+
+#[test]
 fn weights_are_ours_unless_an_agent_sets_them() {
     let mut running = Running::loaded(&file(&[S1, "s2 127.0.0.1:2 id 2 agent-check agent-port 9"]));
     set(&mut running, "s1", 7, State::Ready);

@@ -217,10 +217,14 @@ impl Reconciler {
                 Some(gone) => gone.iter().collect(),
                 None => shown.keys().collect(),
             };
+            // They have an id, and are out of rotation.
+            let parked = state.servers.iter().filter(|s| s.server.is_parked());
+            let parked: BTreeSet<&str> = parked.map(|s| s.server.name.as_str()).collect();
             let goes = |name: &&String| {
                 let found = shown.get(*name).map(|found| found.state);
                 let takes = matches!(found, Some(ServerState::Ready | ServerState::OperatorDrain));
-                takes && before.servers.contains_key(*name) && !wanted.contains_key(*name)
+                let unwanted = !wanted.contains_key(*name) || parked.contains(name.as_str());
+                takes && before.servers.contains_key(*name) && unwanted
             };
             let mut gone: Vec<Op> = may_go
                 .into_iter()
@@ -234,7 +238,7 @@ impl Reconciler {
             if gone.is_empty() {
                 continue;
             }
-            if enough_stay(shown, wanted, &before.structural) {
+            if enough_stay(shown, wanted, &parked, &before.structural) {
                 ops.append(&mut gone);
             } else {
                 waits = true;
@@ -267,15 +271,16 @@ impl Reconciler {
 fn enough_stay(
     shown: &BTreeMap<String, RunningServer>,
     wanted: &BTreeMap<String, u32>,
+    parked: &BTreeSet<&str>,
     structural: &BTreeSet<String>,
 ) -> bool {
     let mut names = Walk::of(wanted);
     let (mut stay, mut there) = (0, 0);
     for (name, found) in shown {
-        let is_wanted = names.get(name).is_some();
+        let is_wanted = names.get(name).is_some() && !parked.contains(name.as_str());
         there += usize::from(is_wanted && found.state != ServerState::Retired);
         let stays = is_wanted || structural.contains(name);
         stay += usize::from(stays && found.state == ServerState::Ready);
     }
-    stay > 0 && stay >= wanted.len() - there
+    stay > 0 && stay + there + parked.len() >= wanted.len()
 }

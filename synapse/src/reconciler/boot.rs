@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
@@ -28,12 +30,17 @@ use crate::good::Good;
 use crate::haproxy::version::{self, Version};
 use crate::intake::{self, Intake};
 use crate::render::{RenderError, Renderer};
+use crate::resolve::Resolved;
 use crate::ruby_state;
 use crate::runtime_api::RuntimeApi;
 use crate::seed;
 use crate::services::State;
 use crate::snapshot::Snapshot;
+use crate::source::SourceKey;
 use crate::sources::Sources;
+
+/// First words of the registry that come within it are taken in together: many sources speak at one moment.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 impl Reconciler {
     /// Reads what runs and what is on disk, and chooses what each service begins with. No network, no change.
@@ -187,7 +194,15 @@ impl Reconciler {
     /// The frame of a file that an earlier process left: the last good one. The configured one where they are the same.
     fn frame_on_disk(&self, text: &str, snapshot: &Snapshot) -> Option<Arc<Renderer>> {
         let of_a_service = |keyword: &str, name: &str| match keyword {
-            "backend" => snapshot.ids.contains_key(name) || self.by_backend.contains_key(name),
+            "backend" => {
+                let disabled = |s: &State| {
+                    let haproxy = s.service.disabled.as_ref();
+                    haproxy.is_some_and(|haproxy| haproxy.backend_name == name)
+                };
+                snapshot.ids.contains_key(name)
+                    || self.by_backend.contains_key(name)
+                    || self.services.iter().any(disabled)
+            }
             _ => self.services.iter().any(|s| s.service.name == name),
         };
         let ours = |section: &Section| match section.keyword.as_str() {
@@ -213,6 +228,40 @@ impl Reconciler {
             return Some(Arc::clone(&self.renderer));
         }
         Some(Arc::new(kept))
+    }
+
+    /// Nothing is there to be served before the registry has been asked: no haproxy of ours has servers, no file, no
+    /// snapshot. A file made of that would be replaced at once.
+    pub(super) fn begins_with_nothing(&self) -> bool {
+        self.services.iter().all(State::remembers_nothing)
+    }
+
+    /// Waits until every source has been read and every host's name looked up, or for as long as the configuration allows.
+    pub(super) async fn await_first_words(
+        &mut self,
+        changes: &mut watch::Receiver<BTreeSet<SourceKey>>,
+        resolved: &mut watch::Receiver<Arc<Resolved>>,
+    ) {
+        let until = Instant::now() + self.config.startup_wait;
+        loop {
+            changes.mark_unchanged();
+            resolved.mark_unchanged();
+            self.sources_changed();
+            // Tells which names have to be looked up.
+            self.assess();
+            if !self.awaits_words() {
+                return;
+            }
+            // Cancel-safe: watch receives and a deadline kept outside.
+            tokio::select! {
+                _ = changes.changed() => sleep(TOGETHER).await,
+                changed = resolved.changed() => if changed.is_ok() { self.names_changed() },
+                () = sleep_until(until) => {
+                    info!(waited = ?self.config.startup_wait, "haproxy is started without what the registry has not said yet");
+                    return;
+                }
+            }
+        }
     }
 
     /// Takes a configuration that has been validated. What is the same stays as it is.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::blames::Blames;
 use super::job::{Bad, BadFrame, Candidate, Done, Driver, Job, Kept, Outcome};
 use super::observed::Digests;
 use super::runtime::Next;
@@ -122,13 +123,19 @@ impl Reconciler {
     /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
     /// another one for their servers. `None` = all have spoken, or it takes too long.
     pub(super) fn settling_until(&self) -> Option<Instant> {
-        let waits = |state: &State| {
-            let keys = watched(&state.service).into_iter().map(|w| w.key);
-            keys.into_iter()
-                .any(|key| !self.sources.view(&key).confirmed)
-        };
         self.settle
-            .filter(|until| Instant::now() < *until && self.services.iter().any(waits))
+            .filter(|until| Instant::now() < *until && self.awaits_words())
+    }
+
+    /// A source has not been read in this process, or a host's name has not been looked up.
+    pub(super) fn awaits_words(&self) -> bool {
+        let resolved = self.sources.resolved().borrow().clone();
+        let waits = |state: &State| {
+            let mut keys = watched(&state.service).into_iter().map(|w| w.key);
+            keys.any(|key| !self.sources.view(&key).confirmed)
+                || state.names.iter().any(|name| !resolved.contains_key(name))
+        };
+        self.services.iter().any(waits)
     }
 
     /// A reload is wanted and nothing holds it.
@@ -312,21 +319,26 @@ impl Reconciler {
                 let state = self.services.iter().find(|s| s.service.name == service);
                 Some(self::structure(state?))
             });
-            let stays = match &kept {
-                Kept::Good => "its last good form".to_owned(),
-                Kept::Only(names) => format!("its last good form with {} servers", names.len()),
-                Kept::Nothing => "nothing of it".to_owned(),
-            };
+            let stays = kept.words();
             error!(
                 service,
-                reason, stays, "haproxy refuses this service as configured; others proceed"
+                reason,
+                stays,
+                again = Quarantine::again(unforeseen),
+                "haproxy refuses this service as configured; others proceed"
             );
+            let is_there = |name: &str| {
+                let mut servers = self.services.iter().flat_map(|state| &state.servers);
+                servers.any(|s| s.server.name == name && !s.server.is_parked())
+            };
+            let blames = Blames::of(&reason, is_there);
             self.replace_piece(&service);
             self.quarantined.insert(
                 service,
                 Quarantine {
                     structure: structure.unwrap_or_default(),
                     reason,
+                    blames,
                     kept,
                     until_changed: unforeseen,
                     since: Instant::now(),
@@ -430,6 +442,16 @@ impl Reconciler {
         }
         let services = self.services.iter().map(|state| Arc::clone(&state.service));
         self.good.load(services.collect());
+        if Arc::ptr_eq(self.frame(), &self.renderer) {
+            self.good.leave_file();
+        }
+        // What only the forms before have named need not stay.
+        let parked = |state: &State| state.servers.iter().any(|s| s.server.is_parked());
+        let parked = self.indexes(parked);
+        if !parked.is_empty() {
+            self.dirty.extend(parked);
+            self.again_at(Instant::now());
+        }
     }
 }
 

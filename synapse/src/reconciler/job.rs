@@ -118,6 +118,17 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
+    /// What is served instead, in words.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Good => "its last good form".to_owned(),
+            Self::Only(names) => format!("its last good form with {} servers", names.len()),
+            Self::Nothing => {
+                "nothing: its port is closed, and who names its backend gets 503".to_owned()
+            }
+        }
+    }
+
     /// What of the last good form this is.
     pub(crate) fn of(&self, good: Option<Piece>) -> Option<Piece> {
         match self {

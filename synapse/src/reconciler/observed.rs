@@ -8,6 +8,7 @@ use crate::effective::{Backend, Digest};
 use crate::plan::{Desired, Op, Refuses, Running, RunningServer, State};
 use crate::runtime_api::{ApiError, Info, RuntimeApi, ServerRow};
 use crate::seed::{Row, RowState};
+use crate::server::NOWHERE;
 use crate::snapshot::{self, Snapshot, Worker};
 
 /// One worker's answer to `show info` and `show servers state`.
@@ -252,6 +253,9 @@ pub(super) fn file_rows(model: &Model, backend: &str) -> Option<Vec<Row>> {
             }
         }
         row.options = Some(options.join(" "));
+        if row.state == RowState::Maint && row.address == Some(NOWHERE) {
+            row.state = RowState::Retired;
+        }
         row
     };
     Some(servers.iter().map(row).collect())

@@ -2,7 +2,8 @@
 //! configuration and of haproxy, with answers lost, looks that are stale, deaths, and reloads by others. Seeds as in
 //! [`crate::simulation`]; replayed alone, a seed prints its steps.
 //!
-//! What must hold: a server that every state of the registry has named since the last quiet moment is never taken out;
+//! What must hold: the file on disk loads at every step, although lines name servers and services that come and go; a
+//! server that every state of the registry has named since the last quiet moment is never taken out;
 //! once nothing goes wrong any more, the table and the file are what the registry says; changes of servers alone never
 //! reload.
 
@@ -53,6 +54,8 @@ struct Simulation {
     registry: BTreeMap<String, Registered>,
     /// Of each service, the servers named by every state since the last quiet moment.
     always: BTreeMap<String, BTreeSet<u8>>,
+    /// Services that were left out or came back since the last quiet moment.
+    moved: BTreeSet<String>,
     /// The file as it was at some time.
     older: Option<String>,
     file: std::path::PathBuf,
@@ -122,7 +125,11 @@ impl Simulation {
     }
 
     fn tell_kept(&self) {
-        let kept = self.always.iter().flat_map(|(service, numbers)| {
+        let known = self
+            .always
+            .iter()
+            .filter(|(name, _)| !self.moved.contains(*name));
+        let kept = known.flat_map(|(service, numbers)| {
             numbers
                 .iter()
                 .map(move |number| (service.clone(), name_of(service, *number)))
@@ -134,6 +141,8 @@ impl Simulation {
     fn quiet(&mut self) {
         let services = self.services();
         self.always.retain(|name, _| services.contains(name));
+        let absent = self.config.services.iter().filter(|s| s.haproxy.is_none());
+        self.moved = absent.map(|service| service.name.clone()).collect();
         for name in services {
             let named = self
                 .registry
@@ -168,11 +177,43 @@ impl Simulation {
     }
 
     fn change_structure(&mut self) {
-        let line = format!("timeout server {}s", self.rng.u8(1..90));
         let at = self.rng.usize(..self.config.services.len());
-        if let Some(haproxy) = &mut self.config.services[at].haproxy {
-            haproxy.backend = vec![line.clone()];
+        let other = self.rng.usize(..self.config.services.len());
+        let (name, named) = (
+            self.config.services[at].name.clone(),
+            self.config.services[other].name.clone(),
+        );
+        let (own, its) = (
+            name_of(&name, self.rng.u8(1..9)),
+            name_of(&named, self.rng.u8(1..9)),
+        );
+        let service = &mut self.config.services[at];
+        let line = match self.rng.u8(0..6) {
+            0 | 1 => format!("timeout server {}s", self.rng.u8(1..90)),
+            2 => format!("use-server {own} if TRUE"),
+            3 => format!("acl up srv_is_up({named}/{its})"),
+            4 => format!("use_backend {named} if TRUE"),
+            // It leaves the file, and comes back into it.
+            _ => {
+                match service.haproxy.take() {
+                    Some(haproxy) => service.disabled = Some(Box::new(haproxy)),
+                    None => service.haproxy = service.disabled.take().map(|haproxy| *haproxy),
+                }
+                self.moved.insert(name);
+                "disabled, or not".to_owned()
+            }
+        };
+        if let Some(haproxy) = service
+            .haproxy
+            .as_mut()
+            .filter(|_| !line.starts_with("disabled"))
+        {
+            match line.starts_with("timeout") || line.starts_with("use-server") {
+                true => haproxy.backend = vec![line.clone()],
+                false => haproxy.frontend = vec![line.clone()],
+            }
         }
+        self.tell_kept();
         self.note(format!("service {at} says `{line}`"));
         self.configs.send_replace(Arc::new(self.config.clone()));
     }
@@ -213,11 +254,17 @@ impl Simulation {
         }
     }
 
+    fn moved_out(&self, name: &str) -> bool {
+        let mut services = self.config.services.iter();
+        services.any(|service| service.name == name && service.haproxy.is_none())
+    }
+
     /// What is wrong although nothing is on its way; `None` = nothing.
     fn difference(&self) -> Option<String> {
         let wanted: BTreeSet<(String, String, u16)> = self
             .services()
             .iter()
+            .filter(|name| !self.moved_out(name))
             .flat_map(|name| {
                 let registered = self.registry.get(name).into_iter().flatten();
                 registered.map(|(number, weight)| (name.clone(), name_of(name, *number), *weight))
@@ -228,7 +275,7 @@ impl Simulation {
             .read(&Model::parse(&text, Ours::All))
             .iter()
             .flat_map(|(backend, found)| {
-                let servers = found.servers.iter();
+                let servers = found.servers.iter().filter(|(_, s)| !s.is_parked());
                 servers.map(move |(name, s)| (backend.clone(), name.clone(), s.weight))
             })
             .collect();
@@ -277,6 +324,9 @@ impl Simulation {
         }
         self.settle().await?;
         let reloads = self.haproxy.reloads();
+        if reloads != 1 {
+            return Err(format!("{reloads} loads at the first start"));
+        }
         for _ in 0..self.rng.u8(5..25) {
             match self.rng.u8(0..10) {
                 0..=5 => self.change_registry(),
@@ -296,6 +346,7 @@ impl Simulation {
                     sleep(pause).await;
                 }
             }
+            self.haproxy.check_file();
             if self.rng.u8(0..8) == 0 {
                 self.note("all is well again".to_owned());
                 self.settle().await?;
@@ -347,6 +398,26 @@ fn base(file: &Path, snapshot: &Path) -> Config {
             }
         })
         .collect();
+    // Lines that name servers, of which some are never there.
+    let named = |number| name_of("a", number);
+    let lines = [
+        format!("use-server {} if {{ path /x }}", named(3)),
+        format!("use-server {} if {{ path /y }}", named(8)),
+        format!("acl up srv_is_up(a/{})", named(2)),
+    ];
+    let [own, never, others] = lines;
+    for (service, line) in config
+        .services
+        .iter_mut()
+        .zip([vec![own, never], vec![others]])
+    {
+        if let Some(haproxy) = &mut service.haproxy {
+            match service.name.as_str() {
+                "a" => haproxy.backend = line,
+                _ => haproxy.frontend = line,
+            }
+        }
+    }
     config
 }
 
@@ -390,6 +461,7 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         view,
         registry: BTreeMap::new(),
         always: BTreeMap::new(),
+        moved: BTreeSet::new(),
         older: None,
         file,
         trace,

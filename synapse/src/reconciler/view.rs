@@ -163,7 +163,7 @@ impl Reconciler {
                 id: backend.map(|_| s.id),
                 weight: s.server.weight,
                 znode: s.server.znode.clone(),
-                wanted: true,
+                wanted: !s.server.is_parked(),
                 haproxy: backend.and_then(|b| self.observed.as_ref()?.word(b, &s.server.name)),
                 held: desired.is_some_and(|d| d.held.contains(&s.server.name)),
             })
@@ -196,6 +196,15 @@ impl Reconciler {
         let mut notes: Vec<Rejected> = state.id_notes.clone();
         notes.extend(noted(|d| &d.notes));
         notes.extend(left_out.iter().cloned());
+        let parked = state.servers.iter().filter(|s| s.server.is_parked());
+        notes.extend(parked.map(|s| {
+            Rejected {
+                znode: s.server.name.clone(),
+                reason:
+                    "not registered; it stays in haproxy.cfg, disabled, because a line names it"
+                        .to_owned(),
+            }
+        }));
         let template = state
             .piece
             .as_ref()
@@ -220,7 +229,7 @@ impl Reconciler {
             quarantined: template.or_else(|| {
                 self.quarantined
                     .get(&state.service.name)
-                    .map(|q| q.reason.clone())
+                    .map(super::Quarantine::words)
             }),
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
             parent_data: views().map(|v| v.parent_data).max().unwrap_or_default(),

@@ -23,7 +23,8 @@ impl Reconciler {
         self.file.sync(now);
         self.lingering.look(self.observed.as_ref());
         let due = |q: &super::Quarantine| {
-            !q.until_changed && now.duration_since(q.since) >= RETRY_QUARANTINED
+            let waited = now.duration_since(q.since) >= RETRY_QUARANTINED;
+            !q.until_changed && waited || q.blames.have_changed()
         };
         let again = self.quarantined.iter().filter(|(_, q)| due(q));
         let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();

@@ -47,6 +47,7 @@ pub(crate) fn config() -> Config {
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,
+        startup_wait: Duration::from_secs(1),
         coalesce: (Duration::from_millis(20), Duration::from_millis(250)),
     }
 }
@@ -78,6 +79,7 @@ pub(crate) fn service(name: &str) -> Service {
             cookie_hash: false,
             admit: crate::config::Admit::Ready,
         }),
+        disabled: None,
         guard: crate::guard::Settings::default(),
     }
 }

@@ -12,6 +12,7 @@ use crate::generation::{self, Generation};
 use crate::guard::Evidence;
 use crate::haproxy::version::{self, Since, Version};
 use crate::plan::{RunningServer, State};
+use crate::server::NOWHERE;
 
 /// The answer to one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -340,11 +341,13 @@ impl ServerRow {
     /// Whose state it is. Maint with weight 0 is our removal, unless the file itself says both.
     #[must_use]
     pub fn state(&self) -> State {
-        // `disabled` keeps its bit after `state ready`, so it counts only while the server is stopped.
-        let maint = self.admin & FORCED_MAINT != 0
-            || (self.admin & CONFIG_MAINT != 0 && self.op_state == 0);
+        // `disabled` in the file sets both bits and keeps its own after `state ready`, also while a check has put the server
+        // down (measured on 2.6, 3.0 and 3.2): it says nothing.
+        let maint = self.admin & FORCED_MAINT != 0;
         let written_so = self.admin & CONFIG_MAINT != 0 && self.initial_weight == 0;
-        if maint && self.weight == 0 && !written_so {
+        // Written by us because a line names it: no operator has done that.
+        let is_parked = self.address.is_some_and(|at| at.ip() == NOWHERE);
+        if maint && (is_parked || self.weight == 0 && !written_so) {
             State::Retired
         } else if maint {
             State::OperatorMaint

@@ -240,6 +240,7 @@ fn states_have_owners() {
         // `disabled` in the file; made ready later; retired after that.
         (0, 5, 1, 1, State::OperatorMaint),
         (2, 4, 1, 1, State::Ready),
+        (0, 4, 1, 1, State::Ready),
         (0, 5, 0, 1, State::Retired),
         // `weight 0 disabled` in the file.
         (0, 5, 0, 0, State::OperatorMaint),

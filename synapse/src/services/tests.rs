@@ -101,6 +101,8 @@ proptest! {
             }
             let assess = |state: &mut State, known: &mut _, looks| {
                 let world = World {
+                    awaited: &|_| false,
+                    named: &[],
                     resolved: &|_| Some([10, 1, 1, 1].into()),
                     operator_maint: &BTreeSet::new(),
                     refused_options: &BTreeMap::new(),
@@ -125,4 +127,78 @@ proptest! {
             prop_assert!(kept.id_notes.iter().all(|note| known.contains_key(&note.znode)));
         }
     }
+}
+
+/// What lines name stays, with what is known of it, until it is there again.
+#[test]
+fn a_named_server_keeps_its_place() {
+    let mut config = config();
+    let mut service = service("web");
+    service.guard.mode = crate::guard::Mode::Off;
+    service.haproxy.as_mut().unwrap().backend = [
+        "use-server 10.0.0.2:80 if TRUE",
+        "use-server n3_10.0.0.9:8080 if TRUE",
+        "use-server spare if TRUE",
+        "server spare 10.0.0.8:1",
+        "http-request set-header X some-way-of-naming(10.0.0.1:80)",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    config.services = vec![service.clone()];
+    let named = Named::of(&config);
+    let service = Arc::new(service);
+    let (mut state, mut known) = (state(&service), Arc::default());
+    let mut assess = |nodes: &[u8]| {
+        let children: Children = nodes
+            .iter()
+            .map(|n| (format!("i_{n:010}"), child(*n, 1)))
+            .collect();
+        let children = Arc::new(children);
+        let world = World {
+            resolved: &|_| None,
+            awaited: &|_| false,
+            operator_maint: &BTreeSet::new(),
+            refused_options: &BTreeMap::new(),
+            live: &|_| None,
+            looks: 0,
+            named: &[&named],
+            host: "h",
+        };
+        let now = (Duration::from_secs(1), std::time::SystemTime::UNIX_EPOCH);
+        let taken = state
+            .intake
+            .take(&|_| view(&children), None, &crate::intake::Unknown, now);
+        state.assess(&config, &world, taken, &mut known);
+        let mut found: Vec<(String, u32, bool)> = state
+            .servers
+            .iter()
+            .map(|s| (s.server.name.clone(), s.id, s.server.is_parked()))
+            .collect();
+        found.sort();
+        found
+    };
+    let parked = |found: &[(String, u32, bool)]| -> Vec<String> {
+        found
+            .iter()
+            .filter(|(.., parked)| *parked)
+            .map(|(name, ..)| name.clone())
+            .collect()
+    };
+    let (never, second) = ("n3_10.0.0.9:8080", "10.0.0.2:80");
+    // Not one that nobody has named so far.
+    let first = assess(&[3]);
+    assert_eq!(parked(&first), [second, never]);
+    let all = assess(&[1, 2, 3]);
+    assert_eq!((all.len(), parked(&all)), (4, vec![never.to_owned()]));
+    // Whoever has been there and may be named stays as well.
+    let gone = assess(&[3]);
+    assert_eq!(parked(&gone), ["10.0.0.1:80", second, never]);
+    let ids = |found: &[(String, u32, bool)]| -> Vec<(String, u32)> {
+        found
+            .iter()
+            .map(|(name, id, _)| (name.clone(), *id))
+            .collect()
+    };
+    assert_eq!(ids(&gone), ids(&all), "they keep their ids");
+    assert_eq!(assess(&[1, 2, 3]), all);
 }

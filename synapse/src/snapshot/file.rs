@@ -217,7 +217,12 @@ pub(super) fn parse(text: &str) -> Result<Snapshot, String> {
             .into_iter()
             .map(|(key, s)| (key, source(s)))
             .collect(),
-        resolved: Arc::new(body.resolved),
+        resolved: Arc::new(
+            body.resolved
+                .into_iter()
+                .filter(|(_, addresses)| !addresses.is_empty())
+                .collect(),
+        ),
         ids: body.ids,
         operator: Arc::new(body.operator),
         holds: body

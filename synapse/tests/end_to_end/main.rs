@@ -5,6 +5,7 @@
 
 mod balance;
 mod haproxy;
+mod named;
 mod pair;
 mod programs;
 mod registry;

@@ -213,9 +213,10 @@ impl Pair {
         let row = rows
             .iter()
             .find(|row| row["be_name"] == "web" && row["srv_port"] == port);
+        // 4: its line says `disabled`, whatever became of it.
         match row.map(|row| (row["srv_admin_state"].as_str(), row["srv_uweight"].as_str())) {
             None => "absent",
-            Some(("0", _)) => "ready",
+            Some(("0" | "4", _)) => "ready",
             Some((_, "0")) => "retired",
             Some(_) => "maint",
         }

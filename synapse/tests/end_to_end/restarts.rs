@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use serde_json::json;
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{App, Program, eventually, get};
+use smartstack_common::testing::{App, Program, eventually, free_port, get};
 use tokio::time::Instant;
 
 use crate::pair::{Pair, SOON, Traffic, Way, answers, in_step, reloads, status};
@@ -206,4 +207,83 @@ async fn a_host_that_boots_without_zookeeper_serves() {
         answers(pair.port, &["a", "b"]).await;
         remembered(&pair, &b).await;
     }
+}
+
+/// How often haproxy was given a file, the first start among them.
+fn loads(pair: &Pair) -> usize {
+    pair.log().matches("haproxy has loaded the file").count()
+}
+
+#[tokio::test]
+async fn a_cold_start_loads_one_file() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    // What a second load would have to wait for shows as a divergence meanwhile.
+    pair.config["haproxy"]["restart_interval"] = json!(2);
+    let (web, other) = (App::start("web").await, App::start("other").await);
+    pair.register(&web).await;
+    for number in 0..12 {
+        let (name, path) = (format!("s{number}"), format!("/services/s{number}"));
+        let port = free_port();
+        pair.config["services"][&name] = pair.service(&path, port);
+        let keys = match number {
+            0..4 => json!({"haproxy_server_options": format!("check inter {}s", number + 1)}),
+            4..8 => json!({"host": "localhost"}),
+            _ => json!({"weight": number}),
+        };
+        pair.register_in(&path, &other, &keys).await;
+    }
+    pair.config["services"]["fixed"] = json!({
+        "discovery": {"method": "base"},
+        "default_servers": [{"name": "one", "host": "localhost", "port": other.address.port()}],
+        "haproxy": {"port": free_port()},
+    });
+    // Nobody registers there, and nobody answers for this host.
+    pair.config["services"]["nobody"] = pair.service("/services/nobody", free_port());
+    pair.config["services"]["lost"] = json!({
+        "discovery": {"method": "base"},
+        "default_servers": [{"host": "no-such-host.invalid", "port": 80}],
+        "haproxy": {"port": free_port()},
+    });
+    let synapse = pair.serving().await;
+    in_step(&synapse).await;
+    let first = pair.haproxy.servers_state().await.len();
+    assert_eq!(first, 14, "all servers of the first file");
+    assert_eq!(loads(&pair), 1, "{}", pair.log());
+    assert_eq!(reloads(&synapse).await, 1);
+    let log = pair.log();
+    let unresolved: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("does not resolve"))
+        .collect();
+    assert!(
+        unresolved.len() == 1 && unresolved[0].contains("no-such-host.invalid"),
+        "{unresolved:#?}"
+    );
+    println!("14 services, 14 servers: {} load", loads(&pair));
+}
+
+#[tokio::test]
+async fn a_cold_start_without_zookeeper_waits_no_longer_than_it_may() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    let app = App::start("app").await;
+    pair.config["startup_wait"] = json!("700ms");
+    pair.config["services"]["web"]["default_servers"] =
+        json!([{"host": "127.0.0.1", "port": app.address.port()}]);
+    pair.zookeeper.stop_all();
+    let bind = Bind::Tcp(pair.address().to_string());
+    let began = Instant::now();
+    let _synapse = pair.synapse();
+    let first = eventually("the first answer", SOON, async || {
+        get(&bind, "/").await.map_err(|e| e.to_string())
+    })
+    .await;
+    let took = began.elapsed();
+    println!("cold start without ZooKeeper, startup_wait 700 ms: first answer after {took:?}");
+    assert_eq!(first.status, 200, "{first:?}");
+    assert!(took >= Duration::from_millis(700), "{took:?}");
+    eventually("one load is told", SOON, async || match loads(&pair) {
+        1 => Ok(()),
+        _ => Err(pair.log()),
+    })
+    .await;
 }

@@ -155,6 +155,8 @@ impl Work {
             Err(Setback::Abort(reason)) => return Err(reason),
             Err(Setback::Refused(refused, _)) => refused,
         };
+        // What is refused without the first ones may be a consequence: their words come first.
+        let first = refused.words.clone();
         let named = refused.blamed.keys().any(|index| *index != FRAME);
         if !named && !self.has_other_frame() {
             let found = self.search_frame().await;
@@ -171,6 +173,10 @@ impl Work {
                 };
             }
         }
+        let with_cause = |words: String| match words.starts_with(&first) {
+            true => words,
+            false => format!("{first}; and without what that is about: {words}"),
+        };
         let (mut search, suspects) = self.search(&everything, refused);
         let sure: Selection = everything.difference(&suspects).copied().collect();
         loop {
@@ -183,13 +189,14 @@ impl Work {
                         Err(Setback::Abort(reason)) => return Err(reason),
                     }
                 }
-                Step::Done(Found::Nothing { words }) => return Err(words),
+                Step::Done(Found::Nothing { words }) => return Err(with_cause(words)),
                 Step::Done(Found::Accepted { new, bad }) => {
                     let selection = new.union(&sure).copied().collect();
                     self.note_bad(bad);
                     // The search has proven the new forms, not the good ones that take the place of the bad.
                     let proven = self.check(&selection, true).await;
-                    return proven.map(|()| selection).map_err(Setback::words);
+                    let words = |setback: Setback| with_cause(setback.words());
+                    return proven.map(|()| selection).map_err(words);
                 }
             }
         }
@@ -448,7 +455,10 @@ fn note(
     let fresh = || Bad {
         structure: candidate.new.as_ref().map(Piece::structure),
         words,
-        kept: Kept::Good,
+        kept: match candidate.good {
+            Some(_) => Kept::Good,
+            None => Kept::Nothing,
+        },
         unforeseen,
     };
     let entry = bad.entry(candidate.name.clone()).or_insert_with(fresh);
