@@ -3,12 +3,13 @@
 //! Pure apart from what it is handed: views of the sources, resolved names, what haproxy shows. It talks to nobody.
 //! Owned by the reconciler.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::assembly::Piece;
+use crate::circles::Circles;
 use crate::config::{Config, Service};
 use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, discovery_order, funnel};
 use crate::ids;
@@ -52,6 +53,8 @@ pub struct State {
     seed: Option<seed::Seed>,
     /// Its sources, each behind a guard.
     pub intake: Intake,
+    /// Some server of it was refused because it leads back.
+    pub circled: bool,
 }
 
 /// Everything outside a service that its servers depend on.
@@ -68,6 +71,8 @@ pub struct World<'a> {
     pub looks: u64,
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
+    /// This host's own frontends.
+    pub circles: &'a RefCell<Circles>,
 }
 
 impl State {
@@ -76,6 +81,7 @@ impl State {
     pub fn new(service: Arc<Service>, previous: Previous, intake: Intake) -> Self {
         Self {
             intake,
+            circled: false,
             service,
             desired: None,
             gone: None,
@@ -164,6 +170,7 @@ impl State {
             previous: &self.previous,
             resolved,
             allowed_options,
+            circle: &|_, _| None,
             memo: &self.memo,
         })
         .servers
@@ -184,6 +191,21 @@ impl State {
             believed_empty,
         } = taken;
         let confirmed = view.confirmed || !self.intake.has_sources();
+        let backend = self.backend().map(str::to_owned);
+        let leads = RefCell::new(BTreeSet::new());
+        let circled = Cell::new(false);
+        let circle = |address: IpAddr, port: u16| {
+            let mut leads = leads.borrow_mut();
+            let at = (address, port);
+            let circles = world.circles.borrow();
+            let circle = circles.closed_by(backend.as_deref()?, at, &mut leads);
+            circled.set(circled.get() || circle.is_some());
+            circle
+        };
+        if let Some(seed) = &mut self.seed {
+            seed.servers
+                .retain(|server| circle(server.address, server.port).is_none());
+        }
         if confirmed
             && let Some(seed) = self.seed.take()
             && self.previous == Previous::None
@@ -203,8 +225,14 @@ impl State {
             previous: &self.previous,
             resolved: world.resolved,
             allowed_options: &config.haproxy.allowed_server_options,
+            circle: &circle,
             memo: &self.memo,
         });
+        self.circled = circled.get();
+        if let Some(backend) = &backend {
+            let leads = leads.into_inner();
+            world.circles.borrow_mut().admit(backend, leads);
+        }
         if confirmed {
             self.previous = desired.previous.clone();
         }
