@@ -6,6 +6,7 @@
 mod keys;
 mod read;
 mod service;
+mod sockets;
 #[cfg(test)]
 mod tests;
 mod text;

@@ -48,6 +48,8 @@ pub struct Input<'a> {
     pub awaited: &'a dyn Fn(&str) -> bool,
     /// `haproxy.allowed_server_options`.
     pub allowed_options: &'a [String],
+    /// Why a server at this address would be sent its own requests; `None` = it would not.
+    pub circle: &'a dyn Fn(IpAddr, u16) -> Option<String>,
     /// What earlier runs with the same configuration have found. Changes nothing but the time it takes.
     pub memo: &'a RefCell<Memo>,
 }
@@ -310,7 +312,12 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
                 found
             }
         };
-        match found {
+        // Not in the memo: it depends on other services.
+        let circle = match &found {
+            Found::Used(entrant, _) => (input.circle)(entrant.server.address, entrant.server.port),
+            Found::Withdrawn | Found::Rejected(_) => None,
+        };
+        match circle.map_or(found, Found::Rejected) {
             Found::Withdrawn => remarks.withdrawn.push(znode.clone()),
             Found::Rejected(reason) => remarks.rejected.push(Rejected {
                 znode: znode.clone(),
@@ -361,7 +368,14 @@ fn defaults(input: &Input<'_>, override_port: bool, remarks: &mut Remarks) -> Ve
             .backend_port_override
             .filter(|_| override_port)
             .unwrap_or(default.port);
-        match gate.admit(&Candidate::from_default(default, port)) {
+        let admitted = gate.admit(&Candidate::from_default(default, port));
+        let admitted = admitted.and_then(|(server, notes)| {
+            match (input.circle)(server.address, server.port) {
+                Some(circle) => Err(circle),
+                None => Ok((server, notes)),
+            }
+        });
+        match admitted {
             Err(_) if (input.awaited)(&default.host) => {
                 remarks.awaits(default_label(index), &default.host);
             }

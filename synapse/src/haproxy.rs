@@ -91,14 +91,16 @@ impl Haproxy {
         }
     }
 
-    /// Takes another configuration. A haproxy that is supervised already, with the same program and file, stays so.
+    /// Takes another configuration. A haproxy that is supervised already, with the same file, stays so.
     pub fn configure(&mut self, config: &config::Haproxy) {
         let same = config.reload == config::Reload::Supervise
             && config.config_file_path == self.config_file;
         let next = Self::new(config);
         let former = std::mem::replace(self, next);
-        if same && matches!(former.way, Way::Supervise(_)) {
-            self.way = former.way;
+        if let (true, Way::Supervise(mut supervisor)) = (same, former.way) {
+            // The one that runs stays; the program is taken at the next start. Reloads of a master are its own program's.
+            supervisor.set_binary(&config.binary);
+            self.way = Way::Supervise(supervisor);
         }
     }
 

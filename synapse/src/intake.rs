@@ -156,6 +156,8 @@ struct Guarded {
     asked: bool,
     /// When the source was last seen to agree; `None`: not in this process.
     agreed: Option<Duration>,
+    /// How old what is remembered of it was at a time; `None`: nothing is.
+    remembered: Option<(Duration, Duration)>,
     /// What this source has had and removed, and when: another source that cannot be asked may not bring it back.
     removed: BTreeMap<Address, Duration>,
     view: SourceView,
@@ -183,19 +185,24 @@ impl Intake {
     pub fn new(service: &Service, snapshot: &Snapshot, clock: &Clock) -> Self {
         let mut intake = Self::default();
         intake.resolve(service);
-        let (now, wall) = (clock.now(), SystemTime::now());
+        let now = Clock::now();
+        let same_boot = snapshot.boot == clock.boot() && !snapshot.boot.is_empty();
         for watched in watched(service) {
             let record = snapshot.source(&watched.key);
             let children = record.map(|r| Arc::clone(&r.children)).unwrap_or_default();
-            let age = record
-                .and_then(|r| r.agreed_at)
-                .and_then(|at| wall.duration_since(at).ok());
+            // Only over a boot there is no clock but the one that people set.
+            let by_wall = |at: SystemTime| SystemTime::now().duration_since(at).ok();
+            let age = record.and_then(|r| match r.agreed_boot.filter(|_| same_boot) {
+                Some(at) => Some(now.saturating_sub(at)),
+                None => r.agreed_at.and_then(by_wall),
+            });
             let old = age.is_none_or(|age| age > OLD_SEED || age > now);
             let saved = snapshot
                 .guards
                 .get(&service.name)
                 .and_then(|g| g.get(&watched.key.to_string()));
             let mut guarded = Guarded::new(watched, service, &children, old);
+            guarded.remembered = age.map(|age| (age, now));
             if let Some(saved) = saved {
                 guarded.guard.restore(saved, clock.boot());
                 let removed = saved.removed.iter().map(|(host, port)| Address {
@@ -270,13 +277,13 @@ impl Intake {
         self.sources.iter().any(|s| s.registry.has(address))
     }
 
-    /// Looks at the sources and gives what goes into the funnel. `now` is since boot, `wall` what clocks show.
+    /// Looks at the sources and gives what goes into the funnel. `now` is since boot.
     pub fn take(
         &mut self,
         view: &dyn Fn(&SourceKey) -> SourceView,
         max_stale: Option<Duration>,
         facts: &dyn Facts,
-        (now, wall): (Duration, SystemTime),
+        now: Duration,
     ) -> Taken {
         let several = self.sources.len() > 1;
         for source in &mut self.sources {
@@ -286,8 +293,7 @@ impl Intake {
             self.forget_removed(now);
         }
         let too_old = |s: &Guarded| {
-            let age = s.view.agreed_at.and_then(|at| wall.duration_since(at).ok());
-            !s.view.fresh && max_stale.is_some_and(|max| age.is_some_and(|age| age > max))
+            !s.view.fresh && max_stale.is_some_and(|max| s.age(now).is_some_and(|age| age > max))
         };
         let too_old: Vec<bool> = self.sources.iter().map(too_old).collect();
         self.ages = max_stale.is_some() && self.sources.iter().any(|s| !s.view.fresh);
@@ -419,6 +425,9 @@ impl Intake {
             fresh: views().all(|v| v.fresh),
             skipped: Arc::new(skipped.collect()),
             parent_data: views().map(|v| v.parent_data).max().unwrap_or_default(),
+            parent_config: views()
+                .flat_map(|v| v.parent_config.iter().cloned())
+                .collect(),
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
             ..SourceView::default()
         }
@@ -513,6 +522,12 @@ impl Intake {
         (of(Mode::On), of(Mode::Shadow))
     }
 
+    /// When each source last agreed, since boot, as far as is known.
+    pub fn agreed_boot(&self, now: Duration) -> impl Iterator<Item = (&SourceKey, Duration)> {
+        let sources = self.sources.iter();
+        sources.filter_map(move |s| Some((&s.watched.key, s.agreed_boot(now)?)))
+    }
+
     /// Each source with its latest view, in order.
     pub fn sources(&self) -> impl Iterator<Item = (&Watched, &SourceView)> {
         self.sources.iter().map(|s| (&s.watched, &s.view))
@@ -534,14 +549,16 @@ impl Guarded {
             watched,
             asked: false,
             agreed: None,
+            remembered: None,
             removed: BTreeMap::new(),
             view: SourceView::default(),
         }
     }
 
     fn look(&mut self, view: SourceView, several: bool, facts: &dyn Facts, now: Duration) {
-        self.view = view;
-        if self.view.fresh {
+        let was_fresh = std::mem::replace(&mut self.view, view).fresh;
+        // What agrees no more did until a moment ago: nobody looks while nothing changes.
+        if self.view.fresh || was_fresh {
             self.agreed = Some(now);
         }
         let look = self.view.confirmed && !(self.asked && self.registry.is_current(&self.view));
@@ -560,6 +577,22 @@ impl Guarded {
             facts,
         };
         self.guard.step(change, &facts, now);
+    }
+
+    /// How long ago it last agreed.
+    fn age(&self, now: Duration) -> Option<Duration> {
+        let remembered = || {
+            let (age, at) = self.remembered?;
+            Some(age + now.saturating_sub(at))
+        };
+        self.agreed
+            .map(|at| now.saturating_sub(at))
+            .or_else(remembered)
+    }
+
+    /// When it last agreed, for the snapshot.
+    fn agreed_boot(&self, now: Duration) -> Option<Duration> {
+        now.checked_sub(self.age(now)?)
     }
 
     /// It agrees with its ensemble, or did a moment ago.

@@ -2,7 +2,9 @@
 
 pub mod app;
 pub mod assembly;
+pub mod binds;
 pub mod cfg;
+pub mod circles;
 pub mod cli;
 pub mod config;
 pub mod decode;

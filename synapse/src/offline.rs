@@ -1,11 +1,12 @@
 //! `synapse check` and `synapse render`: what would stand in haproxy.cfg, without a registry and without a change. Of the
 //! network only the resolver is asked, for default servers.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::{IpAddr, ToSocketAddrs as _};
 use std::sync::{Arc, mpsc};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use smartstack_common::config::may_be_secret;
 use smartstack_common::process::machine_id;
@@ -13,6 +14,7 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
 use crate::assembly::{Assembly, EffectiveCache, Piece, assemble};
+use crate::circles::Circles;
 use crate::config::{Config, Reload};
 use crate::guard::Clock;
 use crate::haproxy::version::{self, Version};
@@ -79,6 +81,7 @@ fn pieces(
         live: &|_| None,
         looks: 0,
         host: &crate::reconciler::host_name(),
+        circles: &RefCell::new(Circles::of_config(config, renderer)),
     };
     let rendered = config
         .services
@@ -92,8 +95,9 @@ fn pieces(
                 Intake::new(service, &snapshot, &clock),
             );
             let view = |key: &SourceKey| snapshot.view(key);
-            let now = (clock.now(), SystemTime::now());
-            let taken = state.intake.take(&view, config.max_stale, &Unknown, now);
+            let taken = state
+                .intake
+                .take(&view, config.max_stale, &Unknown, Clock::now());
             let ids = state
                 .backend()
                 .and_then(|backend| snapshot.ids.get(backend));

@@ -30,6 +30,7 @@ mod worker;
 
 pub(crate) use boot::{held, host_name};
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +43,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at
 use tracing::{info, warn};
 
 use crate::assembly::Whole;
+use crate::circles::Circles;
 use crate::config::Config;
 use crate::generation::Generation;
 use crate::good::Good;
@@ -173,6 +175,7 @@ pub struct Reconciler {
     sources: Sources,
     services: Vec<State>,
     guarding: Guarding,
+    circles: RefCell<Circles>,
     /// Which services a source or a backend concerns.
     by_source: BTreeMap<SourceKey, Vec<usize>>,
     by_backend: BTreeMap<String, usize>,
@@ -461,6 +464,7 @@ impl Reconciler {
             live: &|backend: &str| live?.running.backends.get(backend),
             looks: self.looks,
             host: &self.host,
+            circles: &self.circles,
         };
         let mut other_names = false;
         for &index in &dirty {
@@ -480,6 +484,12 @@ impl Reconciler {
         if other_names {
             let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
             self.sources.want_names(names.collect());
+        }
+        if self.circles.get_mut().take_freed() {
+            // What closed a circle may have a way by now.
+            let circled = self.indexes(|state| state.circled);
+            self.dirty.extend(circled);
+            self.again_at(Instant::now());
         }
         dirty
     }

@@ -3,12 +3,13 @@
 //! Pure apart from what it is handed: views of the sources, resolved names, what haproxy shows. It talks to nobody.
 //! Owned by the reconciler.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::assembly::Piece;
+use crate::circles::Circles;
 use crate::config::{Config, Service};
 use crate::desired::{Input, Memo, Origin, Previous, ServiceDesired, discovery_order, funnel};
 use crate::ids;
@@ -53,6 +54,8 @@ pub struct State {
     seed: Option<seed::Seed>,
     /// Its sources, each behind a guard.
     pub intake: Intake,
+    /// Some server of it was refused because it leads back.
+    pub circled: bool,
 }
 
 /// Everything outside a service that its servers depend on.
@@ -73,6 +76,8 @@ pub struct World<'a> {
     pub named: &'a [&'a Named],
     /// This host's name: the default seed of the shuffle.
     pub host: &'a str,
+    /// This host's own frontends.
+    pub circles: &'a RefCell<Circles>,
 }
 
 impl State {
@@ -81,6 +86,7 @@ impl State {
     pub fn new(service: Arc<Service>, previous: Previous, intake: Intake) -> Self {
         Self {
             intake,
+            circled: false,
             service,
             desired: None,
             gone: None,
@@ -183,6 +189,7 @@ impl State {
             resolved,
             awaited: &|_| false,
             allowed_options,
+            circle: &|_, _| None,
             memo: &self.memo,
         })
         .servers
@@ -203,6 +210,21 @@ impl State {
             believed_empty,
         } = taken;
         let confirmed = view.confirmed || !self.intake.has_sources();
+        let backend = self.backend().map(str::to_owned);
+        let leads = RefCell::new(BTreeSet::new());
+        let circled = Cell::new(false);
+        let circle = |address: IpAddr, port: u16| {
+            let mut leads = leads.borrow_mut();
+            let at = (address, port);
+            let circles = world.circles.borrow();
+            let circle = circles.closed_by(backend.as_deref()?, at, &mut leads);
+            circled.set(circled.get() || circle.is_some());
+            circle
+        };
+        if let Some(seed) = &mut self.seed {
+            seed.servers
+                .retain(|server| circle(server.address, server.port).is_none());
+        }
         if confirmed
             && let Some(seed) = self.seed.take()
             && self.previous == Previous::None
@@ -223,8 +245,14 @@ impl State {
             resolved: world.resolved,
             awaited: world.awaited,
             allowed_options: &config.haproxy.allowed_server_options,
+            circle: &circle,
             memo: &self.memo,
         });
+        self.circled = circled.get();
+        if let Some(backend) = &backend {
+            let leads = leads.into_inner();
+            world.circles.borrow_mut().admit(backend, leads);
+        }
         if confirmed {
             self.previous = desired.previous.clone();
         }

@@ -21,7 +21,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use crate::effective::Digest;
 use crate::guard::Saved;
@@ -51,6 +51,8 @@ pub type Digests = BTreeMap<String, Arc<BTreeMap<String, Digest>>>;
 pub struct Snapshot {
     /// `/etc/machine-id` of the writer: on another machine (a copied image) nothing of it is believed.
     pub machine: String,
+    /// The boot that its times since boot belong to; empty: not known.
+    pub boot: String,
     /// Raw children by [`crate::source::SourceKey`] as text.
     pub sources: BTreeMap<String, SourceRecord>,
     /// The last address of each host that is a name.
@@ -72,6 +74,8 @@ pub struct Snapshot {
 pub struct SourceRecord {
     /// When the set last agreed with the registry (see [`crate::discovery::follow`]).
     pub agreed_at: Option<SystemTime>,
+    /// The same by the clock since boot, which nobody sets: what is decided by age is decided by this one.
+    pub agreed_boot: Option<Duration>,
     /// It agrees at this moment: written as "agreed when the file was written".
     pub fresh: bool,
     /// The set. Its identity (the `Arc`) tells whether it must be serialised anew.
@@ -129,6 +133,7 @@ impl From<&SourceView> for SourceRecord {
     fn from(view: &SourceView) -> Self {
         Self {
             agreed_at: view.agreed_at,
+            agreed_boot: None,
             fresh: view.fresh,
             children: view.children.clone(),
         }

@@ -50,8 +50,10 @@ pub struct SourceView {
     pub fresh: bool,
     /// Children left out before they were read, with the reason (data above the limit).
     pub skipped: Arc<BTreeMap<String, String>>,
-    /// Bytes of data on the path itself (Airbnb publishes haproxy options there; not honoured yet).
+    /// Bytes of data on the path itself.
     pub parent_data: usize,
+    /// Keys of that data, where it is a map: Airbnb's synapse takes configuration from there; this one does not.
+    pub parent_config: Arc<[String]>,
     /// Why the registry cannot be read at the moment, in words.
     pub problem: Option<String>,
     /// What has left the set lately.

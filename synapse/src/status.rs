@@ -79,8 +79,10 @@ pub struct ServiceView {
     pub quarantined: Option<String>,
     /// Why the registry cannot be read at the moment.
     pub problem: Option<String>,
-    /// Bytes of data on the watched path itself (published haproxy options; not honoured).
+    /// Bytes of data on the watched path itself.
     pub parent_data: usize,
+    /// Configuration in that data which Ruby's synapse would apply, by its keys; it is not honoured.
+    pub parent_config: Vec<String>,
     /// What its guards hold, and have held.
     pub guard: HoldView,
     /// Its sources, each with its own age.
@@ -229,15 +231,16 @@ pub fn seconds(at: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
+/// While it is fresh, what agreed once agrees now.
+fn agreed_at(fresh: bool, agreed_at: Option<f64>, now: SystemTime) -> Option<f64> {
+    agreed_at.map(|at| if fresh { seconds(now) } else { at })
+}
+
 impl ServiceView {
     /// When its source last agreed with the registry, asked at `now`.
     #[must_use]
     pub fn agreed_at(&self, now: SystemTime) -> Option<f64> {
-        if self.fresh && self.agreed_at.is_some() {
-            Some(seconds(now))
-        } else {
-            self.agreed_at
-        }
+        agreed_at(self.fresh, self.agreed_at, now)
     }
 }
 
@@ -250,9 +253,13 @@ pub fn document(
     zookeeper: Value,
 ) -> Value {
     let now = SystemTime::now();
-    let service = |view: &ServiceView| ServiceView {
-        agreed_at: view.agreed_at(now),
-        ..view.clone()
+    let service = |view: &ServiceView| {
+        let mut view = view.clone();
+        view.agreed_at = view.agreed_at(now);
+        for source in &mut view.sources {
+            source.agreed_at = agreed_at(source.fresh, source.agreed_at, now);
+        }
+        view
     };
     let services: BTreeMap<&String, ServiceView> = services
         .iter()

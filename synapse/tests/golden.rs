@@ -143,6 +143,7 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
         previous: &Previous::None,
         resolved: &resolved,
         allowed_options: &config.haproxy.allowed_server_options,
+        circle: &|_, _| None,
         memo: &std::cell::RefCell::default(),
     });
     let given = ids::allocate(

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod own;
 mod rig;
 #[path = "refused/starts.rs"]
 mod starts;

@@ -35,6 +35,7 @@ fn snapshot(pid: u32) -> Arc<Snapshot> {
             format!("a:1|/services/s{n}"),
             SourceRecord {
                 agreed_at: None,
+                agreed_boot: None,
                 fresh: true,
                 children,
             },

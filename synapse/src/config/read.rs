@@ -10,10 +10,10 @@ use smartstack_common::config::{
 
 use super::keys::KEYS;
 use super::service::{ADMIT, Inherited, service};
+use super::sockets::Sockets;
 use super::text::{config_line, section_lines, word};
 use super::{
-    Admit, Config, FrontendPort, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText,
-    Templates,
+    Admit, Config, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText, Templates,
 };
 use crate::effective::keyword;
 use crate::lines;
@@ -57,6 +57,10 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     };
     let mut services = Vec::new();
     let mut names = Names::default();
+    let mut sockets = Sockets::default();
+    if let Some(haproxy) = &haproxy {
+        sockets.host(top, haproxy);
+    }
     let mut weights = None;
     for (name, cursor) in source.services(top) {
         if !cursor.has_value() {
@@ -71,6 +75,9 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
             weights = Some(key);
         }
         names.add(&cursor, &read.service);
+        if read.service.haproxy.is_some() {
+            sockets.service(&cursor, &read.service);
+        }
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
@@ -106,6 +113,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     let startup_wait = top.key("startup_wait").duration();
     let max_stale = max_stale(&top.key("max_stale"));
     let listeners = listeners?;
+    sockets.own(top, &listeners);
+    sockets.judge();
     let mut haproxy = haproxy?;
     let switch = top.key("haproxy").object(|map| {
         map.ignore_rest();
@@ -203,7 +212,6 @@ fn guard_mode(cursor: &Cursor<'_>) -> Option<crate::guard::Mode> {
 #[derive(Default)]
 struct Names {
     backends: HashMap<String, String>,
-    binds: HashMap<(String, FrontendPort), String>,
 }
 
 impl Names {
@@ -222,20 +230,6 @@ impl Names {
             cursor.error_hint(
                 message,
                 "haproxy refuses two backends of one name: set `haproxy.backend_name`",
-            );
-        }
-        let Some(port) = haproxy.port else { return };
-        if let Some(other) = self
-            .binds
-            .insert((haproxy.bind_address.clone(), port), service.name.clone())
-        {
-            let at = match port {
-                FrontendPort::Port(port) => format!("{}:{port}", haproxy.bind_address),
-                FrontendPort::AddressOnly => haproxy.bind_address.clone(),
-            };
-            cursor.warn_hint(
-                format!("binds `{at}`, as `{other}` does"),
-                "haproxy gives each connection to one of them",
             );
         }
     }

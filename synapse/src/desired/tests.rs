@@ -89,6 +89,7 @@ fn run_after(service: &Service, view: &SourceView, previous: &Previous) -> Servi
         previous,
         resolved: &resolved,
         allowed_options: &[],
+        circle: &|_, _| None,
         memo: &std::cell::RefCell::default(),
     })
 }
@@ -453,6 +454,7 @@ fn what_is_only_held_is_marked_and_never_elected_while_anybody_is_registered() {
             previous: &Previous::None,
             resolved: &resolved,
             allowed_options: &[],
+            circle: &|_, _| None,
             memo: &std::cell::RefCell::default(),
         })
     };

@@ -35,8 +35,9 @@ pub(super) struct Full {
     pub(super) parent: Option<Parent>,
     /// It was read after a `sync`: nothing newer can be known.
     pub(super) synced: bool,
-    /// Bytes of data on the path itself.
+    /// Bytes of data on the path itself, and its keys where it is a map.
     pub(super) parent_data: usize,
+    pub(super) parent_config: Arc<[String]>,
     /// Every listed child.
     pub(super) read: Vec<(String, Read)>,
     /// With a server that has no recursive watches: ends when the list is another one.
@@ -88,6 +89,7 @@ impl Reader {
                     parent: None,
                     synced: sync,
                     parent_data: 0,
+                    parent_config: Arc::default(),
                     read: Vec::new(),
                     watcher,
                 });
@@ -115,15 +117,35 @@ impl Reader {
             .into_iter()
             .partition::<Vec<String>, _>(|name| known.is_same(name, parent));
         unread.extend(same.into_iter().map(|name| (name, Read::Same)));
+        let parent_config = match stat.data_length {
+            0 => Arc::default(),
+            _ => self.parent_config().await?,
+        };
         let mut read = self.clone().names(names).await?;
         read.append(&mut unread);
         Ok(Full {
             parent: Some(parent),
             synced: sync,
             parent_data: usize::try_from(stat.data_length).unwrap_or_default(),
+            parent_config,
             read,
             watcher,
         })
+    }
+
+    /// The keys of the path's own data, where it is a map; none where it is anything else or has gone.
+    async fn parent_config(&self) -> Result<Arc<[String]>, Error> {
+        let read = self.ask(vec![Ask::List], || self.client.get_data(&self.path));
+        let data = match read.await {
+            Ok((data, _)) => data,
+            Err(Error::NoNode) => return Ok(Arc::default()),
+            Err(error) => return Err(error),
+        };
+        let map: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&data).unwrap_or_default();
+        // Whoever may write there decides what the log says: names of generators are short words.
+        let named = |key: &String| key.chars().filter(|c| !c.is_control()).take(40).collect();
+        Ok(map.keys().take(10).map(named).collect())
     }
 
     /// The children, if there is such a path; with old servers watched, once, whether it is there or not.

@@ -70,6 +70,7 @@ pub async fn follow(
         view,
         counters,
         parent_data: 0,
+        parent_config: Arc::default(),
         rng: fastrand::Rng::new(),
         backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(5)),
         paced: None,
@@ -158,6 +159,7 @@ struct Follower {
     view: watch::Sender<SourceView>,
     counters: Arc<Counters>,
     parent_data: usize,
+    parent_config: Arc<[String]>,
     rng: fastrand::Rng,
     backoff: Backoff,
     /// The epoch whose first read has been spread already.
@@ -353,6 +355,7 @@ impl Follower {
                 }
                 let differed = self.tree.replace(full.parent, full.read)?;
                 self.parent_data = full.parent_data;
+                self.parent_config = full.parent_config;
                 if let Some(watcher) = full.watcher {
                     self.children = Some(Box::pin(watcher.changed()));
                 }
@@ -405,6 +408,7 @@ impl Follower {
             fresh,
             skipped,
             parent_data,
+            parent_config: Arc::clone(&self.parent_config),
             problem: None,
             removals,
         });

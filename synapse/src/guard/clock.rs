@@ -28,7 +28,7 @@ impl Clock {
 
     /// Time since boot.
     #[must_use]
-    pub fn now(&self) -> Duration {
+    pub fn now() -> Duration {
         clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
     }
 }

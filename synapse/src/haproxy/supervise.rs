@@ -105,6 +105,11 @@ impl Supervisor {
         }
     }
 
+    /// The program of the next start.
+    pub fn set_binary(&mut self, binary: &str) {
+        binary.clone_into(&mut self.binary);
+    }
+
     /// Its master CLI.
     #[must_use]
     pub fn master(&self) -> &Master {

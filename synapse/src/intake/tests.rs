@@ -6,6 +6,7 @@ use smartstack_common::units::{Ensemble, ZkPath};
 
 use super::*;
 use crate::config::{DefaultServer, Multi, Watcher};
+use crate::snapshot::SourceRecord;
 use crate::source::{Child, Children};
 
 fn key(name: &str) -> SourceKey {
@@ -71,7 +72,7 @@ impl Scene {
             intake: Intake::new(&service, snapshot, &clock),
             service,
             views: BTreeMap::new(),
-            now: clock.now(),
+            now: Clock::now(),
             wall: SystemTime::now(),
             max_stale: None,
             sequence: 0,
@@ -115,6 +116,8 @@ impl Scene {
         let view = self.views.entry(key(name)).or_default();
         view.fresh = false;
         view.problem = Some("away".to_owned());
+        // As the reconciler does when a view is another one.
+        self.take();
     }
 
     fn wait(&mut self, seconds: u64) {
@@ -125,8 +128,7 @@ impl Scene {
     fn take(&mut self) -> Taken {
         let views = &self.views;
         let view = |key: &SourceKey| views.get(key).cloned().unwrap_or_default();
-        self.intake
-            .take(&view, self.max_stale, &Unknown, (self.now, self.wall))
+        self.intake.take(&view, self.max_stale, &Unknown, self.now)
     }
 
     /// Ports of what goes into the funnel, as the funnel decodes it.
@@ -375,6 +377,18 @@ fn encodings_and_filters_of_each_source_are_its_own() {
     assert_eq!(instance.name.as_deref(), Some("3"));
 }
 
+fn default_server() -> Vec<DefaultServer> {
+    vec![DefaultServer {
+        name: None,
+        host: "10.0.0.9".to_owned(),
+        port: 9,
+        weight: None,
+        haproxy_server_options: None,
+        haproxy_server_id: None,
+        labels: BTreeMap::new(),
+    }]
+}
+
 #[test]
 fn a_source_that_is_too_old_gives_way_only_to_something() {
     let hour = Duration::from_secs(3600);
@@ -387,15 +401,7 @@ fn a_source_that_is_too_old_gives_way_only_to_something() {
     scene.wait(3601);
     assert_eq!(scene.ports(), [1]);
     // With default servers it gives way to them.
-    scene.service.default_servers.push(DefaultServer {
-        name: None,
-        host: "10.0.0.9".to_owned(),
-        port: 9,
-        weight: None,
-        haproxy_server_options: None,
-        haproxy_server_id: None,
-        labels: BTreeMap::new(),
-    });
+    scene.service.default_servers = default_server();
     let service = scene.service.clone();
     scene.intake.configure(&service);
     assert!(scene.ports().is_empty());
@@ -417,4 +423,49 @@ fn a_source_that_is_too_old_gives_way_only_to_something() {
     scene.lose_contact("b");
     scene.wait(3601);
     assert_eq!(scene.ports(), [1, 2], "both are: better old than nothing");
+}
+
+/// The clock that people set may be anywhere: what is remembered of this boot is as old as the other clock says.
+#[test]
+fn a_clock_that_was_set_decides_nothing() {
+    let hour = Duration::from_secs(3600);
+    let (clock, now, wall) = (Clock::new(), Clock::now(), SystemTime::now());
+    let mut before = Scene::of(single(), &Snapshot::default());
+    before.set("a", 1..=100);
+    let children = Arc::clone(&before.views[&key("a")].children);
+    for set_to in [wall - 2 * hour, wall + 2 * hour, wall] {
+        for (boot, young) in [(clock.boot(), true), ("another boot", set_to == wall)] {
+            let record = SourceRecord {
+                agreed_at: Some(set_to),
+                agreed_boot: now.checked_sub(Duration::from_secs(10)),
+                fresh: false,
+                children: Arc::clone(&children),
+            };
+            let snapshot = Snapshot {
+                boot: boot.to_owned(),
+                sources: [(key("a").to_string(), record)].into(),
+                ..Snapshot::default()
+            };
+            let mut scene = Scene::of(single(), &snapshot);
+            scene.views.insert(key("a"), snapshot.view(&key("a")));
+            // Most of it has gone while we were away: a young memory is what that is compared with.
+            scene.set("a", 1..=3);
+            let expected = if young { 100 } else { 3 };
+            assert_eq!(scene.ports().len(), expected, "{set_to:?} {boot}");
+
+            // And how old it is goes on being counted.
+            let mut service = single();
+            service.default_servers = default_server();
+            let mut scene = Scene::of(service, &snapshot);
+            scene.views.insert(key("a"), snapshot.view(&key("a")));
+            scene.max_stale = Some(hour);
+            if boot == clock.boot() {
+                scene.lose_contact("a");
+                scene.wait(3580);
+                assert_eq!(scene.ports().len(), 100, "{set_to:?}");
+                scene.wait(30);
+                assert_eq!(scene.ports().len(), 0, "{set_to:?}");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What the reconciler begins with: at the start of the program, and when the configuration changes.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use super::runtime::{Fallbacks, Proven};
 use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
 use crate::cfg::{Model, Ours, Section};
+use crate::circles::Circles;
 use crate::config::{Config, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
@@ -110,6 +112,7 @@ impl Reconciler {
             jobs: JoinSet::new(),
             in_flight: None,
             driver: Some(Driver::new(&config, stop_haproxy)),
+            circles: RefCell::new(Circles::of_config(&config, &renderer)),
             limiter: Limiter::new(
                 config.haproxy.restart_interval,
                 config.haproxy.restart_jitter,
@@ -312,6 +315,7 @@ impl Reconciler {
         if let Some(driver) = &mut self.driver {
             driver.configure(&config);
         }
+        self.circles = RefCell::new(Circles::of_config(&config, &self.renderer));
         self.config = config;
         self.settle = Some(Instant::now() + SETTLE);
         // What was refused is tried again, at once.

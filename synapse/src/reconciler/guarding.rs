@@ -74,11 +74,10 @@ impl Reconciler {
             checks: state.backend().and_then(|b| self.guarding.checks.get(b)),
             others: &self.services,
         };
-        let now = self.guarding.clock.now();
+        let now = Clock::now();
         let view = |key: &crate::source::SourceKey| self.sources.view(key);
-        let times = (now, SystemTime::now());
         let held = intake.held();
-        let taken = intake.take(&view, self.config.max_stale, &around, times);
+        let taken = intake.take(&view, self.config.max_stale, &around, now);
         if intake.held() > held {
             self.guarding.restored.insert(index);
         }
@@ -151,7 +150,7 @@ impl Reconciler {
         if !self.api.is_configured() || backends.is_empty() {
             return;
         }
-        let now = self.guarding.clock.now();
+        let now = Clock::now();
         // What cannot be read stays as old as it is: `socket_problem` tells of it.
         if let Ok(rows) = self.api.servers_of(&backends).await {
             let mut tables: BTreeMap<String, BTreeMap<String, Evidence>> = BTreeMap::new();
@@ -194,7 +193,7 @@ impl Reconciler {
 
     /// The guards of a service, for `/status`.
     pub(super) fn hold_view(&self, state: &State) -> HoldView {
-        let now = self.guarding.clock.now();
+        let now = Clock::now();
         let wall = SystemTime::now();
         let at = |time: Duration| {
             let ahead = time.saturating_sub(now);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -11,6 +12,7 @@ use super::runtime::Next;
 use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
 use crate::assembly::Whole;
 use crate::desired::{Note, Origin, Previous, ServiceDesired};
+use crate::guard::Clock;
 use crate::intake::source_text;
 use crate::plan::Plan;
 use crate::server::Rejected;
@@ -77,6 +79,15 @@ impl Reconciler {
                 tell_rejected(service, former, &view.rejected);
                 let former = before.as_ref().map_or(&[][..], |f| f.left_out.as_slice());
                 tell_left_out(service, former, &view.left_out);
+                let known = before.as_ref().map_or(&[][..], |f| &f.parent_config);
+                if !view.parent_config.is_empty() && view.parent_config != known {
+                    warn!(
+                        service,
+                        keys = view.parent_config.join(", "),
+                        bytes = view.parent_data,
+                        "the data of the watched path is configuration that Ruby's synapse would apply; it is not used here: write what is needed of it into the service's own section"
+                    );
+                }
             }
         }
     }
@@ -233,6 +244,9 @@ impl Reconciler {
             }),
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
             parent_data: views().map(|v| v.parent_data).max().unwrap_or_default(),
+            parent_config: views()
+                .flat_map(|v| v.parent_config.iter().cloned())
+                .collect(),
             guard,
             sources,
         }
@@ -242,6 +256,11 @@ impl Reconciler {
         // Children as the guards have looked at them, not newer: what has gone since would be lost without a loss. Of two
         // services' guards the one that is behind.
         let mut looked: BTreeMap<&SourceKey, &SourceView> = BTreeMap::new();
+        let agreed: BTreeMap<&SourceKey, Duration> = self
+            .services
+            .iter()
+            .flat_map(|s| s.intake.agreed_boot(Clock::now()))
+            .collect();
         let intakes = self.services.iter().flat_map(|s| s.intake.sources());
         for (watched, view) in intakes.filter(|(_, v)| v.confirmed || v.agreed_at.is_some()) {
             let behind = looked.entry(&watched.key).or_insert(view);
@@ -251,6 +270,7 @@ impl Reconciler {
         }
         let record = |key: &SourceKey, view: SourceView| SourceRecord {
             agreed_at: view.agreed_at,
+            agreed_boot: agreed.get(key).copied(),
             fresh: view.fresh,
             children: match looked.get(key) {
                 Some(looked) => Arc::clone(&looked.children),
@@ -284,6 +304,7 @@ impl Reconciler {
             .map(|(backend, name)| (format!("{backend}/{name}"), "maint".to_owned()));
         Snapshot {
             machine: self.machine.clone(),
+            boot: self.guarding.clock.boot().to_owned(),
             sources: sources
                 .map(|(key, view)| (key.to_string(), record(key, view)))
                 .collect(),

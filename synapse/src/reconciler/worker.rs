@@ -10,6 +10,7 @@ use super::aim::Touched;
 use super::observed::{Digests, Observed};
 use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
+use crate::circles::own_addresses;
 use crate::config::Reload;
 use crate::effective::Scope;
 use crate::haproxy::end::End;
@@ -196,6 +197,10 @@ impl Reconciler {
 
     /// Everything is looked at again: what differs from what is believed was not told by anybody.
     pub(super) fn begin_audit(&mut self) {
+        if self.circles.get_mut().set_own(own_addresses()) {
+            info!("this host has other addresses");
+            self.dirty.extend(0..self.services.len());
+        }
         let believed = self.aim().is_some_and(|whole| self.file.holds(whole));
         self.read_disk();
         if believed && !self.aim().is_some_and(|whole| self.file.holds(whole)) {

@@ -109,8 +109,9 @@ proptest! {
                     live: &|_| Some(&live),
                     looks,
                     host: "h",
+                    circles: &RefCell::default(),
                 };
-                let now = (Duration::from_secs(1), std::time::SystemTime::UNIX_EPOCH);
+                let now = Duration::from_secs(1);
                 let taken = state.intake.take(&|_| view(&children), None, &crate::intake::Unknown, now);
                 state.assess(&config, &world, taken, known);
             };

@@ -141,6 +141,8 @@ fn short(text: &str) -> String {
 struct Body {
     machine: String,
     #[serde(default)]
+    boot: String,
+    #[serde(default)]
     worker: Option<WorkerBody>,
     #[serde(default)]
     resolved: BTreeMap<String, Vec<IpAddr>>,
@@ -175,6 +177,8 @@ struct HoldBody {
 #[derive(Deserialize)]
 struct SourceBody {
     agreed_at: Option<f64>,
+    #[serde(default)]
+    agreed_boot: Option<f64>,
     children: BTreeMap<String, Payload>,
 }
 
@@ -203,6 +207,9 @@ pub(super) fn parse(text: &str) -> Result<Snapshot, String> {
         serde_json::from_str(body).map_err(|e| format!("its content is not as expected: {e}"))?;
     let source = |s: SourceBody| SourceRecord {
         agreed_at: s.agreed_at.and_then(time),
+        agreed_boot: s
+            .agreed_boot
+            .and_then(|at| Duration::try_from_secs_f64(at).ok()),
         fresh: false,
         children: children(s.children),
     };
@@ -212,6 +219,7 @@ pub(super) fn parse(text: &str) -> Result<Snapshot, String> {
     };
     Ok(Snapshot {
         machine: body.machine,
+        boot: body.boot,
         sources: body
             .sources
             .into_iter()
@@ -327,8 +335,13 @@ impl<T> Texts<T> {
 
 impl Cache {
     /// The bytes of the file. Only records that are not the same `Arc` as last time are serialised.
-    pub(super) fn render(&mut self, snapshot: &Snapshot, now: SystemTime) -> String {
+    pub(super) fn render(
+        &mut self,
+        snapshot: &Snapshot,
+        (now, since_boot): (SystemTime, Duration),
+    ) -> String {
         let mut body = format!("{{\"machine\":{}", to_json(&snapshot.machine));
+        body += &format!(",\"boot\":{}", to_json(&snapshot.boot));
         self.worker(&mut body, snapshot.worker.as_deref());
         body += &format!(",\"resolved\":{}", to_json(&*snapshot.resolved));
         body += ",\"ids\":{";
@@ -364,18 +377,21 @@ impl Cache {
             let set = self
                 .sets
                 .text(format!("source {key}"), &source.children, set_json);
-            let agreed_at = if source.fresh {
-                Some(now)
+            let (agreed_at, agreed_boot) = if source.fresh {
+                (Some(now), Some(since_boot))
             } else {
-                source.agreed_at
+                (source.agreed_at, source.agreed_boot)
             };
             let agreed = to_json(&agreed_at.map(seconds));
+            let boot = to_json(&agreed_boot.map(|at| (at.as_secs_f64() * 1e3).round() / 1e3));
             push(
                 out,
                 &[
                     &to_json(key),
                     ":{\"agreed_at\":",
                     &agreed,
+                    ",\"agreed_boot\":",
+                    &boot,
                     ",\"children\":",
                     &set,
                     "}",

@@ -38,6 +38,7 @@ fn key(path: &str) -> SourceKey {
 fn full() -> Snapshot {
     let source = SourceRecord {
         agreed_at: Some(UNIX_EPOCH + Duration::from_millis(1_700_000_000_125)),
+        agreed_boot: Some(Duration::from_millis(1500)),
         fresh: false,
         children: set(&[
             ("i-1_0000000001", b"{\"host\":\"\xc3\xa9\"}"),
@@ -51,6 +52,7 @@ fn full() -> Snapshot {
     };
     Snapshot {
         machine: "m".to_owned(),
+        boot: "b".to_owned(),
         sources: BTreeMap::from([(key("/web").to_string(), source)]),
         resolved: Arc::new(BTreeMap::from([(
             "db".to_owned(),
@@ -116,7 +118,7 @@ fn write(path: &Path, text: impl AsRef<[u8]>) {
 
 #[test]
 fn everything_comes_back() {
-    let text = Cache::default().render(&full(), UNIX_EPOCH);
+    let text = Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO));
     let value: serde_json::Value = serde_json::from_str(&text).expect("the whole file is JSON");
     assert_eq!(value["format"], 1);
     assert_eq!(
@@ -138,7 +140,8 @@ fn everything_comes_back() {
     );
     assert!(!back.view(&key("/web")).confirmed);
     assert_eq!(
-        parse(&Cache::default().render(&Snapshot::default(), UNIX_EPOCH)).unwrap(),
+        parse(&Cache::default().render(&Snapshot::default(), (UNIX_EPOCH, Duration::ZERO)))
+            .unwrap(),
         Snapshot::default()
     );
 }
@@ -150,26 +153,28 @@ fn a_fresh_source_agreed_when_it_was_written() {
         source.fresh = true;
     }
     let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let back = parse(&Cache::default().render(&snapshot, now)).unwrap();
-    assert_eq!(back.source(&key("/web")).unwrap().agreed_at, Some(now));
+    let back = parse(&Cache::default().render(&snapshot, (now, Duration::from_secs(7)))).unwrap();
+    let source = back.source(&key("/web")).unwrap();
+    assert_eq!(source.agreed_at, Some(now));
+    assert_eq!(source.agreed_boot, Some(Duration::from_secs(7)));
 }
 
 #[test]
 fn the_cache_follows_every_change() {
     let mut cache = Cache::default();
     let mut snapshot = full();
-    cache.render(&snapshot, UNIX_EPOCH);
-    let same = cache.render(&snapshot, UNIX_EPOCH);
+    cache.render(&snapshot, (UNIX_EPOCH, Duration::ZERO));
+    let same = cache.render(&snapshot, (UNIX_EPOCH, Duration::ZERO));
     assert_eq!(parse(&same).unwrap(), snapshot);
     let source = snapshot.sources.get_mut(&key("/web").to_string()).unwrap();
     Arc::make_mut(&mut source.children).remove("empty");
     assert_eq!(
-        parse(&cache.render(&snapshot, UNIX_EPOCH)).unwrap(),
+        parse(&cache.render(&snapshot, (UNIX_EPOCH, Duration::ZERO))).unwrap(),
         snapshot
     );
     snapshot.sources.clear();
     assert_eq!(
-        parse(&cache.render(&snapshot, UNIX_EPOCH)).unwrap(),
+        parse(&cache.render(&snapshot, (UNIX_EPOCH, Duration::ZERO))).unwrap(),
         snapshot
     );
 }
@@ -185,14 +190,17 @@ fn no_file_is_no_problem() {
 fn a_good_file_is_read_and_left() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
-    write(&path, Cache::default().render(&full(), UNIX_EPOCH));
+    write(
+        &path,
+        Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO)),
+    );
     assert_eq!(read(&path, "m").snapshot, Some(full()));
     assert!(path.exists());
 }
 
 #[test]
 fn what_cannot_be_used_is_set_aside_with_the_reason() {
-    let good = Cache::default().render(&full(), UNIX_EPOCH);
+    let good = Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO));
     let other = good.replacen("\"format\":1", "\"format\":2", 1);
     let flipped = good.replacen("maint", "ready", 1);
     for (content, reason) in [
@@ -230,7 +238,10 @@ fn another_machine_and_odd_files_count_as_none_and_few_are_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
     for _ in 0..6 {
-        write(&path, Cache::default().render(&full(), UNIX_EPOCH));
+        write(
+            &path,
+            Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO)),
+        );
         let problem = read(&path, "another").problem.unwrap().to_string();
         assert!(
             problem.contains("of another machine (`m`, this is `another`)"),
@@ -250,12 +261,12 @@ proptest! {
         let child = |data: Vec<u8>| Child { data: data.into(), czxid: 0, mzxid: 0 };
         let set = children.into_iter().map(|(name, data)| (name, child(data))).collect();
         snapshot.sources.get_mut(&key("/web").to_string()).unwrap().children = Arc::new(set);
-        prop_assert_eq!(parse(&Cache::default().render(&snapshot, UNIX_EPOCH)).unwrap(), snapshot);
+        prop_assert_eq!(parse(&Cache::default().render(&snapshot, (UNIX_EPOCH, Duration::ZERO))).unwrap(), snapshot);
     }
 
     #[test]
     fn any_damage_is_noticed(at in any::<prop::sample::Index>(), byte in 0x20u8..0x7f) {
-        let good = Cache::default().render(&full(), UNIX_EPOCH);
+        let good = Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO));
         let mut bytes = good.clone().into_bytes();
         let at = at.index(bytes.len());
         prop_assume!(bytes[at].is_ascii() && bytes[at] != byte);
@@ -357,21 +368,26 @@ async fn the_latest_state_is_written_at_most_once_a_second_and_at_the_end() {
 async fn a_stop_before_anything_was_published_keeps_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("snapshot.json");
-    write(&path, Cache::default().render(&full(), UNIX_EPOCH));
+    write(
+        &path,
+        Cache::default().render(&full(), (UNIX_EPOCH, Duration::ZERO)),
+    );
     Writing::start(&path).end().await;
     assert_eq!(read(&path, "m").snapshot, Some(full()));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_folder_that_is_missing_is_a_counter_until_it_is_there() {
+async fn a_folder_that_is_missing_is_a_counter_and_tried_again_until_it_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("later/snapshot.json");
     let writing = Writing::start(&path);
     writing.publish(1);
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(writing.count(), (0, 1));
-    std::fs::create_dir(path.parent().unwrap()).unwrap();
-    writing.publish(2);
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!((writing.count(), writing.pid()), ((1, 1), 2));
+    assert_eq!(writing.count(), (0, 2));
+    std::fs::create_dir(path.parent().unwrap()).unwrap();
+    // Nothing changes, and it is written all the same.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    assert_eq!((writing.count(), writing.pid()), ((1, 2), 1));
 }

@@ -1,6 +1,6 @@
 //! Writes the snapshot behind: the latest complete state wins, seldom enough to cost little, and at the end whatever is
 //! newest. A hold, or an operator's word, that is not on disk yet does not wait: nobody else knows it.
-//! The work is done on a blocking thread; a failure is a warning and a counter, never more.
+//! The work is done on a blocking thread; a failure is a warning and a counter, never more, and is tried again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,11 +16,14 @@ use tracing::{info, warn};
 
 use super::Snapshot;
 use super::file::Cache;
+use crate::guard::Clock;
 
 /// Least pause between two writes. Longer after slow ones, so that writing takes at most a hundredth of the time.
 const PAUSE: Duration = Duration::from_secs(1);
 /// But never longer than this.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+/// What could not be written is tried again after this time, also when nothing changes.
+const RETRY: Duration = Duration::from_secs(5);
 /// The file is written anew after this time even if nothing changed: "agreed now" ages on disk.
 const REFRESH: Duration = Duration::from_secs(300);
 
@@ -44,7 +47,7 @@ pub async fn write_behind(
     mut shutdown: Shutdown,
 ) {
     let mut cache = Cache::default();
-    let mut failing = false;
+    let mut failing: Option<String> = None;
     let mut earliest = Instant::now();
     let mut published = false;
     let mut written = Arc::default();
@@ -57,7 +60,7 @@ pub async fn write_behind(
                 published |= changed.is_ok();
                 changed.is_ok()
             }
-            () = sleep(REFRESH), if published => true,
+            () = sleep(if failing.is_some() { RETRY } else { REFRESH }), if published => true,
             () = shutdown.wait() => false,
         };
         if !due && !published {
@@ -91,22 +94,24 @@ pub async fn write_behind(
                 written = snapshot;
                 counters.writes.fetch_add(1, Ordering::Relaxed);
                 counters.bytes.store(bytes, Ordering::Relaxed);
-                if std::mem::take(&mut failing) {
+                if failing.take().is_some() {
                     info!(path = %path.display(), "the snapshot is written again");
                 }
             }
             Err(error) => {
                 counters.failures.fetch_add(1, Ordering::Relaxed);
-                if !std::mem::replace(&mut failing, true) {
-                    let error = error.map_or_else(
-                        || "the writer panicked".to_owned(),
-                        |e| Chain(&e).to_string(),
-                    );
+                let error = error.map_or_else(
+                    || "the writer panicked".to_owned(),
+                    |e| Chain(&e).to_string(),
+                );
+                // Another cause is told as well.
+                if failing.as_ref() != Some(&error) {
                     warn!(
                         error,
-                        "the snapshot cannot be written; a restart would begin without it"
+                        "the snapshot cannot be written; a restart would begin without it; trying again"
                     );
                 }
+                failing = Some(error);
             }
         }
         earliest = Instant::now() + (began.elapsed() * 100).clamp(PAUSE, MAX_PAUSE);
@@ -124,7 +129,8 @@ fn is_urgent(written: &Snapshot, new: &Snapshot) -> bool {
 }
 
 fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
-    let text = cache.render(snapshot, SystemTime::now());
+    let now = (SystemTime::now(), Clock::now());
+    let text = cache.render(snapshot, now);
     replace(path, [&text], Mode::Private(0o600), Durability::Synced)?;
     Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))
 }

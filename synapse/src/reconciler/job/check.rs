@@ -38,8 +38,14 @@ impl Work {
         for _ in 0..MOST_OPTION_ROUNDS + 2 * self.job.candidates.len() + parts {
             let (assembly, included) = self.assemble(selection)?;
             let frame = Arc::clone(self.frame_of(selection));
-            let (refused, parts) = match self.complaints(&assembly, &included).await? {
+            let clashes = self.clashes(&assembly, &included, &frame);
+            let answer = match &clashes {
+                Some(_) => Answer::None,
+                None => self.complaints(&assembly, &included).await?,
+            };
+            let (refused, parts) = match answer {
                 Answer::Blind => continue,
+                Answer::None if clashes.is_some() => clashes.unwrap_or_default(),
                 Answer::None => match self.obstacles(&assembly, &included, &frame) {
                     None => return Ok(()),
                     Some(found) => found,

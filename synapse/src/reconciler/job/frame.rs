@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::BadFrame;
 use super::work::{FRAME, Setback, Work};
 use crate::assembly::{Assembly, assemble};
+use crate::binds;
 use crate::config::Part;
 use crate::haproxy::{Complaints, Verdict};
 use crate::quarantine::{Frame, Outcome as Found, Refused, Search, Selection, Step};
@@ -208,6 +209,32 @@ impl Work {
             if refused.words.is_empty() {
                 refused.words = obstacle.words;
             }
+        }
+        (!refused.blamed.is_empty()).then_some((refused, parts))
+    }
+
+    /// Sections that listen on one address: haproxy takes both, and each connection goes to one of them. Whose the later
+    /// ones are, and which parts of the frame.
+    pub(super) fn clashes(
+        &self,
+        assembly: &Assembly,
+        included: &[usize],
+        frame: &Renderer,
+    ) -> Option<(Refused, Parts)> {
+        let (mut refused, mut parts) = (Refused::default(), Parts::new());
+        for clash in binds::clashes(&assembly.models, &self.loaded) {
+            let model = &assembly.models[clash.fragment];
+            let section = model.sections.get(clash.section);
+            if let Some(part) = section.and_then(|s| frame.part_at(s, Some(&clash.line))) {
+                parts.push((part, clash.words.clone()));
+            }
+            let line = BTreeSet::from([clash.line.as_str()]);
+            let index = included.get(clash.fragment).copied();
+            let index = index
+                .or_else(|| self.owner_of_shared(&line))
+                .unwrap_or(FRAME);
+            refused.words.clone_from(&clash.words);
+            refused.blamed.entry(index).or_insert(clash.words);
         }
         (!refused.blamed.is_empty()).then_some((refused, parts))
     }
