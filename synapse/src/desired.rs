@@ -315,7 +315,7 @@ fn discover(input: &Input<'_>, children: &Children, remarks: &mut Remarks) -> Ve
         // Not in the memo: it depends on other services.
         let circle = match &found {
             Found::Used(entrant, _) => (input.circle)(entrant.server.address, entrant.server.port),
-            Found::Withdrawn | Found::Rejected(_) => None,
+            Found::Withdrawn | Found::Rejected(_) | Found::Awaited(_) => None,
         };
         match circle.map_or(found, Found::Rejected) {
             Found::Withdrawn => remarks.withdrawn.push(znode.clone()),

@@ -160,7 +160,9 @@ pub fn check_cases(directory: &Path, valid: Validator<'_>) -> usize {
         let text = std::fs::read_to_string(&path).expect("a case");
         let case = Case::parse(&text);
         let main = case.files.iter().find(|(name, _)| *name == case.load);
-        let Some((_, content)) = main.filter(|_| case.expected == "loaded\n") else {
+        // What is filled in from the environment is not yet what a validator sees.
+        let is_plain = |text: &str| case.expected == "loaded\n" && !text.contains("<%");
+        let Some((_, content)) = main.filter(|(_, content)| is_plain(content)) else {
             continue;
         };
         if let Err(problem) = valid(&json_of(content)) {

@@ -331,7 +331,12 @@ fn close(at: &mut Value) {
         map.get_mut(name).into_iter().for_each(close);
     }
     if map.remove(OR_ONE).is_some() {
-        let one = map.get("items").cloned().unwrap_or_default();
+        let mut one = map.get("items").cloned().unwrap_or_default();
+        if let (Some(properties), None) = (one.get("properties"), one.get("type"))
+            && properties.is_object()
+        {
+            one["type"] = json!(["object", "null"]);
+        }
         map.insert("type".to_owned(), json!(["array", "null"]));
         let list = Value::Object(std::mem::take(map));
         *at = json!({"anyOf": [list, one]});

@@ -178,7 +178,7 @@ fn servers_haproxy_cannot_have_are_left_out_where_it_is_disabled() {
 #[test]
 fn schema_names_keys_and_what_is_required() {
     let schema = schema();
-    let haproxy = &schema["$defs"]["config"]["properties"]["haproxy"];
+    let haproxy = &schema["$defs"]["config"]["properties"]["haproxy"]["allOf"][0];
     assert_eq!(
         haproxy["required"],
         serde_json::json!(["global", "defaults"])

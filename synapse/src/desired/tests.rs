@@ -595,6 +595,7 @@ fn a_host_that_is_being_looked_up_is_not_refused_yet() {
             resolved: &|_| None,
             awaited,
             allowed_options: &[],
+            circle: &|_, _| None,
             memo: &std::cell::RefCell::default(),
         })
     };

@@ -162,10 +162,11 @@ fn a_named_server_keeps_its_place() {
             refused_options: &BTreeMap::new(),
             live: &|_| None,
             looks: 0,
+            circles: &RefCell::default(),
             named: &[&named],
             host: "h",
         };
-        let now = (Duration::from_secs(1), std::time::SystemTime::UNIX_EPOCH);
+        let now = Duration::from_secs(1);
         let taken = state
             .intake
             .take(&|_| view(&children), None, &crate::intake::Unknown, now);

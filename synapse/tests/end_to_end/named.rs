@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use smartstack_common::admin::Bind;
-use smartstack_common::atomic::{Durability, replace};
+use smartstack_common::atomic::{Durability, Mode, replace};
 use smartstack_common::testing::{App, Dir, Haproxy, eventually, free_port, get};
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -55,7 +55,7 @@ async fn look(
         if text == last || text.is_empty() {
             continue;
         }
-        replace(&copy, [&text], 0o600, Durability::Rename).unwrap();
+        replace(&copy, [&text], Mode::Private(0o600), Durability::Rename).unwrap();
         last = text;
         *texts.lock().unwrap() += 1;
         let copy = copy.clone();
