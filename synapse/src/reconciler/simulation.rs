@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use super::{Outputs, Reconciler};
 use crate::cfg::{Model, Ours};
-use crate::config::{Config, Discovery, Reload, Service};
+use crate::config::{Config, Discovery, FrontendPort, Reload, Service};
 use crate::effective::Scope;
 use crate::guard;
 use crate::haproxy::simulated::{Faults, Simulated};
@@ -398,6 +398,11 @@ fn base(file: &Path, snapshot: &Path) -> Config {
             }
         })
         .collect();
+    for (port, service) in (3213..).zip(&mut config.services) {
+        if let Some(haproxy) = &mut service.haproxy {
+            haproxy.port = Some(FrontendPort::Port(port));
+        }
+    }
     // Lines that name servers, of which some are never there.
     let named = |number| name_of("a", number);
     let lines = [
