@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
@@ -15,7 +15,7 @@ use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::watchdog::{self, Progress, is_stuck};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::config::Config;
@@ -67,7 +67,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     let started = SystemTime::now();
     let config = Arc::new(config);
-    let mut locks = locks(&config)?;
+    let locks = Arc::new(Mutex::new(locks(&config)?));
     sweep(&config);
     let loaded = snapshot::read(&config.snapshot_path, &machine_id());
     if let Some(problem) = &loaded.problem {
@@ -161,13 +161,14 @@ pub async fn run(
     });
 
     let mut look = tokio::time::interval(FOLLOW);
+    let mut following = None;
     let result = loop {
         // Cancel-safe: signal receives, ticks, and a join of a set that keeps its tasks.
         tokio::select! {
-            _ = look.tick() => locks.follow(),
+            _ = look.tick() => follow(&locks, &mut following),
             request = signals.next() => match request {
                 Request::Stop => break Ok(()),
-                Request::Reload => match reload().and_then(|config| locks.change(config)) {
+                Request::Reload => match reload().and_then(|config| of(&locks).change(config)) {
                     Ok(config) => _ = configs.send_replace(Arc::new(config)),
                     Err(problem) => error!("the configuration is refused, nothing changes:\n{problem}"),
                 },
@@ -227,6 +228,18 @@ impl Locks {
             error!("two synapses write one file, each undoes what the other does: {error}");
         }
         self.told = failed.is_some();
+    }
+}
+
+fn of(locks: &Mutex<Locks>) -> MutexGuard<'_, Locks> {
+    locks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lets the locks look, beside everything else: a disk may never answer. The next look begins after the one before.
+fn follow(locks: &Arc<Mutex<Locks>>, before: &mut Option<JoinHandle<()>>) {
+    if before.as_ref().is_none_or(JoinHandle::is_finished) {
+        let locks = Arc::clone(locks);
+        *before = Some(spawn_blocking(move || of(&locks).follow()));
     }
 }
 

@@ -467,10 +467,17 @@ async fn what_rubys_nerves_withdraw_is_believed_and_what_ours_lose_is_held() {
             left.push(addresses[7]);
         }
         rig.serves(name, &named(&left)).await;
-        let service = rig.service(name).await;
-        let servers = service["servers"].as_array().unwrap();
-        let found = servers.iter().filter(|s| s["held"] == true).count();
-        assert_eq!(found, held, "{name}: {service:#}");
+        eventually("as many are held as should be", SOON, async || {
+            let service = rig.service(name).await;
+            let servers = service["servers"].as_array().unwrap();
+            let found = servers.iter().filter(|s| s["held"] == true).count();
+            let gone = service["sources"][0]["registered"] == 1;
+            match (found == held) && gone {
+                true => Ok(()),
+                false => Err(format!("{name}: {service:#}")),
+            }
+        })
+        .await;
     }
     let tally = load(frontends[0]).more(40, SOON).await;
     assert_eq!(

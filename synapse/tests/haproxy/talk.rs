@@ -140,7 +140,14 @@ async fn checks_at_the_servers_own_address_follow_it() {
     let here = TcpListener::bind(from).await.unwrap();
     let at = |address: SocketAddr| {
         let options = format!("check inter 100ms fall 1 addr {}", address.ip());
-        site.write(&[server(1, address, &options)], "")
+        // A connection that nothing is sent on is reset before anybody can accept it.
+        let check = [
+            "option tcp-check",
+            "tcp-check connect",
+            "tcp-check send PING",
+        ];
+        let check = check.map(str::to_owned);
+        site.write(&[&check[..], &[server(1, address, &options)]].concat(), "")
     };
     let before = at(from);
     let mut haproxy = site.haproxy(Reload::Supervise);
