@@ -13,6 +13,9 @@ use zookeeper_client::{Acls, Client, CreateMode};
 const LEAST: usize = 3;
 const MOST: usize = 30;
 
+/// So many changes at most come between a list and the last read of what it named, on a busy machine, too.
+const BETWEEN: usize = 200;
+
 /// A change: which server came, or went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -92,7 +95,7 @@ impl History {
         let went_after = |at: usize, number: &u32| {
             self.0[at + 1..]
                 .iter()
-                .take(50)
+                .take(BETWEEN)
                 .any(|c| *c == Change::Goes(*number))
         };
         self.states()
