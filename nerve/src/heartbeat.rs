@@ -102,7 +102,7 @@ mod tests {
         };
         boards
             .holds
-            .send_modify(|holds| drop(holds.insert("web".to_owned(), held)));
+            .send_modify(|holds| _ = holds.insert("web".to_owned(), held));
         assert_eq!(stuck(100), None, "its checks rest");
         assert!(stuck(101).is_some_and(|reason| reason.contains("`slow`")));
         boards
