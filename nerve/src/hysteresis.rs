@@ -67,6 +67,12 @@ impl Hysteresis {
         self.health
     }
 
+    /// Whether the last result was a failure.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.health.is_some() && !self.last
+    }
+
     /// Down by the first result only: had the check begun up, it would be up still. A registration that is already
     /// there (of a former process) is kept in this state.
     #[must_use]

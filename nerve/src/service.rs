@@ -19,8 +19,9 @@ pub enum Verdict {
     Unknown,
     /// All checks are up.
     Up,
-    /// Down by first results alone: nothing is registered, but what is registered already is kept until `fall`
-    /// failures (so that a restart of nerve during one lost request takes nobody out).
+    /// Down by first results alone, or up and failing for fewer than `fall` times: nothing is registered, but what is
+    /// registered already is kept until `fall` failures (so that neither one lost request takes anybody out, nor an app
+    /// is registered that died while nerve had no session).
     Unproven,
     /// A check is down.
     Down,
@@ -202,7 +203,7 @@ impl Machine {
             .any(|check| !check.is_unproven_down())
         {
             Verdict::Down
-        } else if self.checks.iter().any(|check| down(&check)) {
+        } else if self.checks.iter().any(|c| down(&c) || c.is_failing()) {
             Verdict::Unproven
         } else {
             Verdict::Up
@@ -324,7 +325,7 @@ mod tests {
     fn all_checks_must_pass() {
         let mut machine = machine(&[(1, 1), (2, 2)]);
         assert_eq!(machine.round(&[true, true]), Verdict::Up);
-        assert_eq!(machine.round(&[true, false]), Verdict::Up);
+        assert_eq!(machine.round(&[true, false]), Verdict::Unproven);
         assert_eq!(machine.round(&[true, false]), Verdict::Down);
         assert_eq!(machine.round(&[false, true]), Verdict::Down);
         assert_eq!(machine.round(&[true, true]), Verdict::Up);
@@ -338,6 +339,19 @@ mod tests {
         assert_eq!(machine.round(&[false, true]), Verdict::Down);
         assert_eq!(machine.round(&[true, true]), Verdict::Up);
         assert_eq!(machine.round(&[true, false]), Verdict::Down);
+    }
+
+    #[test]
+    fn a_failing_check_registers_nothing_and_withdraws_nothing() {
+        let mut machine = machine(&[(1, 3), (2, 2)]);
+        assert_eq!(machine.round(&[true, true]), Verdict::Up);
+        for passed in [[false, true], [false, false]] {
+            assert_eq!(machine.round(&passed), Verdict::Unproven);
+            assert!(machine.healths().all(|health| health == Some(Health::Up)));
+        }
+        assert_eq!(machine.round(&[true, true]), Verdict::Up);
+        let failing = wanted(Verdict::Unproven, Instant::now());
+        assert_eq!(failing.stance(failing.as_of, None), Stance::Keep);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
             .map(|attempt| attempt.outcome.passed())
             .collect();
         let verdict = machine.round(&passed);
-        publish(&service, &machine, &attempts, &outputs, verdict);
+        publish(&service, &machine, &attempts, &outputs);
         outputs.wants.send_if_modified(|wants| {
             let (keys, now) = (Wanted::keys_of(&service.name), Instant::now());
             let places = wants.range_mut(keys.clone()..);
@@ -124,18 +124,9 @@ async fn round(service: &Arc<Service>) -> Vec<Attempt> {
     attempts.into_iter().map(|(_, attempt)| attempt).collect()
 }
 
-fn publish(
-    service: &Service,
-    machine: &Machine,
-    attempts: &[Attempt],
-    outputs: &Outputs,
-    verdict: Verdict,
-) {
-    let health = if verdict == Verdict::Up {
-        Health::Up
-    } else {
-        Health::Down
-    };
+fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs) {
+    let up = machine.healths().all(|health| health == Some(Health::Up));
+    let health = if up { Health::Up } else { Health::Down };
     let now = SystemTime::now();
     let checks: Vec<CheckReport> = service
         .checks
