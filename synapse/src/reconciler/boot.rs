@@ -11,13 +11,16 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
+use super::fallbacks::Fallbacks;
 use super::file::File;
 use super::guarding::Guarding;
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::lingering::Lingering;
 use super::observed::{Digests, file_rows};
-use super::runtime::{Fallbacks, Proven};
+use super::runtime::Proven;
+use super::socket::Socket;
+use super::states::States;
 use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
 use crate::cfg::{Model, Ours, Section};
@@ -92,7 +95,9 @@ impl Reconciler {
             lingering: Lingering::default(),
             retired: BTreeMap::new(),
             stale: true,
-            socket_problem: None,
+            socket: Socket::default(),
+            states: States::default(),
+            has_served: false,
             file: File::new(&config.haproxy.config_file_path),
             followed: false,
             unconfirmed: None,
@@ -268,6 +273,8 @@ impl Reconciler {
         // What was refused is tried again, at once.
         self.quarantined.clear();
         self.refused_options.clear();
+        self.fallbacks = Fallbacks::default();
+        self.socket = Socket::default();
         self.refused_frame = None;
         self.frame_problems.clear();
         self.limiter.begin_anew();

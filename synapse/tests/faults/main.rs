@@ -36,6 +36,8 @@
 //! | a session closed by the servers: nerve's, synapse's | nerve's servers are out until it has registered again | the same |
 //! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
 //! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
+//! | SIGSTOP of haproxy's worker for 1 s, for 4 s | requests wait, none fails | the same |
+//! | a stats socket of level operator; refused weights while another service is reloaded | changes come by reload | the same |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
 //! | **Frames and services that cannot start** | | |
 //! | 11 of them (ports that are taken, addresses of other hosts, missing folders, limits, unknown lines; in extra sections, the shared frontend, `global`, a service), each introduced, tried 3 times more, with haproxy killed and synapse killed meanwhile | what is asked while a killed haproxy does not run yet fails, nothing else | `starts::what_cannot_start_costs_the_others_nothing` |

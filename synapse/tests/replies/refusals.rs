@@ -240,21 +240,13 @@ pub(crate) async fn pointed_to(stage: &mut Stage) {
     stage.withdraw("tracked", &server).await;
     stage.retired("tracked", &server).await;
     let command = format!("del server tracked/{}", server.name);
-    eventually("haproxy refuses twice", SOON, async || {
-        match stage.gate.said(&command) {
-            said if said.len() > 1 => Ok(()),
-            said => Err(format!("{said:?}")),
-        }
-    })
-    .await;
-    let said = stage.gate.said(&command);
-    assert!(
-        said.iter()
-            .all(|said| said.reply.contains("cannot be removed at runtime")),
-        "{said:?}"
-    );
-    stage.retired("tracked", &server).await;
+    stage
+        .replied(&command, "cannot be removed at runtime")
+        .await;
     takes_servers(stage, "tracked").await;
+    stage.retired("tracked", &server).await;
+    let said = stage.gate.said(&command);
+    assert_eq!(said.len(), 1, "it is not asked again: {said:?}");
     assert_eq!(stage.reloads().await, before);
     assert_eq!(structure(stage, json!({})).await, before + 1);
     assert_eq!(stage.row("tracked", &server.name).await, None);
