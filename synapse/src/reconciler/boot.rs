@@ -261,6 +261,11 @@ impl Reconciler {
         self.held = None;
         self.unrendered.clear();
         self.api = RuntimeApi::new(stats_sockets(&config));
+        if !self.can_ask() && self.observed.take().is_some() {
+            // What it was seen to run is not kept true by anybody from now on.
+            self.touched = Touched::All;
+            self.unseen.extend(0..self.services.len());
+        }
         self.limiter.configure(
             config.haproxy.restart_interval,
             config.haproxy.restart_jitter,

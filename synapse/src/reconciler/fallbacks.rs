@@ -1,7 +1,7 @@
 //! What the worker has refused, so that it is not asked again: the reload does it instead.
 //!
 //! Pure. A refusal that haproxy's table may explain (`No such server.`, a name or an id that is taken) is believed when it
-//! comes a second time; any other at once. What is refused because of the structure or of the socket's level holds for every
+//! comes again after the table was read; any other at once. What is refused because of the structure or of the socket's level holds for every
 //! worker with that structure, the rest for this worker alone.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,8 +24,8 @@ pub(super) struct Fallbacks {
     backends: BTreeMap<(String, Kind), Fallback>,
     /// What follows is this worker's.
     pid: u32,
-    /// Refused once, in a way that the table may explain: backend, NAME.
-    doubted: BTreeSet<(String, String, Kind)>,
+    /// Refused in a way that the table may explain: backend, NAME; whether the table was read since.
+    doubted: BTreeMap<(String, String, Kind), bool>,
     /// Servers of which a part of a change was refused: backend, NAME; which change, and why.
     unfinished: BTreeMap<(String, String), (Kind, String)>,
     /// Servers that we have put into maint or taken out of it, and do not know how that ended: backend, NAME.
@@ -83,6 +83,7 @@ impl Fallbacks {
     /// not an operator's, nor are checks that it has left off. Tells what holds, too.
     pub(super) fn claim(&mut self, observed: &mut Observed, backends: Option<&[String]>) {
         self.begin(observed.pid());
+        self.looked(backends);
         self.claimed.retain(|(backend, name)| {
             let read = backends.is_none_or(|backends| backends.contains(backend));
             if observed.claim(backend, name) || !read {
@@ -96,6 +97,13 @@ impl Fallbacks {
             false
         });
         self.tell(observed);
+    }
+
+    /// The table was read, in whole or of these backends.
+    pub(super) fn looked(&mut self, backends: Option<&[String]>) {
+        for ((backend, _, _), looked) in &mut self.doubted {
+            *looked |= backends.is_none_or(|backends| backends.contains(backend));
+        }
     }
 
     /// This was sent, and its answer was lost or was a refusal.
@@ -151,7 +159,7 @@ impl Fallbacks {
         };
         let server = (op.backend.clone(), op.server.clone());
         let doubt = (op.backend.clone(), op.server.clone(), kind);
-        if explained && self.doubted.insert(doubt) {
+        if explained && !*self.doubted.entry(doubt).or_default() {
             return Means::LookAgain;
         }
         let reason = match kind {
@@ -192,7 +200,11 @@ impl Fallbacks {
         self.unfinished.remove(&server);
         self.claimed.remove(&server);
         self.undisabled.remove(&server);
-        self.doubted.remove(&(server.0, server.1, op.change.kind()));
+        // One that was added is another server than the one that was refused.
+        let done = op.change.kind();
+        self.doubted.retain(|(backend, name, kind), _| {
+            *backend != op.backend || *name != op.server || (*kind != done && done != Kind::Add)
+        });
     }
 
     /// Servers that should be in maint for an operator, and are not because this worker refuses that.

@@ -141,11 +141,14 @@ impl Reconciler {
         let limit = self.config.haproxy.replace_hung_after;
         let silent = self.socket.silent_since();
         let silent = silent.and_then(|since| since.elapsed().ok());
-        let (Some(silent), Some(end)) = (silent, &self.worker_end) else {
+        let Some(silent) = silent.filter(|silent| limit.is_some_and(|limit| *silent >= limit))
+        else {
             return false;
         };
-        let due = limit.is_some_and(|limit| silent >= limit);
-        let Some(driver) = self.driver.as_mut().filter(|_| due) else {
+        let Some(driver) = &mut self.driver else {
+            return false;
+        };
+        let Some(end) = self.worker_end.take() else {
             return false;
         };
         error!(
