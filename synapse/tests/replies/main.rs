@@ -31,6 +31,7 @@
 //! | fact 9: the old worker says yes | `an_old_worker_says_yes` | looked at over another connection, sent again |
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "each row says what it has seen")]
 
 mod gate;
 mod hung;
