@@ -1,6 +1,6 @@
 //! `synapse check` and `synapse render`: what would stand in haproxy.cfg, without a network and without a change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ fn pieces(config: &Config, renderer: &Renderer) -> Vec<Result<Piece, RenderError
     let clock = Clock::new();
     let world = World {
         resolved: &|host: &str| resolve(&snapshot, host),
-        operator_maint: &BTreeSet::new(),
+        operator_maint: &BTreeMap::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,
         looks: 0,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::boot::{MAINT, SILENT_MAINT};
 use super::observed::Observed;
 use super::runtime::Next;
 use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
@@ -265,10 +266,10 @@ impl Reconciler {
             let saved = state.intake.save(&self.guarding.clock);
             (!saved.is_empty()).then(|| (state.service.name.clone(), saved))
         };
-        let operator = self
-            .operator_maint
-            .iter()
-            .map(|(backend, name)| (format!("{backend}/{name}"), "maint".to_owned()));
+        let operator = self.operator_maint.iter().map(|((backend, name), silent)| {
+            let state = if *silent { SILENT_MAINT } else { MAINT };
+            (format!("{backend}/{name}"), state.to_owned())
+        });
         Snapshot {
             machine: self.machine.clone(),
             sources: sources
