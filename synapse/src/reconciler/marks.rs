@@ -10,7 +10,7 @@
 //! Beside it, what else only we know of this worker: the weights that it was told, and whether an operator's maints were
 //! put back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ const WAIT: Duration = Duration::from_millis(50);
 /// What was sent without an answer may still be done so long afterwards: a haproxy that was stopped goes on with it.
 const UNSURE: Duration = Duration::from_secs(60);
 
+/// Workers before the last one that are remembered.
+const FORMER: usize = 4;
+
 /// Names by backend.
 type Names = BTreeMap<String, BTreeSet<String>>;
 
@@ -44,15 +47,22 @@ struct Note {
     servers: Names,
 }
 
-/// Of one worker.
-#[derive(Debug)]
-pub(super) struct Marks {
-    path: PathBuf,
-    pid: Option<u32>,
+/// What is known of one worker.
+#[derive(Debug, Default)]
+struct Known {
     /// Backend, NAME, and until when an unanswered command may still be done.
     ours: BTreeMap<String, BTreeMap<String, Option<Instant>>>,
     /// Weights that we have set, by backend and NAME.
     given: BTreeMap<String, BTreeMap<String, u16>>,
+}
+
+/// Of the worker that answered last, and of those before it: while one replaces another, either may answer.
+#[derive(Debug)]
+pub(super) struct Marks {
+    path: PathBuf,
+    pid: Option<u32>,
+    now: Known,
+    former: VecDeque<(u32, Known)>,
     /// Names in the file as it was found at the start, until the first look: what is in maint and not in the file was taken
     /// out by us, before this file of notes existed or after it was lost.
     found: Option<Names>,
@@ -85,8 +95,11 @@ impl Marks {
         Self {
             path: path.to_owned(),
             pid: note.as_ref().map(|note| note.pid),
-            ours,
-            given: BTreeMap::new(),
+            now: Known {
+                ours,
+                given: BTreeMap::new(),
+            },
+            former: VecDeque::new(),
             found: file.map(names),
             restored,
             written: note,
@@ -97,12 +110,21 @@ impl Marks {
 
     /// Whether a server of this worker, should it be in maint, is so by our doing.
     pub(super) fn has(&self, pid: u32, backend: &str, name: &str) -> bool {
-        self.pid == Some(pid) && self.ours.get(backend).is_some_and(|b| b.contains_key(name))
+        self.pid == Some(pid)
+            && self
+                .now
+                .ours
+                .get(backend)
+                .is_some_and(|b| b.contains_key(name))
     }
 
     /// The weight that this worker was last told.
     pub(super) fn given(&self, pid: u32, backend: &str, name: &str) -> Option<u16> {
-        let backend = self.given.get(backend).filter(|_| self.pid == Some(pid))?;
+        let backend = self
+            .now
+            .given
+            .get(backend)
+            .filter(|_| self.pid == Some(pid))?;
         backend.get(name).copied()
     }
 
@@ -117,25 +139,31 @@ impl Marks {
     /// It is in maint by our doing.
     pub(super) fn claim(&mut self, pid: u32, backend: &str, name: &str) {
         self.begin(pid);
-        let names = self.ours.entry(backend.to_owned()).or_default();
+        let names = self.now.ours.entry(backend.to_owned()).or_default();
         names.entry(name.to_owned()).or_insert(None);
     }
 
     fn release(&mut self, backend: &str, name: &str) {
-        if let Some(names) = self.ours.get_mut(backend) {
+        if let Some(names) = self.now.ours.get_mut(backend) {
             names.remove(name);
             if names.is_empty() {
-                self.ours.remove(backend);
+                self.now.ours.remove(backend);
             }
         }
     }
 
     /// Another worker begins with what its file says.
     fn begin(&mut self, pid: u32) {
-        if self.pid != Some(pid) {
-            self.pid = Some(pid);
-            self.ours.clear();
-            self.given.clear();
+        if self.pid == Some(pid) {
+            return;
+        }
+        let known = self.former.iter().position(|(of, _)| *of == pid);
+        let known = known.and_then(|at| self.former.remove(at));
+        let now = known.map(|(_, known)| known).unwrap_or_default();
+        let before = std::mem::replace(&mut self.now, now);
+        if let Some(former) = self.pid.replace(pid) {
+            self.former.push_front((former, before));
+            self.former.truncate(FORMER);
         }
     }
 
@@ -153,10 +181,10 @@ impl Marks {
             let noted = |backend: &String, name: &String| {
                 note.servers.get(backend).is_some_and(|b| b.contains(name))
             };
-            let mut ours = self.ours.iter();
+            let mut ours = self.now.ours.iter();
             note.pid == pid && ours.all(|(b, names)| names.keys().all(|name| noted(b, name)))
         };
-        if !self.ours.is_empty() && !self.written.as_ref().is_some_and(is_noted) {
+        if !self.now.ours.is_empty() && !self.written.as_ref().is_some_and(is_noted) {
             self.write(pid).await;
         }
     }
@@ -181,7 +209,7 @@ impl Marks {
             Change::Add(_) | Change::Delete => None,
             Change::Retire { .. } | Change::Maint { .. } | Change::Readdress { .. } => return,
         };
-        let weights = self.given.entry(backend.clone()).or_default();
+        let weights = self.now.given.entry(backend.clone()).or_default();
         match given {
             Some(weight) => _ = weights.insert(server.clone(), weight),
             None => _ = weights.remove(server),
@@ -192,7 +220,7 @@ impl Marks {
     pub(super) fn unanswered(&mut self, ops: &[Op]) {
         let until = Some(Instant::now() + UNSURE);
         for op in ops.iter().filter(|op| by_way_of_maint(&op.change)) {
-            let names = self.ours.entry(op.backend.clone()).or_default();
+            let names = self.now.ours.entry(op.backend.clone()).or_default();
             names.insert(op.server.clone(), until);
         }
     }
@@ -201,12 +229,12 @@ impl Marks {
     pub(super) fn settle(&mut self, observed: &Observed) {
         self.begin(observed.pid());
         let now = Instant::now();
-        for (backend, names) in &mut self.ours {
+        for (backend, names) in &mut self.now.ours {
             names.retain(|name, until| {
                 until.is_some_and(|until| now < until) || observed.is_in_maint(backend, name)
             });
         }
-        self.ours.retain(|_, names| !names.is_empty());
+        self.now.ours.retain(|_, names| !names.is_empty());
     }
 
     /// Brings the file up to date, beside everything else: what is not ours any more is crossed out.
@@ -222,7 +250,7 @@ impl Marks {
     }
 
     fn note(&self, pid: u32) -> Note {
-        let servers = self.ours.iter();
+        let servers = self.now.ours.iter();
         let servers =
             servers.map(|(backend, names)| (backend.clone(), names.keys().cloned().collect()));
         Note {

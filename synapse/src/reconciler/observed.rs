@@ -236,6 +236,13 @@ impl Observed {
         row.is_some_and(ServerRow::was_disabled)
     }
 
+    /// The weight of a server that somebody else has set; one that we have taken out has none that matters.
+    pub(super) fn other_weight(&self, backend: &str, name: &str) -> Option<u16> {
+        let found = self.server(backend, name)?;
+        let other = found.weight != found.given && found.state != State::Retired;
+        other.then_some(found.weight)
+    }
+
     /// The word for a server in `/status`.
     pub(super) fn word(&self, backend: &str, name: &str) -> Option<&'static str> {
         Some(match self.server(backend, name)?.state {

@@ -164,6 +164,8 @@ impl Reconciler {
                 znode: s.server.znode.clone(),
                 wanted: true,
                 haproxy: backend.and_then(|b| self.observed.as_ref()?.word(b, &s.server.name)),
+                other_weight: backend
+                    .and_then(|b| self.observed.as_ref()?.other_weight(b, &s.server.name)),
                 held: desired.is_some_and(|d| d.held.contains(&s.server.name)),
             })
             .collect();
@@ -329,6 +331,7 @@ fn unwanted<'a>(
                 znode: None,
                 wanted: false,
                 haproxy: observed.word(backend, name),
+                other_weight: None,
                 held: false,
             })
         })
