@@ -147,7 +147,7 @@ async fn an_operators_weight_stays_where_the_registry_gives_none() {
 #[tokio::test]
 async fn what_synapse_took_out_comes_back_after_its_death() {
     let mut pair = Pair::start(Way::Supervise).await;
-    // Such a backend takes no servers at runtime, so that a removed one stays in the worker.
+    // A removed server stays in the worker: before haproxy 3.0 such a backend takes none at runtime, so none is deleted.
     pair.config["services"]["web"]["haproxy"]["backend"] = json!(["cookie SERVER insert indirect"]);
     pair.config["guard"] = json!("off");
     let (a, b) = (App::start("a").await, App::start("b").await);
@@ -197,7 +197,7 @@ async fn what_rubys_synapse_disabled_is_served_when_it_is_registered() {
             server(&b, if running { "" } else { "disabled" }),
             server(&c, "disabled"),
         );
-        pair.dir.write("haproxy.cfg", text);
+        let _path = pair.dir.write("haproxy.cfg", text);
         if running {
             pair.start_haproxy().await;
             pair.haproxy
