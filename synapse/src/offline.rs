@@ -72,7 +72,7 @@ fn pieces(
     let found = look_up(config, &snapshot);
     let world = World {
         resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
-        operator_maint: &BTreeSet::new(),
+        operator_maint: &BTreeMap::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,
         looks: 0,

@@ -59,7 +59,7 @@ pub struct World<'a> {
     /// Addresses of hosts that are names.
     pub resolved: &'a dyn Fn(&str) -> Option<IpAddr>,
     /// Servers an operator has put in maint: `(backend, NAME)`.
-    pub operator_maint: &'a BTreeSet<(String, String)>,
+    pub operator_maint: &'a BTreeMap<(String, String), bool>,
     /// `(backend, options)` that haproxy refused.
     pub refused_options: &'a BTreeMap<(String, String), String>,
     /// A backend of the live table, by NAME.
@@ -263,7 +263,7 @@ impl State {
                 && !world.operator_maint.is_empty()
                 && world
                     .operator_maint
-                    .contains(&(backend.clone(), server.name.clone()))
+                    .contains_key(&(backend.clone(), server.name.clone()))
             {
                 Arc::make_mut(&mut server).disabled = true;
             }

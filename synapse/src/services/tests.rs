@@ -57,7 +57,9 @@ fn row(id: u32) -> RunningServer {
         address: None,
         id,
         weight: 1,
+        given: 1,
         state: ServerState::Ready,
+        agent: None,
         digest: None,
         awaits_check: false,
     }
@@ -102,7 +104,7 @@ proptest! {
             let assess = |state: &mut State, known: &mut _, looks| {
                 let world = World {
                     resolved: &|_| Some([10, 1, 1, 1].into()),
-                    operator_maint: &BTreeSet::new(),
+                    operator_maint: &BTreeMap::new(),
                     refused_options: &BTreeMap::new(),
                     live: &|_| Some(&live),
                     looks,
