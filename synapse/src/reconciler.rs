@@ -34,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::shutdown::Shutdown;
+use smartstack_common::watchdog::Progress;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -260,6 +261,7 @@ impl Reconciler {
         mut self,
         mut configs: watch::Receiver<Arc<Config>>,
         mut orders: mpsc::Receiver<Order>,
+        progress: Progress,
         mut shutdown: Shutdown,
     ) {
         self.pass().await;
@@ -273,6 +275,7 @@ impl Reconciler {
         let mut audit = interval(self.config.audit_interval);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            progress.step();
             let retry = self.retry_at;
             let (save, show) = (self.save_at, self.show_at);
             let end = self.worker_end.as_ref();

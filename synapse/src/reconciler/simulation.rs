@@ -27,6 +27,7 @@ use crate::snapshot::Snapshot;
 use crate::source::{Child, SourceKey, SourceView};
 use crate::status::{Board, View};
 use smartstack_common::units::ZkPath;
+use smartstack_common::watchdog::Progress;
 
 const FAULTS: Faults = Faults {
     lost: 30,
@@ -396,7 +397,7 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         created: 0,
     };
     let (_nobody, orders) = mpsc::channel(1);
-    let task = tokio::task::spawn_local(reconciler.run(changes, orders, shutdown));
+    let task = tokio::task::spawn_local(reconciler.run(changes, orders, Progress::new(), shutdown));
     let result = simulation.run(seed.is_multiple_of(3)).await;
     stop.send_replace(true);
     let ended = task.await.map_err(|e| e.to_string());
