@@ -22,6 +22,7 @@ mod cursor;
 #[cfg(feature = "testing")]
 pub mod golden;
 mod keys;
+mod limits;
 mod places;
 mod readers;
 mod report;
@@ -33,6 +34,7 @@ mod tree;
 
 pub use cursor::{Cursor, Map, may_be_secret};
 pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
+pub use limits::{Use, beside, fits, must_fit};
 pub use report::{Finding, Loaded, Report, Severity};
 pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path, session, zk_path};
 pub use source::{Environment, Program, Source, Winner};

@@ -29,6 +29,7 @@ pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod units;
+pub mod watchdog;
 pub mod zk;
 
 /// The build's identity: package version and a hash of the sources, as printed by `--version`.

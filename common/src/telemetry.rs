@@ -40,6 +40,8 @@ pub enum Notice {
     Ready,
     /// One line for `systemctl status`.
     Status(String),
+    /// It makes progress (see [`crate::watchdog`]).
+    Alive,
     /// It is going.
     Stopping,
 }
@@ -49,6 +51,7 @@ pub fn notify(notice: &Notice) {
     let state = match notice {
         Notice::Ready => sd_notify::NotifyState::Ready,
         Notice::Status(text) => sd_notify::NotifyState::Status(text),
+        Notice::Alive => sd_notify::NotifyState::Watchdog,
         Notice::Stopping => sd_notify::NotifyState::Stopping,
     };
     if let Err(error) = sd_notify::notify(&[state]) {

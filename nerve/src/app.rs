@@ -14,6 +14,7 @@ use smartstack_common::backoff::Backoff;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
+use smartstack_common::watchdog;
 use smartstack_common::zk::{self, Link};
 use tokio::signal::unix::Signal;
 use tokio::sync::watch;
@@ -69,6 +70,7 @@ pub async fn run(
     mut leave: Signal,
 ) -> Result<(), RunError> {
     let mut app = App::start(config).await?;
+    let feeder = tokio::spawn(heartbeat::feed(app.boards.clone()));
     loop {
         // Signals and joins are cancel-safe receives; readiness is a watch receive.
         tokio::select! {
@@ -95,6 +97,9 @@ pub async fn run(
         }
     }
     notify(&Notice::Stopping);
+    // Checks end now; systemd has another limit for a stop.
+    feeder.abort();
+    drop(tokio::spawn(watchdog::feed(|_, _| None)));
     // A second signal ends the process at once; what is left of the stop is dropped.
     tokio::select! {
         () = app.stop() => {}
@@ -460,6 +465,7 @@ impl App {
             wants: self.wants.subscribe(),
             link: link.subscribe(),
             board: Arc::clone(&self.boards.ensembles),
+            rounds: Arc::clone(&self.boards.rounds),
             metrics: self.metrics.clone(),
         };
         let settings = zk::Settings {

@@ -36,6 +36,7 @@ pub(crate) struct Setup {
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) board: Board<EnsembleReport>,
+    pub(crate) rounds: Board<Instant>,
     pub(crate) metrics: Metrics,
 }
 
@@ -43,7 +44,10 @@ pub(crate) struct Setup {
 pub(crate) async fn run(setup: Setup) {
     let mut registrar = Registrar::new(setup);
     loop {
-        registrar.reconciler.tick(Instant::now());
+        let now = Instant::now();
+        registrar.reconciler.tick(now);
+        let (rounds, hosts) = (&registrar.setup.rounds, &registrar.hosts);
+        rounds.send_modify(|rounds| _ = rounds.insert(hosts.clone(), now));
         registrar.follow_link().await;
         registrar.start_jobs();
         registrar.publish();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use smartstack_common::atomic::{Durability, ReplaceError, replace, sweep};
+use smartstack_common::atomic::{self, Durability, Mode, ReplaceError, replace, sweep};
 use smartstack_common::process::ProcessId;
 
 use crate::service::Hold;
@@ -81,6 +81,8 @@ pub(crate) fn remember(
 
 /// What is held out. Blocking.
 pub(crate) fn holds(path: &Path) -> Result<Holds, StateError> {
+    // Another nerve may be writing it in place. Without a lock it is read all the same.
+    let _lock = lock(path).ok();
     read(path).map(|state| state.holds)
 }
 
@@ -111,11 +113,7 @@ fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, Sta
         // Failing this, the lock fails and says why.
         let _made = std::fs::create_dir_all(folder).is_ok();
     }
-    let lock_path = path.with_extension("lock");
-    let _lock = lock(&lock_path).map_err(|source| StateError::Lock {
-        path: lock_path,
-        source,
-    })?;
+    let _lock = lock(path)?;
     // With the lock nobody else replaces the file: what looks half written was left by a nerve that was killed.
     sweep(path);
     let mut state = read(path)?;
@@ -124,17 +122,33 @@ fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, Sta
     let mut text =
         serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
     text.push(b'\n');
-    replace(path, [&text], 0o600, Durability::Synced)?;
+    replace(path, [&text], Mode::Private(0o600), Durability::Synced)?;
     Ok(out)
 }
 
-fn lock(path: &Path) -> std::io::Result<Flock<File>> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+/// The lock of the file that `path` leads to, whatever its spelling: beside it, since it is replaced; where its folder
+/// refuses that, on the file itself, which is then written in place.
+fn lock(path: &Path) -> Result<Flock<File>, StateError> {
+    let take = |path: &Path| {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path)?;
+        Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+    };
+    let locked = atomic::resolve(path).and_then(|target| {
+        take(&target.with_extension("lock")).or_else(|error| {
+            match atomic::is_refusal(&error) && target.is_file() {
+                true => take(&target),
+                false => Err(error),
+            }
+        })
+    });
+    locked.map_err(|source| StateError::Lock {
+        path: path.with_extension("lock"),
+        source,
+    })
 }
 
 /// A file that is not ours to understand counts as empty: it is replaced.

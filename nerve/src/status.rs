@@ -74,6 +74,8 @@ pub(crate) struct Boards {
     pub(crate) ensembles: Board<EnsembleReport>,
     /// Services that an operator has taken out.
     pub(crate) holds: Board<Held>,
+    /// When the registrar of an ensemble last came round.
+    pub(crate) rounds: Board<Instant>,
 }
 
 impl Boards {
@@ -82,6 +84,7 @@ impl Boards {
             services: Arc::new(watch::Sender::new(BTreeMap::new())),
             ensembles: Arc::new(watch::Sender::new(BTreeMap::new())),
             holds: Arc::new(watch::Sender::new(BTreeMap::new())),
+            rounds: Arc::new(watch::Sender::new(BTreeMap::new())),
         }
     }
 

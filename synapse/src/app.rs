@@ -1,9 +1,9 @@
 //! The running program: locks, snapshot, reconciler, admin listener, signals. It owns all tasks and decides nothing.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use smartstack_common::admin::control::{Command, Commands, Control, ControlError};
@@ -13,6 +13,7 @@ use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
+use smartstack_common::watchdog::{self, Progress, is_stuck};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -66,7 +67,7 @@ pub async fn run(
 ) -> Result<(), StartError> {
     let started = SystemTime::now();
     let config = Arc::new(config);
-    let _locks = locks(&config)?;
+    let mut locks = locks(&config)?;
     sweep(&config);
     let loaded = snapshot::read(&config.snapshot_path, &machine_id());
     if let Some(problem) = &loaded.problem {
@@ -143,18 +144,30 @@ pub async fn run(
     let mut writer = JoinSet::new();
     writer.spawn(write);
     tasks.spawn(tell_systemd(view, shutdown.clone()));
+    let progress = Progress::new();
+    let reconciler_stands = {
+        let progress = progress.clone();
+        move |now, limit| {
+            is_stuck(progress.last(), now, limit).then(|| "the reconciler stands".to_owned())
+        }
+    };
+    let feeder = tokio::spawn(watchdog::feed(reconciler_stands));
     let (configs, config_changes) = watch::channel(Arc::clone(&config));
     tasks.spawn_local(async move {
-        reconciler.run(config_changes, orders_taken, shutdown).await;
+        reconciler
+            .run(config_changes, orders_taken, progress, shutdown)
+            .await;
         "reconciler"
     });
 
+    let mut look = tokio::time::interval(FOLLOW);
     let result = loop {
-        // Cancel-safe: signal receives, and a join of a set that keeps its tasks.
+        // Cancel-safe: signal receives, ticks, and a join of a set that keeps its tasks.
         tokio::select! {
+            _ = look.tick() => locks.follow(),
             request = signals.next() => match request {
                 Request::Stop => break Ok(()),
-                Request::Reload => match reload() {
+                Request::Reload => match reload().and_then(|config| locks.change(config)) {
                     Ok(config) => _ = configs.send_replace(Arc::new(config)),
                     Err(problem) => error!("the configuration is refused, nothing changes:\n{problem}"),
                 },
@@ -164,6 +177,9 @@ pub async fn run(
     };
     info!("stopping; haproxy goes on as it is");
     notify(&Notice::Stopping);
+    // systemd has another limit for a stop.
+    feeder.abort();
+    drop(tokio::spawn(watchdog::feed(|_, _| None)));
     stop.send_replace(true);
     let ended = async {
         while tasks.join_next().await.is_some() {}
@@ -178,34 +194,80 @@ pub async fn run(
     result
 }
 
-/// Only one synapse may drive a file; the snapshot's lock is a warning where its folder cannot be used.
-fn locks(config: &Config) -> Result<Vec<Lock>, StartError> {
-    let file = &config.haproxy.config_file_path;
-    let mut locks = Vec::new();
-    if config.haproxy.do_writes {
-        if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
-            std::fs::create_dir_all(folder).map_err(|source| StartError::Folder {
-                path: folder.to_owned(),
-                source,
-            })?;
+/// How often the locks look whether their files were replaced.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+/// Only one synapse may drive a file.
+struct Locks {
+    /// haproxy.cfg; `None` = it is not ours to write.
+    file: Option<Lock>,
+    snapshot: Option<Lock>,
+    told: bool,
+}
+
+impl Locks {
+    /// Takes those of another configuration first: one that another synapse has is refused.
+    fn change(&mut self, config: Config) -> Result<Config, String> {
+        let path = &config.haproxy.config_file_path;
+        if !config.haproxy.do_writes {
+            self.file = None;
+        } else if !self.file.as_ref().is_some_and(|lock| lock.is_of(path)) {
+            let lock = lock_file(path).map_err(|error| Chain(&error).to_string())?;
+            self.file = Some(lock);
         }
-        locks.push(Lock::acquire(file)?);
+        Ok(config)
     }
+
+    fn follow(&mut self) {
+        let locks = [&mut self.file, &mut self.snapshot].into_iter().flatten();
+        let failed = locks.map(Lock::follow).filter_map(Result::err).last();
+        if let Some(error) = &failed
+            && !self.told
+        {
+            error!("two synapses write one file, each undoes what the other does: {error}");
+        }
+        self.told = failed.is_some();
+    }
+}
+
+/// The lock of haproxy.cfg; its folder is made.
+fn lock_file(file: &Path) -> Result<Lock, StartError> {
+    if let Some(folder) = file.parent().filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(|source| StartError::Folder {
+            path: folder.to_owned(),
+            source,
+        })?;
+    }
+    Ok(Lock::acquire(file)?)
+}
+
+/// The snapshot's lock is a warning where its folder cannot be used.
+fn locks(config: &Config) -> Result<Locks, StartError> {
+    let haproxy = &config.haproxy;
+    let file = haproxy
+        .do_writes
+        .then(|| lock_file(&haproxy.config_file_path))
+        .transpose()?;
     if let Some(folder) = config.snapshot_path.parent() {
         // A folder that cannot be made is reported by the snapshot's writer.
         let _made = std::fs::create_dir_all(folder).is_ok();
     }
-    match Lock::acquire(&config.snapshot_path) {
-        Ok(lock) => locks.push(lock),
+    let snapshot = match Lock::acquire(&config.snapshot_path) {
+        Ok(lock) => Some(lock),
         Err(error @ snapshot::lock::LockError::Held { .. }) => return Err(error.into()),
         Err(error) => {
             let error = Chain(&error);
             warn!(
                 "the snapshot cannot be locked, nor probably written: {error}\nhint: synapse needs a folder it may write in for `snapshot_path`"
             );
+            None
         }
-    }
-    Ok(locks)
+    };
+    Ok(Locks {
+        file,
+        snapshot,
+        told: false,
+    })
 }
 
 /// What a former process has left half written, if it was killed. The locks are ours.

@@ -35,6 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::shutdown::Shutdown;
+use smartstack_common::watchdog::Progress;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
@@ -267,12 +268,13 @@ impl Reconciler {
         mut self,
         configs: watch::Receiver<Arc<Config>>,
         orders: mpsc::Receiver<Order>,
+        progress: Progress,
         mut shutdown: Shutdown,
     ) {
         // Cancel-safe: a watch receive. The work is not, and is not taken up again.
         tokio::select! {
             () = shutdown.wait() => {}
-            () = self.work(configs, orders) => {}
+            () = self.work(configs, orders, progress) => {}
         }
         self.close().await;
     }
@@ -282,6 +284,7 @@ impl Reconciler {
         &mut self,
         mut configs: watch::Receiver<Arc<Config>>,
         mut orders: mpsc::Receiver<Order>,
+        progress: Progress,
     ) {
         self.pass().await;
         let config = Arc::clone(&self.config);
@@ -294,6 +297,7 @@ impl Reconciler {
         let mut audit = interval(self.config.audit_interval);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            progress.step();
             let retry = self.retry_at;
             let (save, show) = (self.save_at, self.show_at);
             let end = self.worker_end.as_ref();

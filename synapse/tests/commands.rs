@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+mod places;
 mod rig;
 
 use std::path::{Path, PathBuf};

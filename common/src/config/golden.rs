@@ -12,6 +12,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value as Json;
+
+use super::keys::{Key, Kind};
 use super::report::{Loaded, Report};
 use super::source::Environment;
 
@@ -126,6 +129,150 @@ impl<'a> Case<'a> {
         let findings = report.to_string();
         let end = if findings.is_empty() { "" } else { "\n" };
         format!("{outcome}\n{findings}{end}")
+    }
+}
+
+/// What a validator says of a JSON document.
+pub type Validator<'a> = &'a dyn Fn(&Json) -> Result<(), String>;
+
+/// YAML or JSON text as the loader reads it, aliases and merges resolved.
+///
+/// # Panics
+/// When it is neither.
+#[must_use]
+pub fn json_of(text: &str) -> Json {
+    let mut value: serde_yaml::Value = serde_yaml::from_str(text).expect("a file that loads");
+    value.apply_merge().expect("merges that can be resolved");
+    serde_json::to_value(value).expect("keys that are text")
+}
+
+/// Every case of a directory that loads without a finding passes the validator, too; returns how many there were.
+///
+/// # Panics
+/// When one does not.
+pub fn check_cases(directory: &Path, valid: Validator<'_>) -> usize {
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).expect("the directory of cases") {
+        let path = entry.expect("an entry").path();
+        if path.extension().is_none_or(|extension| extension != "txt") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("a case");
+        let case = Case::parse(&text);
+        let main = case.files.iter().find(|(name, _)| *name == case.load);
+        let Some((_, content)) = main.filter(|_| case.expected == "loaded\n") else {
+            continue;
+        };
+        if let Err(problem) = valid(&json_of(content)) {
+            panic!("{}: {problem}", path.display());
+        }
+        count += 1;
+    }
+    count
+}
+
+/// `file` holds every key of `keys` and passes; with the name of any key misspelt, or with a value that is none of its
+/// kind, it does not: at the top of a file as well as in the section of the program. Returns how many such files there were.
+///
+/// # Panics
+/// When the validator says otherwise.
+pub fn check_mistakes(section: &str, keys: &[Key], file: &Json, valid: Validator<'_>) -> usize {
+    let in_section = |file: &Json| serde_json::json!({section: file, "x-anchors": [1]});
+    let mut count = 0;
+    for wrap in [&Json::clone as &dyn Fn(&Json) -> Json, &in_section] {
+        if let Err(problem) = valid(&wrap(file)) {
+            panic!("every key: {problem}");
+        }
+        for key in keys {
+            let mut mistakes = Vec::new();
+            let name = key.path.rsplit('.').next().unwrap_or_default();
+            if name.trim_end_matches("[]") != "*" {
+                let mut misspelt = file.clone();
+                let parts: Vec<&str> = key.path.split('.').collect();
+                assert!(
+                    misspell(&mut misspelt, &parts),
+                    "no `{}` in the file",
+                    key.path
+                );
+                mistakes.push(("misspelt", misspelt));
+            }
+            for wrong in wrong_values(key.kind) {
+                let mut file = file.clone();
+                let parts: Vec<&str> = key.path.split('.').collect();
+                assert!(
+                    put(&mut file, &parts, &wrong),
+                    "no `{}` in the file",
+                    key.path
+                );
+                mistakes.push(("a wrong value", file));
+            }
+            for (what, mistake) in mistakes {
+                let passes = valid(&wrap(&mistake)).is_ok();
+                assert!(!passes, "`{}` {what} passes: {mistake:#}", key.path);
+                count += 1;
+            }
+        }
+    }
+    count
+}
+
+/// Values that no key of this kind takes.
+fn wrong_values(kind: Kind) -> Vec<Json> {
+    use serde_json::json;
+    match kind {
+        Kind::Text => vec![json!({"a": 1}), json!([1])],
+        Kind::Path => vec![json!({"a": 1}), json!(7)],
+        Kind::Integer(min, _) if min > i64::MIN => vec![json!("many"), json!([1]), json!(min - 1)],
+        Kind::Integer(..) | Kind::Number => vec![json!("many"), json!([1])],
+        Kind::Boolean => vec![json!("perhaps"), json!(7)],
+        Kind::Duration => vec![json!("soon"), json!("1 week"), json!(-1)],
+        Kind::Lines | Kind::Texts => vec![json!({"a": 1}), json!([[1]])],
+        Kind::OneOf(_) => vec![json!("nonsense"), json!([1])],
+        Kind::List | Kind::ListOrOne | Kind::Map => vec![json!("text"), json!(7)],
+        Kind::Either(_) => vec![json!([[1]])],
+        Kind::Any => Vec::new(),
+    }
+}
+
+/// The values below a map or list that one part of a pattern means.
+fn below<'a>(at: &'a mut Json, part: &str) -> Vec<&'a mut Json> {
+    let name = part.trim_end_matches("[]");
+    let map = at.as_object_mut().into_iter().flatten();
+    let found: Vec<&mut Json> = map
+        .filter(|(key, _)| name == "*" || *key == name)
+        .map(|(_, value)| value)
+        .collect();
+    if !part.ends_with("[]") {
+        return found;
+    }
+    let lists = found.into_iter().filter_map(Json::as_array_mut);
+    lists.flatten().collect()
+}
+
+/// Puts a value at the first place of a pattern; whether there was one.
+fn put(at: &mut Json, parts: &[&str], value: &Json) -> bool {
+    let Some((first, rest)) = parts.split_first() else {
+        *at = value.clone();
+        return true;
+    };
+    below(at, first).into_iter().any(|at| put(at, rest, value))
+}
+
+/// Misspells the key at the first place of a pattern; whether there was one.
+fn misspell(at: &mut Json, parts: &[&str]) -> bool {
+    match (parts, at) {
+        ([name], Json::Object(map)) => {
+            let name = name.trim_end_matches("[]");
+            match map.remove(name) {
+                Some(value) => {
+                    map.insert(format!("{name}x"), value);
+                    true
+                }
+                None => false,
+            }
+        }
+        ([first, rest @ ..], at) => below(at, first).into_iter().any(|at| misspell(at, rest)),
+        _ => false,
     }
 }
 

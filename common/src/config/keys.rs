@@ -3,6 +3,8 @@
 
 use serde_json::{Value, json};
 
+use super::source::SECTIONS;
+
 /// What kind of value a key takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -18,14 +20,20 @@ pub enum Kind {
     Duration,
     /// A list of texts, or one text.
     Lines,
-    /// A list of texts.
+    /// A list of texts, or one text.
     Texts,
+    /// The path of a file or socket: text, never a number.
+    Path,
     /// One of these texts.
     OneOf(&'static [&'static str]),
     /// A list of maps or values whose rows follow.
     List,
+    /// The same, or one of them.
+    ListOrOne,
     /// A map whose rows follow, or of free keys.
     Map,
+    /// One of several kinds.
+    Either(&'static [Kind]),
     /// Anything.
     Any,
 }
@@ -33,20 +41,25 @@ pub enum Kind {
 impl Kind {
     fn words(self) -> String {
         match self {
-            Kind::Text => "text".to_owned(),
+            Kind::Text | Kind::Path => "text".to_owned(),
             Kind::Integer(min, max) if max >= i64::from(u32::MAX) => format!("integer ≥ {min}"),
             Kind::Integer(min, max) => format!("integer {min}..{max}"),
             Kind::Number => "number".to_owned(),
             Kind::Boolean => "boolean".to_owned(),
             Kind::Duration => "duration".to_owned(),
             Kind::Lines => "list of lines, or text".to_owned(),
-            Kind::Texts => "list of texts".to_owned(),
+            Kind::Texts => "list of texts, or text".to_owned(),
             Kind::OneOf(names) => names
                 .iter()
                 .map(|n| format!("`{n}`"))
                 .collect::<Vec<_>>()
                 .join(", "),
             Kind::List => "list".to_owned(),
+            Kind::ListOrOne => "list, or map".to_owned(),
+            Kind::Either(kinds) => {
+                let words: Vec<String> = kinds.iter().map(|kind| kind.words()).collect();
+                words.join(", or ")
+            }
             Kind::Map => "map".to_owned(),
             Kind::Any => "any".to_owned(),
         }
@@ -56,28 +69,67 @@ impl Kind {
     fn schema(self) -> Value {
         match self {
             Kind::Text => json!({"type": ["string", "number", "null"]}),
+            Kind::Path => json!({"type": ["string", "null"]}),
             Kind::Integer(min, max) => {
-                let mut schema = json!({"type": ["integer", "string", "null"], "minimum": min});
+                let mut schema = json!({
+                    "type": ["integer", "string", "null"],
+                    "minimum": min,
+                    "pattern": "^\\s*[+-]?[0-9][0-9_]*\\s*$",
+                });
                 if max != i64::MAX {
                     schema["maximum"] = json!(max);
                 }
                 schema
             }
-            Kind::Number => json!({"type": ["number", "string", "null"]}),
-            Kind::Boolean => {
-                json!({"enum": [true, false, "yes", "no", "on", "off", "true", "false", null]})
+            Kind::Number => {
+                json!({"type": ["number", "string", "null"], "pattern": "^\\s*[+-]?[0-9._]+([eE][+-]?[0-9]+)?\\s*$"})
             }
-            Kind::Duration => json!({"type": ["number", "string", "null"]}),
-            Kind::Lines => {
-                json!({"type": ["array", "string", "null"], "items": {"type": ["string", "number"]}})
+            Kind::Boolean => any_case(&["yes", "no", "on", "off", "true", "false"], true),
+            Kind::Duration => {
+                json!({
+                    "type": ["number", "string", "null"],
+                    "minimum": 0,
+                    "pattern": "^\\s*[0-9._]+([eE][+-]?[0-9]+)?\\s*(ms|s|m|h|d)?\\s*$",
+                })
             }
-            Kind::Texts => json!({"type": ["array", "null"], "items": {"type": "string"}}),
-            Kind::OneOf(names) => json!({"enum": names}),
+            Kind::Lines | Kind::Texts => {
+                json!({"type": ["array", "string", "number", "null"], "items": {"type": ["string", "number"]}})
+            }
+            Kind::OneOf(names) => any_case(names, false),
             Kind::List => json!({"type": ["array", "null"]}),
+            Kind::ListOrOne => json!({"type": ["array", "object", "null"], OR_ONE: true}),
             Kind::Map => json!({"type": ["object", "null"]}),
+            Kind::Either(kinds) => {
+                let kinds: Vec<Value> = kinds.iter().map(|kind| kind.schema()).collect();
+                json!({"anyOf": kinds})
+            }
             Kind::Any => json!({}),
         }
     }
+}
+
+/// Marks a list whose one entry may stand for it; replaced when the schema is complete.
+const OR_ONE: &str = "x-or-one";
+
+/// These words however they are spelt, with or without the booleans.
+fn any_case(words: &[&str], booleans: bool) -> Value {
+    let either = |c: char| match c.is_ascii_alphabetic() {
+        true => format!("[{}{}]", c.to_ascii_lowercase(), c.to_ascii_uppercase()),
+        false => c.to_string(),
+    };
+    let patterns: Vec<String> = words
+        .iter()
+        .map(|word| word.chars().map(either).collect())
+        .collect();
+    let mut names: Vec<Value> = words.iter().map(|word| json!(word)).collect();
+    names.push(Value::Null);
+    if booleans {
+        names.extend([json!(true), json!(false)]);
+    }
+    json!({"anyOf": [
+        {"enum": names},
+        {"type": "string", "pattern": format!("^({})$", patterns.join("|"))},
+    ]})
 }
 
 /// What happens to a key.
@@ -226,15 +278,64 @@ pub fn schema(section: &str, keys: &[Key]) -> Value {
             }
         }
     }
+    close(&mut root);
+    let sections: serde_json::Map<String, Value> = SECTIONS
+        .iter()
+        .map(|name| ((*name).to_owned(), json!({})))
+        .chain([(section.to_owned(), json!({"$ref": "#/$defs/config"}))])
+        .collect();
+    let one_of_them: Vec<Value> = SECTIONS
+        .iter()
+        .map(|name| json!({"required": [name]}))
+        .collect();
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": section,
-        "anyOf": [
-            {"type": "object", "required": [section], "properties": {section: {"$ref": "#/$defs/config"}}},
-            {"$ref": "#/$defs/config"},
-        ],
+        "if": {"anyOf": one_of_them},
+        "then": {
+            "type": "object",
+            "required": [section],
+            "properties": sections,
+            "patternProperties": {"^(x-|\\.)": {}},
+            "additionalProperties": false,
+        },
+        "else": {"$ref": "#/$defs/config"},
         "$defs": {"config": root},
     })
+}
+
+/// Below a map with rows no other key is known; what is required is not null; one entry may stand for its list.
+fn close(at: &mut Value) {
+    let Some(map) = at.as_object_mut() else {
+        return;
+    };
+    if map.contains_key("properties") && !map.contains_key("additionalProperties") {
+        map.insert("additionalProperties".to_owned(), Value::Bool(false));
+    }
+    let required = map.get("required").cloned().unwrap_or_default();
+    for (name, child) in map
+        .get_mut("properties")
+        .and_then(Value::as_object_mut)
+        .into_iter()
+        .flatten()
+    {
+        close(child);
+        let is_required = required
+            .as_array()
+            .is_some_and(|names| names.contains(&json!(name)));
+        if is_required && child.as_object().is_some_and(|child| !child.is_empty()) {
+            *child = json!({"allOf": [child.take(), {"not": {"type": "null"}}]});
+        }
+    }
+    for name in ["additionalProperties", "items"] {
+        map.get_mut(name).into_iter().for_each(close);
+    }
+    if map.remove(OR_ONE).is_some() {
+        let one = map.get("items").cloned().unwrap_or_default();
+        map.insert("type".to_owned(), json!(["array", "null"]));
+        let list = Value::Object(std::mem::take(map));
+        *at = json!({"anyOf": [list, one]});
+    }
 }
 
 /// The schema of the key at `path`, made when absent.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::cursor::{Cursor, Map};
+use super::limits::{Use, fits, must_fit};
 use super::source::Environment;
 use crate::admin::Bind;
 use crate::units::{Ensemble, ZkPath};
@@ -125,7 +126,11 @@ pub fn listeners(
         configured: false,
     };
     let read = |map: &Map<'_>| {
-        let given = map.key("bind").filled(|text| parse_bind(text, environment));
+        let key = map.key("bind");
+        let given = key.filled(|text| parse_bind(text, environment));
+        if let Some(Bind::Unix(path)) = &given {
+            must_fit(&key, path, "the admin socket", Use::Socket);
+        }
         let given = given.map(|bind| Admin {
             bind,
             configured: true,
@@ -135,6 +140,9 @@ pub fn listeners(
             Some(_) => None,
             None => path_or(&key, environment, "a path, or `false`"),
         };
+        if let Some(path) = &path {
+            must_fit(&key, path, "the control socket", Use::Socket);
+        }
         let named = path.map(|path| Socket {
             path,
             configured: true,
@@ -144,7 +152,7 @@ pub fn listeners(
             socket: (key.is_boolean() != Some(false)).then(|| named.unwrap_or_else(socket)),
         }
     };
-    match admin.is_boolean() {
+    let read = match admin.is_boolean() {
         Some(false) => Some(Listeners {
             admin: None,
             socket: None,
@@ -154,7 +162,14 @@ pub fn listeners(
             socket: Some(socket()),
         }),
         None => admin.object(read),
+    };
+    let default = read.as_ref().and_then(|read| read.socket.as_ref());
+    if let Some(socket) = default.filter(|socket| !socket.configured)
+        && let Err(problem) = fits(&socket.path, "the control socket", Use::Socket)
+    {
+        admin.warn_hint(problem, "set `admin.socket`, or `admin: {socket: false}`");
     }
+    read
 }
 
 fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {

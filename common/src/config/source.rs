@@ -110,7 +110,7 @@ pub struct Program {
 }
 
 /// The names of all sections of a host file.
-const SECTIONS: [&str; 2] = ["nerve", "synapse"];
+pub(super) const SECTIONS: [&str; 2] = ["nerve", "synapse"];
 
 /// Which file of `service_conf_dir` wins when `web.json` and `web.yaml` both exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

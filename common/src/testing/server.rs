@@ -56,7 +56,8 @@ impl Dir {
 pub(super) fn write(path: &Path, content: &[u8]) {
     std::fs::create_dir_all(path.parent().expect("a file is in a folder"))
         .expect("a folder of ours is writable");
-    crate::atomic::replace(path, [content], 0o644, crate::atomic::Durability::Rename)
+    use crate::atomic::{Durability, Mode, replace};
+    replace(path, [content], Mode::Kept(0o644), Durability::Rename)
         .expect("a folder of ours is writable");
 }
 

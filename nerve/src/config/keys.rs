@@ -28,19 +28,19 @@ pub(super) const KEYS: &[Key] = &[
     honoured("services.*", Kind::Map, "", "one service; keys below"),
     honoured(
         "service_conf_dir",
-        Kind::Text,
+        Kind::Path,
         "none",
         "directory of further services, one file each: `*.yaml`, `*.json` (JSON wins), relative to the working directory; a file replaces the whole service of its name",
     ),
     honoured(
         "heartbeat_path",
-        Kind::Text,
+        Kind::Path,
         "none",
         "file touched at least every 10 s while nerve makes progress",
     ),
     honoured(
         "state_path",
-        Kind::Text,
+        Kind::Path,
         "`$STATE_DIRECTORY/state.json`, else `/var/lib/nerve/state.json`",
         "former session ids of this installation, and which services were drained or disabled; mode 0600",
     ),
@@ -76,7 +76,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "admin",
-        Kind::Any,
+        Kind::Either(&[Kind::Boolean, Kind::Map]),
         "",
         "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
@@ -88,7 +88,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "admin.socket",
-        Kind::Any,
+        Kind::Either(&[Kind::Path, Kind::Boolean]),
         "`$RUNTIME_DIRECTORY/nerve.sock`, else `/run/nerve/nerve.sock`",
         "path of the control socket (mode 0660), or `false`; when given, failing to listen there is fatal",
     ),
@@ -113,7 +113,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "services.*.port",
-        Kind::Any,
+        Kind::Text,
         "required",
         "advertised port, published as it is written (number or text)",
     ),

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use smartstack_common::config::{Cursor, Map, Program, Report, Source, Winner};
+use smartstack_common::config::{Cursor, Map, Program, Report, Source, Use, Winner, must_fit};
 use smartstack_common::config::{Loaded, ensemble, listeners, path, session, zk_path};
 
 use super::keys::KEYS;
@@ -51,7 +51,12 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         )
     })?;
     let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
-    let state_path = path(&top.key("state_path"), environment);
+    let state_key = top.key("state_path");
+    let state_path = path(&state_key, environment)
+        .unwrap_or_else(|| environment.state_file("nerve", "state.json"));
+    must_fit(&state_key, &state_path, "the state file", Use::ReplacedFile);
+    let lock = state_path.with_extension("lock");
+    must_fit(&state_key, &lock, "its lock", Use::File);
     let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
     let listeners = listeners?;
     Some(Config {
@@ -64,7 +69,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         write_rate_mode,
         admin: listeners.admin,
         socket: listeners.socket,
-        state_path: state_path.unwrap_or_else(|| environment.state_file("nerve", "state.json")),
+        state_path,
         linger,
         stop_deadline,
     })

@@ -14,6 +14,8 @@ const METHODS: &[&str] = &[
 ];
 const ADMIT: &[&str] = &["ready", "checked"];
 const ORDERS: &[&str] = &["asc", "desc", "no_shuffle", "shuffle"];
+const GUARD: Kind = Kind::Either(&[MODE, Kind::Boolean, Kind::Map]);
+const MODE: Kind = Kind::OneOf(&["on", "shadow", "off"]);
 const U31: i64 = i32::MAX as i64;
 
 /// Every key synapse knows, in the order of the README.
@@ -27,13 +29,13 @@ pub(super) const KEYS: &[Key] = &[
     honoured("services.*", Kind::Map, "", "one service; keys below"),
     honoured(
         "service_conf_dir",
-        Kind::Text,
+        Kind::Path,
         "none",
         "directory of further services, one file each: `*.json`, `*.yaml` (YAML wins), relative to the working directory; a file replaces the whole service of its name and keeps its place",
     ),
     honoured(
         "snapshot_path",
-        Kind::Text,
+        Kind::Path,
         "`$STATE_DIRECTORY/snapshot.json`, else `/var/lib/synapse/snapshot.json`",
         "what is served after a restart before ZooKeeper answers",
     ),
@@ -81,7 +83,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "admin",
-        Kind::Any,
+        Kind::Either(&[Kind::Boolean, Kind::Map]),
         "",
         "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
@@ -93,25 +95,25 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "admin.socket",
-        Kind::Any,
+        Kind::Either(&[Kind::Path, Kind::Boolean]),
         "`$RUNTIME_DIRECTORY/synapse.sock`, else `/run/synapse/synapse.sock`",
         "path of the control socket (mode 0660), or `false`; when given, failing to listen there is fatal",
     ),
     honoured(
         "max_stale",
-        Kind::Any,
+        Kind::Either(&[Kind::OneOf(&["never"]), Kind::Duration]),
         "`never`",
         "a source that has not agreed with its ensemble for longer gives way to what can stand in for it: another source of the service, or its `default_servers`; where nothing can, its last set is served on",
     ),
     honoured(
         "guard",
-        Kind::Any,
+        GUARD,
         "on",
         "whether a loss in the registry is believed: `on`, `shadow` (counts and says what it would have held), `off`, or a map with the keys below",
     ),
     honoured(
         "guard.mode",
-        Kind::OneOf(&["on", "shadow", "off"]),
+        Kind::Either(&[MODE, Kind::Boolean]),
         "`on`",
         "the same in a map",
     ),
@@ -202,13 +204,13 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "haproxy.config_file_path",
-        Kind::Text,
+        Kind::Path,
         "required with `do_writes`",
         "haproxy.cfg",
     ),
     honoured(
         "haproxy.candidate_config_file_path",
-        Kind::Text,
+        Kind::Path,
         "`<config_file_path>.tmp`",
         "written first, then renamed",
     ),
@@ -220,7 +222,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "haproxy.master_socket",
-        Kind::Text,
+        Kind::Path,
         "none",
         "reload over the master CLI of a haproxy somebody else runs",
     ),
@@ -262,7 +264,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "haproxy.state_file_path",
-        Kind::Text,
+        Kind::Path,
         "none",
         "Ruby synapse's state file: server ids are taken over from it",
     ),
@@ -311,7 +313,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "haproxy.template",
-        Kind::Text,
+        Kind::Path,
         "none",
         "file with a template of the whole haproxy.cfg",
     ),
@@ -323,19 +325,19 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "haproxy.templates.global",
-        Kind::Text,
+        Kind::Path,
         "built in",
         "global, defaults, extra sections",
     ),
     honoured(
         "haproxy.templates.service",
-        Kind::Text,
+        Kind::Path,
         "built in",
         "frontend and backend of one service",
     ),
     honoured(
         "haproxy.templates.shared_frontend",
-        Kind::Text,
+        Kind::Path,
         "built in",
         "the shared frontend",
     ),
@@ -383,7 +385,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "services.*.discovery.label_filters",
-        Kind::List,
+        Kind::ListOrOne,
         "none",
         "conditions on labels, all must hold; keys below",
     ),
@@ -497,7 +499,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     honoured(
         "services.*.guard",
-        Kind::Any,
+        GUARD,
         "the top level's",
         "as at the top level; what is not given is as there",
     ),

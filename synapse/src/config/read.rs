@@ -1,11 +1,11 @@
 //! From the files to [`Config`]: the top level and its cross checks. Notes problems, never stops at the first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use smartstack_common::config::{
-    Cursor, Environment, Loaded, Map, Program, Report, Source, Winner, listeners, path, session,
+    Cursor, Environment, Loaded, Map, Program, Report, Source, Use, Winner, beside, listeners,
+    must_fit, path, session,
 };
 
 use super::keys::KEYS;
@@ -75,7 +75,26 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     }
     let session = top.key("zookeeper").object(session)?;
     let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "synapse", environment);
-    let snapshot_path = path(&top.key("snapshot_path"), environment);
+    let snapshot_key = top.key("snapshot_path");
+    let snapshot_path = path(&snapshot_key, environment)
+        .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json"));
+    must_fit(
+        &snapshot_key,
+        &snapshot_path,
+        "the snapshot",
+        Use::ReplacedFile,
+    );
+    let standby = snapshot_path.with_file_name("standby.sock");
+    let what = "the socket that keeps haproxy going where nothing listens";
+    if let Err(problem) = fits(&standby, what, Use::HaproxySocket) {
+        snapshot_key.warn_hint(problem, "choose a shorter path, if that may happen");
+    }
+    must_fit(
+        &snapshot_key,
+        &beside(&snapshot_path, ".lock"),
+        "its lock",
+        Use::File,
+    );
     let audit_interval = top
         .key("audit_interval")
         .duration_at_least(Duration::from_secs(1));
@@ -98,19 +117,19 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         );
         haproxy.use_nerve_weights = true;
     }
-    Some(Config {
+    let config = Config {
         services,
         haproxy,
         session_timeout: session.timeout,
         jitter: session.jitter,
         admin: listeners.admin,
         socket: listeners.socket,
-        snapshot_path: snapshot_path
-            .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json")),
+        snapshot_path,
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
         max_stale,
         coalesce,
-    })
+    };
+    Some(config)
 }
 
 /// A duration, or `never`.
@@ -280,11 +299,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         do_reloads,
         do_socket,
         check_command,
-        candidate_config_file_path: candidate.unwrap_or_else(|| {
-            let mut name = config_file_path.clone().into_os_string();
-            name.push(".tmp");
-            PathBuf::from(name)
-        }),
+        candidate_config_file_path: candidate.unwrap_or_else(|| beside(&config_file_path, ".tmp")),
         config_file_path,
         reload,
         reload_timeout: map
@@ -327,6 +342,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         defaults,
     };
     hand_over(map, &haproxy, &sockets);
+    lengths(map, &haproxy, &sockets);
     Some(haproxy)
 }
 
@@ -368,6 +384,49 @@ fn place_of(cursor: &Cursor<'_>) -> Place {
     Place {
         at: cursor.place(),
         key_path: cursor.key_path(),
+    }
+}
+
+/// Every path that is made from a configured one must be possible.
+fn lengths(map: &Map<'_>, haproxy: &Haproxy, sockets: &[Cursor<'_>]) {
+    let (key, file) = (map.key("config_file_path"), &haproxy.config_file_path);
+    let supervise = haproxy.reload == Reload::Supervise;
+    if haproxy.do_writes {
+        must_fit(&key, file, "haproxy.cfg", Use::ReplacedFile);
+        must_fit(&key, &beside(file, ".lock"), "its lock", Use::File);
+        let candidate = map.key("candidate_config_file_path");
+        let at = if candidate.has_value() {
+            &candidate
+        } else {
+            &key
+        };
+        let path = &haproxy.candidate_config_file_path;
+        must_fit(at, path, "what haproxy checks", Use::ReplacedFile);
+    }
+    if supervise {
+        let socket = beside(file, ".master.sock");
+        must_fit(&key, &socket, "haproxy's master socket", Use::HaproxySocket);
+        for suffix in [".pid", ".log"] {
+            must_fit(&key, &beside(file, suffix), "a file beside it", Use::File);
+        }
+    }
+    if let Reload::MasterSocket(path) = &haproxy.reload {
+        must_fit(&map.key("master_socket"), path, "it", Use::Socket);
+    }
+    if haproxy.do_socket {
+        for (at, path) in sockets.iter().zip(&haproxy.socket_file_path) {
+            // What `global` opens is judged by haproxy.
+            let opened = haproxy
+                .global
+                .iter()
+                .any(|line| line.contains("stats socket"));
+            let used_as = if supervise && !opened {
+                Use::HaproxySocket
+            } else {
+                Use::Socket
+            };
+            must_fit(at, path, "the stats socket", used_as);
+        }
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use smartstack_common::config::golden::{check_readme, run_cases, write};
+use smartstack_common::config::golden::{
+    check_cases, check_mistakes, check_readme, json_of, run_cases, write,
+};
 use smartstack_common::config::tables;
 
 use super::keys::KEYS;
@@ -205,4 +207,20 @@ proptest::proptest! {
             assert!(report.has_errors());
         }
     }
+}
+
+/// A validator that knows nothing of the loader: what loads without a finding passes, each mistake does not.
+#[test]
+fn the_schema_takes_what_the_loader_takes_and_no_mistake() {
+    let schema = jsonschema::validator_for(&schema()).unwrap();
+    let valid = |file: &serde_json::Value| schema.validate(file).map_err(|error| error.to_string());
+    for name in ["host.yaml", "synapse.conf.json"] {
+        let text = std::fs::read_to_string(here(&format!("../examples/{name}"))).unwrap();
+        valid(&json_of(&text)).unwrap_or_else(|problem| panic!("{name}: {problem}"));
+    }
+    let cases = check_cases(&here("tests/golden"), &valid);
+    let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
+    let mistakes = check_mistakes("synapse", KEYS, &json_of(&text), &valid);
+    println!("{cases} cases pass, {mistakes} mistakes do not");
+    assert!(cases >= 5 && mistakes >= 4 * KEYS.len());
 }

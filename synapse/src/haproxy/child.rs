@@ -1,20 +1,28 @@
 //! Runs a child process to its end within a time limit, with its whole process group, and keeps the end of what it said.
 //!
 //! Output goes to an unlinked file, not a pipe: a daemon that the child leaves behind may keep it open for ever, and
-//! neither blocks us nor is hurt by our end.
+//! neither blocks us nor is hurt by our end. What cannot be killed (a `sudo` in a `reload_command`) is never called killed, and
+//! the same program is not started again beside it.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
+use smartstack_common::process::{ProcessId, boot_id, start_time};
 use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// Bytes kept of the output: the end, where the reason stands.
 pub(super) const TAIL: u64 = 16 * 1024;
+
+/// A killed process is gone within this time, on a busy machine too.
+const DYING: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A child that ended by itself.
 #[derive(Debug)]
@@ -46,6 +54,37 @@ pub enum ChildError {
         /// What it had said.
         output: String,
     },
+    /// It was still running at the limit, and so it is: processes of another user cannot be killed.
+    #[error(
+        "`{program}` was still running after {limit:?} and could not be killed (pid {})",
+        pids(left)
+    )]
+    Left {
+        /// The program.
+        program: String,
+        /// The limit.
+        limit: Duration,
+        /// What it had said.
+        output: String,
+        /// The processes that go on.
+        left: Vec<u32>,
+    },
+    /// An earlier one that could not be killed still runs; two at a time would work against each other.
+    #[error(
+        "`{program}` is not started: the last one still runs and cannot be killed (pid {}); end it as its user",
+        pids(left)
+    )]
+    StillRuns {
+        /// The program.
+        program: String,
+        /// The processes that go on.
+        left: Vec<u32>,
+    },
+}
+
+fn pids(left: &[u32]) -> String {
+    let words: Vec<String> = left.iter().map(u32::to_string).collect();
+    words.join(", ")
 }
 
 impl ChildError {
@@ -53,8 +92,8 @@ impl ChildError {
     #[must_use]
     pub fn output(&self) -> &str {
         match self {
-            Self::Start { .. } => "",
-            Self::Timeout { output, .. } => output,
+            Self::Start { .. } | Self::StillRuns { .. } => "",
+            Self::Timeout { output, .. } | Self::Left { output, .. } => output,
         }
     }
 }
@@ -80,6 +119,52 @@ impl Drop for Group {
     }
 }
 
+/// What could not be killed, by the program's name.
+static LEFT: Mutex<BTreeMap<String, Vec<ProcessId>>> = Mutex::new(BTreeMap::new());
+
+/// The processes of an earlier run of `name` that go on.
+fn left_by(name: &str) -> Vec<u32> {
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(processes) = left.get_mut(name) {
+        processes.retain(ProcessId::is_alive);
+        if processes.is_empty() {
+            left.remove(name);
+        }
+    }
+    let processes = left.get(name).into_iter().flatten();
+    processes.map(|process| process.pid).collect()
+}
+
+/// Kills a group and waits until nobody of it is there, at most [`DYING`]. Who still is.
+async fn kill_group(group: Pid) -> Vec<ProcessId> {
+    let until = Instant::now() + DYING;
+    loop {
+        // Gone already is as good; who may not be killed is seen below.
+        let _gone = killpg(group, Signal::SIGKILL).is_err();
+        let left = members(group);
+        if left.is_empty() || Instant::now() >= until {
+            return left;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// The living processes of a group.
+fn members(group: Pid) -> Vec<ProcessId> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let of_group = pids.filter(|pid| {
+        let pid = i32::try_from(*pid).map(Pid::from_raw);
+        pid.is_ok_and(|pid| getpgid(Some(pid)) == Ok(group))
+    });
+    let living = of_group.filter_map(|pid| {
+        let start = start_time(pid)?;
+        let boot = boot_id();
+        Some(ProcessId { pid, start, boot })
+    });
+    living.collect()
+}
+
 /// A shell command line, as Ruby runs `reload_command` and `check_command`.
 pub(super) fn shell(line: &str) -> Command {
     let mut command = Command::new("/bin/sh");
@@ -92,12 +177,17 @@ pub(super) async fn run(
     mut command: Command,
     name: &str,
     limit: Duration,
-    left: Left,
+    dropped: Left,
 ) -> Result<Finished, ChildError> {
     let start = |source| ChildError::Start {
         program: name.to_owned(),
         source,
     };
+    let left = left_by(name);
+    if !left.is_empty() {
+        let program = name.to_owned();
+        return Err(ChildError::StillRuns { program, left });
+    }
     let mut output = tempfile::tempfile().map_err(start)?;
     command.stdin(Stdio::null()).process_group(0);
     command
@@ -106,7 +196,7 @@ pub(super) async fn run(
     let mut child = command.spawn().map_err(start)?;
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     let pid = pid.map(Pid::from_raw);
-    let mut group = Group(pid.filter(|_| left == Left::Killed));
+    let mut group = Group(pid.filter(|_| dropped == Left::Killed));
     match timeout(limit, child.wait()).await {
         Ok(status) => {
             group.0 = None;
@@ -116,13 +206,29 @@ pub(super) async fn run(
             })
         }
         Err(_) => {
-            drop(Group(pid));
-            // Reaped at once: it was killed.
-            drop(child.wait().await);
-            Err(ChildError::Timeout {
-                program: name.to_owned(),
+            let left = match pid {
+                Some(group) => kill_group(group).await,
+                None => Vec::new(),
+            };
+            let (program, output) = (name.to_owned(), tail(&mut output, 0));
+            if left.is_empty() {
+                group.0 = None;
+                // Reaped at once: it was killed.
+                drop(child.wait().await);
+                return Err(ChildError::Timeout {
+                    program,
+                    limit,
+                    output,
+                });
+            }
+            let pids = left.iter().map(|process| process.pid).collect();
+            let mut all = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+            all.insert(program.clone(), left);
+            Err(ChildError::Left {
+                program,
                 limit,
-                output: tail(&mut output, 0),
+                output,
+                left: pids,
             })
         }
     }

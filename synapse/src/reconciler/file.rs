@@ -1,14 +1,14 @@
 //! haproxy.cfg between reloads: what is on disk, and writing the current servers into it.
 //!
-//! The file is replaced by renaming and synchronised behind, at most once a second: a crash of the program leaves the old
-//! text or the new one, only a power cut may leave an older one. Before a reload a job writes it with everything
-//! synchronised.
+//! The file is replaced (by renaming where that can be, see [`smartstack_common::atomic`]) and synchronised behind, at most
+//! once a second: a crash of the program leaves the old text or the new one, only a power cut may leave an older one.
+//! Before a reload a job writes it with everything synchronised.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smartstack_common::atomic::{Durability, replace, sync};
+use smartstack_common::atomic::{self, Durability, Mode, replace, sync};
 use smartstack_common::report::Chain;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
@@ -17,8 +17,8 @@ use tracing::{info, warn};
 use super::{Ended, InFlight, Reconciler};
 use crate::assembly::Whole;
 
-/// Mode of haproxy.cfg: it may hold `stats auth` and `userlist` passwords.
-pub(super) const MODE: u32 = 0o640;
+/// Mode of a new haproxy.cfg: it may hold `stats auth` and `userlist` passwords. One that is there keeps its own.
+pub(super) const MODE: Mode = Mode::Kept(0o640);
 /// Least time between two synchronisations.
 const SYNC_PAUSE: Duration = Duration::from_secs(1);
 /// A file that cannot be written is tried again after this time.
@@ -57,7 +57,7 @@ impl File {
 
     /// Its text; `None` = there is none that can be read.
     pub(super) fn read(&self) -> Option<String> {
-        std::fs::read_to_string(&self.path).ok()
+        read_text(&self.path)
     }
 
     /// Whether it is this.
@@ -95,6 +95,11 @@ impl File {
         self.sync(Instant::now());
         while self.syncing.join_next().await.is_some() {}
     }
+}
+
+/// The text of a haproxy.cfg; `None` = there is none that can be read, or writing it in place was cut off.
+pub(super) fn read_text(path: &Path) -> Option<String> {
+    String::from_utf8(atomic::read(path).ok()??).ok()
 }
 
 impl Reconciler {

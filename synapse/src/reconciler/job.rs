@@ -10,10 +10,11 @@ mod frame;
 mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::unistd::{AccessFlags, access};
 use tokio::time::Instant;
 
 use crate::assembly::{Assembly, Piece};
@@ -143,13 +144,35 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
+/// Where what haproxy is asked about is written: as configured; by default beside haproxy.cfg, or beside the snapshot where
+/// that folder is another user's. A `check_command` names the place itself.
+fn candidate(config: &Config) -> PathBuf {
+    let haproxy = &config.haproxy;
+    let given = haproxy.candidate_config_file_path.clone();
+    let is_default = given.as_os_str().as_encoded_bytes()
+        == [
+            haproxy.config_file_path.as_os_str().as_encoded_bytes(),
+            b".tmp",
+        ]
+        .concat();
+    let is_ours = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+    let folder = given.parent().unwrap_or(Path::new("/"));
+    let refused = folder.is_dir() && !is_ours(folder) && !is_ours(&given);
+    match (config.snapshot_path.parent(), given.file_name()) {
+        (Some(folder), Some(name)) if is_default && refused && haproxy.check_command.is_none() => {
+            folder.join(name)
+        }
+        _ => given,
+    }
+}
+
 impl Driver {
     pub(crate) fn new(config: &Config, stop_haproxy: bool) -> Self {
         let haproxy = &config.haproxy;
         Self {
             haproxy: Haproxy::new(haproxy),
             file: haproxy.config_file_path.clone(),
-            candidate: haproxy.candidate_config_file_path.clone(),
+            candidate: candidate(config),
             writes: haproxy.do_writes,
             stop_haproxy,
         }
@@ -160,8 +183,7 @@ impl Driver {
         let haproxy = &config.haproxy;
         self.haproxy.configure(haproxy);
         self.file.clone_from(&haproxy.config_file_path);
-        self.candidate
-            .clone_from(&haproxy.candidate_config_file_path);
+        self.candidate = candidate(config);
         self.writes = haproxy.do_writes;
     }
 

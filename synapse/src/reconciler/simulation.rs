@@ -29,6 +29,7 @@ use crate::snapshot::Snapshot;
 use crate::source::{Child, SourceKey, SourceView};
 use crate::status::{Board, View};
 use smartstack_common::units::ZkPath;
+use smartstack_common::watchdog::Progress;
 
 const FAULTS: Faults = Faults {
     lost: 30,
@@ -231,7 +232,7 @@ impl Simulation {
         self.stop = stop;
         self.task = Some(tokio::task::spawn_local(async move {
             let (_nobody, orders) = mpsc::channel(1);
-            reconciler.run(changes, orders, shutdown).await;
+            reconciler.run(changes, orders, Progress::new(), shutdown).await;
         }));
         Ok(())
     }

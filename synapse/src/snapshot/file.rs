@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use smartstack_common::atomic;
 
 use super::payload::Payload;
 use super::{FORMAT, Hold, Ids, Snapshot, SourceRecord, Worker};
@@ -113,6 +114,8 @@ fn read_text(path: &Path) -> Result<String, Option<String>> {
 }
 
 fn set_aside(path: &Path) -> Option<PathBuf> {
+    // The file, not a link to it.
+    let path = &atomic::resolve(path).ok()?;
     let numbered = |n: u32| {
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".bad-{n}"));

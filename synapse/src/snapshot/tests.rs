@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
-use smartstack_common::atomic::{Durability, replace};
+use smartstack_common::atomic::{Durability, Mode, replace};
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::units::{Ensemble, ZkPath};
 use tokio::sync::watch;
@@ -105,7 +105,13 @@ fn guarded() -> Saved {
 }
 
 fn write(path: &Path, text: impl AsRef<[u8]>) {
-    replace(path, [text.as_ref()], 0o600, Durability::Rename).unwrap();
+    replace(
+        path,
+        [text.as_ref()],
+        Mode::Private(0o600),
+        Durability::Rename,
+    )
+    .unwrap();
 }
 
 #[test]

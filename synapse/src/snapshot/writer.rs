@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use smartstack_common::atomic::{Durability, ReplaceError, replace};
+use smartstack_common::atomic::{Durability, Mode, ReplaceError, replace};
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
@@ -125,6 +125,6 @@ fn is_urgent(written: &Snapshot, new: &Snapshot) -> bool {
 
 fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
     let text = cache.render(snapshot, SystemTime::now());
-    replace(path, [&text], 0o600, Durability::Synced)?;
+    replace(path, [&text], Mode::Private(0o600), Durability::Synced)?;
     Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))
 }

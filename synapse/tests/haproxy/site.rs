@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::atomic::{Durability, replace};
+use smartstack_common::atomic::{Durability, Mode, replace};
 use smartstack_common::testing::{Dir, Haproxy as Real, free_port};
 use synapse::cfg::{Model, Ours};
 use synapse::config;
@@ -97,7 +97,8 @@ impl Site {
             desired.generation, plain.generation,
             "the mark is not part of the generation"
         );
-        replace(&self.config, [text], 0o644, Durability::Rename).expect("the folder is writable");
+        replace(&self.config, [text], Mode::Kept(0o644), Durability::Rename)
+            .expect("the folder is writable");
         desired
     }
 

@@ -11,6 +11,7 @@ mod registry;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod slow;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use smartstack_common::atomic::{Durability, replace};
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
-use super::super::file::MODE;
+use super::super::file::{MODE, read_text};
 use super::frame::Parts;
 use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
 use crate::assembly::{Assembly, EffectiveCache, Piece};
@@ -74,7 +74,7 @@ pub(super) const FRAME: usize = 0;
 
 impl Work {
     pub(super) fn new(driver: Driver, job: Job) -> Self {
-        let former: Option<Arc<str>> = std::fs::read_to_string(&driver.file).ok().map(Arc::from);
+        let former: Option<Arc<str>> = read_text(&driver.file).map(Arc::from);
         Self {
             proven: None,
             bad: BTreeMap::new(),
