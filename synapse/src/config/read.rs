@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use smartstack_common::config::{
-    Cursor, Environment, Loaded, Map, Program, Report, Source, Use, Winner, beside, listeners,
-    must_fit, path, session,
+    Cursor, Environment, Loaded, Map, Program, Report, Source, Use, Winner, beside, fits,
+    listeners, must_fit, path, session,
 };
 
 use super::keys::KEYS;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smartstack_common::atomic::{Durability, ReplaceError, replace};
+use smartstack_common::atomic::{Durability, Mode, ReplaceError, replace};
 use smartstack_common::process::start_time;
 use smartstack_common::report::Chain;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -267,7 +267,7 @@ impl Marks {
         let (path, note) = (self.path.clone(), self.note(pid));
         self.writing = Some(spawn_blocking(move || {
             let text = serde_json::to_vec(&note).unwrap_or_default();
-            replace(&path, [text], 0o600, Durability::Rename).map(|()| note)
+            replace(&path, [text], Mode::Private(0o600), Durability::Rename).map(|()| note)
         }));
         self.is_writing().await;
     }

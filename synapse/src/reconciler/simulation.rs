@@ -232,7 +232,9 @@ impl Simulation {
         self.stop = stop;
         self.task = Some(tokio::task::spawn_local(async move {
             let (_nobody, orders) = mpsc::channel(1);
-            reconciler.run(changes, orders, Progress::new(), shutdown).await;
+            reconciler
+                .run(changes, orders, Progress::new(), shutdown)
+                .await;
         }));
         Ok(())
     }

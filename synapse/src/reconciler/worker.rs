@@ -122,7 +122,6 @@ impl Reconciler {
             self.stale = false;
             return;
         }
-        let known = self.digests.pid();
         let mut first = Observed::read(&mut self.api, &self.digests, &self.marks).await;
         if matches!(&first, Err(error) if error.is_useless()) {
             // A worker may have ended within its answer.

@@ -320,6 +320,7 @@ fn what_an_operation_sends() {
             Change::Readdress {
                 address,
                 around: Some(back(None)),
+                follows: crate::effective::Follows::default(),
             },
             format!(
                 "disable agent s; set server s state maint; set server s weight 0; set server s addr; enable health s; {agent_on}; set server s weight 100%; set server s state ready"

@@ -8,7 +8,7 @@ use std::time::Duration;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, Behaviour, eventually, get};
 use synapse::config::Reload;
-use synapse::effective::Options;
+use synapse::effective::{Follows, Options};
 use synapse::plan::{Addition, Admit, Change, Checks, Op, Return};
 use synapse::runtime_api::RuntimeApi;
 use tokio::task::JoinSet;
@@ -135,6 +135,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
     let change = Change::Readdress {
         address: moved.address,
         around: Some(plain(8)),
+        follows: Follows::default(),
     };
     apply(&api, &[op("s3", change)]).await;
     takes_its_share(&moved, "re-addressed").await;

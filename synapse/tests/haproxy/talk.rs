@@ -159,7 +159,11 @@ async fn checks_at_the_servers_own_address_follow_it() {
     checked(&here).await;
     // There, and back.
     for (former, now, listener) in [(from, to, &there), (to, from, &here)] {
-        let running = haproxy.live().await.unwrap().running(&digests(&at(former)));
+        let running = haproxy
+            .live()
+            .await
+            .unwrap()
+            .running(&digests(&at(former)), taken_out);
         let after = at(now);
         let ops = runtime(plan(&running, &after));
         assert_eq!(
@@ -170,7 +174,7 @@ async fn checks_at_the_servers_own_address_follow_it() {
         checked(listener).await;
         let live = haproxy.live().await.unwrap();
         assert_eq!(
-            plan(&live.running(&digests(&after)), &after),
+            plan(&live.running(&digests(&after), taken_out), &after),
             Plan::Unchanged
         );
         assert_eq!(live.table[0].op_state, 2, "up: {:?}", live.table[0]);

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Pid, Uid, chown};
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
-use smartstack_common::atomic::{Durability, replace};
+use smartstack_common::atomic::{Durability, Mode, replace};
 use smartstack_common::testing::{Dir, Haproxy, Program, ask_once, eventually, free_port};
 
 use crate::rig::{Rig, SOON, accepted, fixed, server, settings};
@@ -351,7 +351,7 @@ async fn a_check_that_cannot_see_is_no_refusal() {
         "global\n\t{socket}\nfrontend f\n\tbind 127.0.0.1:{}\n",
         free_port()
     );
-    replace(&file, [first], 0o644, Durability::Rename).unwrap();
+    replace(&file, [first], Mode::Kept(0o644), Durability::Rename).unwrap();
     let mut haproxy = Haproxy::start(&file, &stats).await;
     let pid = std::fs::read_to_string(dir.join("haproxy/haproxy.pid")).unwrap();
     let pid = Pid::from_raw(pid.trim().parse().unwrap());
