@@ -207,12 +207,22 @@ impl Command {
                     (Check::Health, follows.health),
                     (Check::Agent, follows.agent),
                 ];
+                // An agent that is not listened to takes no address (measured on 2.6, 3.0 and 3.2).
+                let silenced = around.is_some_and(|after| after.checks.agent);
                 let checks = checks.into_iter().filter(|(_, follows)| *follows);
-                let checks = checks.map(|(check, _)| Self::CheckAddress {
-                    backend: op.backend.clone(),
-                    server: op.server.clone(),
-                    check,
-                    address: address.ip(),
+                let checks = checks.flat_map(|(check, _)| {
+                    let listen = silenced && check == Check::Agent;
+                    let listen = listen.then(|| Self::Enable {
+                        backend: op.backend.clone(),
+                        server: op.server.clone(),
+                        check,
+                    });
+                    listen.into_iter().chain([Self::CheckAddress {
+                        backend: op.backend.clone(),
+                        server: op.server.clone(),
+                        check,
+                        address: address.ip(),
+                    }])
                 });
                 // The server itself last: cut off in between it is still elsewhere, and all of it is sent again.
                 let moves = checks.chain(std::iter::once(own));

@@ -326,6 +326,20 @@ fn what_an_operation_sends() {
                 "disable agent s; set server s state maint; set server s weight 0; set server s addr; enable health s; {agent_on}; set server s weight 100%; set server s state ready"
             ),
         ),
+        // An agent takes another address only while it is listened to.
+        (
+            Change::Readdress {
+                address,
+                around: Some(back(None)),
+                follows: crate::effective::Follows {
+                    health: true,
+                    agent: true,
+                },
+            },
+            format!(
+                "disable agent s; set server s state maint; set server s weight 0; set server s check-addr 127.0.0.2; enable agent s; set server s agent-addr 127.0.0.2; set server s addr; enable health s; {agent_on}; set server s weight 100%; set server s state ready"
+            ),
+        ),
         (
             Change::Maint { agent: false },
             "set server s state maint".to_owned(),
