@@ -228,11 +228,13 @@ impl Reconciler {
             return;
         };
         self.see(ops.iter().map(|op| &op.backend));
+        self.marks.intend(pid, ops).await;
         // Known before it is sent: should the answer be lost, the server is still known for ours.
         let former: Vec<Option<Digest>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
         let results = match self.api.apply(ops).await {
             Ok(results) => results,
             Err(error) => {
+                self.marks.unanswered(ops);
                 self.socket_failed(&Chain(&error).to_string());
                 return self.doubt();
             }
@@ -242,6 +244,7 @@ impl Reconciler {
                 Ok(()) => {
                     info!(%op, "applied over the stats socket");
                     self.tally.runtime_ops += 1;
+                    self.marks.done(op);
                     if let Some(observed) = &mut self.observed {
                         observed.apply(op);
                     }
@@ -309,7 +312,7 @@ impl Reconciler {
         let Some(observed) = &mut self.observed else {
             return;
         };
-        observed.take(backends, rows, &self.digests);
+        observed.take(backends, rows, &self.digests, &self.marks);
         for key in observed.await_checks(&self.awaited) {
             self.awaited.remove(&key);
         }
@@ -451,6 +454,7 @@ impl Reconciler {
                 self.retired.remove(&key);
                 self.see([&op.backend]);
                 self.digests.note(pid, &op.backend, &op.server, None);
+                self.marks.done(op);
                 if let Some(observed) = &mut self.observed {
                     observed.apply(op);
                 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
+use super::boot::tell_foreign;
 use super::observed::{Digests, Observed};
 use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
@@ -23,6 +24,7 @@ impl Reconciler {
         let now = Instant::now();
         self.file.sync(now);
         self.lingering.look(self.observed.as_ref());
+        self.marks.tidy().await;
         let due = |q: &super::Quarantine| {
             let waited = now.duration_since(q.since) >= RETRY_QUARANTINED;
             !q.until_changed && waited || q.blames.have_changed()
@@ -122,17 +124,16 @@ impl Reconciler {
             self.stale = false;
             return;
         }
-        let known = self.digests.pid();
-        let mut first = Observed::read(&mut self.api, &self.digests).await;
+        let mut first = Observed::read(&mut self.api, &self.digests, &self.marks).await;
         if matches!(&first, Err(error) if error.is_useless()) {
             // A worker may have ended within its answer.
-            first = Observed::read(&mut self.api, &self.digests).await;
+            first = Observed::read(&mut self.api, &self.digests, &self.marks).await;
         }
         let read = match first {
             Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
                 self.adopt_worker(observed.pid());
-                Observed::read(&mut self.api, &self.digests).await
+                Observed::read(&mut self.api, &self.digests, &self.marks).await
             }
             Err(error) => Err(error),
         };
@@ -144,7 +145,8 @@ impl Reconciler {
                 if self.socket_problem.take().is_some() {
                     info!("the stats socket answers again");
                 }
-                self.note_operator(&mut observed, known).await;
+                self.note_maint(&mut observed);
+                self.note_operator(&mut observed).await;
                 if self
                     .observed
                     .as_ref()
@@ -214,42 +216,58 @@ impl Reconciler {
         *self.tally.differences.entry(kind).or_default() += count;
     }
 
-    /// Servers that an operator disabled are rendered so, and servers made ready again are not.
-    /// `known` is the worker that we knew before.
-    async fn note_operator(&mut self, observed: &mut Observed, known: Option<u32>) {
-        let mut maint = observed.operator_maint();
-        if known != Some(observed.pid()) {
-            // A worker that we did not load was not told of what an operator did to the one before.
-            let lost = self.operator_maint.difference(&maint);
-            let lost: Vec<Op> = lost
-                .filter(|(backend, name)| {
-                    let found = observed.server(backend, name);
-                    found.is_some_and(|server| server.state == State::Ready)
-                        && !observed.was_disabled(backend, name)
-                })
-                .map(|(backend, name)| Op {
-                    backend: backend.clone(),
-                    server: name.clone(),
-                    change: Change::Maint,
-                })
-                .collect();
-            maint.extend(self.operator_maint.iter().cloned());
-            if !lost.is_empty() {
-                info!(
-                    count = lost.len(),
-                    "servers that an operator had disabled are again"
-                );
-                match self.api.apply(&lost).await {
-                    Ok(_) => lost.iter().for_each(|op| observed.apply(op)),
-                    Err(error) => self.socket_failed(&Chain(&error).to_string()),
+    /// Whose the maints are that were found.
+    fn note_maint(&mut self, observed: &mut Observed) {
+        self.marks.settle(observed);
+        let pid = observed.pid();
+        if !observed.is_ours() {
+            // Remembered from a worker of ours: that was an operator's word.
+            for (backend, name) in self.operator_maint.keys() {
+                if observed.is_in_maint(backend, name) {
+                    observed.owned(backend, name, State::OperatorMaint);
                 }
+            }
+            if self.observed.as_ref().is_none_or(|o| o.pid() != pid) {
+                let found = observed.retired();
+                let found = found.filter(|(backend, _)| self.by_backend.contains_key(*backend));
+                let found: Vec<String> = found.map(|(b, n)| format!("{b}/{n}")).collect();
+                tell_foreign("in maint in a haproxy that runs another's file", &found);
+            }
+            return;
+        }
+        let Some(is_left) = self.marks.leftovers() else {
+            return;
+        };
+        let left: Vec<(String, String)> = observed
+            .operator_maint()
+            .into_keys()
+            .filter(|key| is_left(&key.0, &key.1) && !self.operator_maint.contains_key(key))
+            .collect();
+        for (backend, name) in left {
+            self.marks.claim(pid, &backend, &name);
+            observed.owned(&backend, &name, State::Retired);
+        }
+    }
+
+    /// Servers that an operator disabled are rendered so, and servers made ready again are not.
+    async fn note_operator(&mut self, observed: &mut Observed) {
+        let pid = observed.pid();
+        let mut maint = observed.operator_maint();
+        if self.marks.restored != Some(pid) {
+            // This worker was not told of what an operator did to the one before.
+            let lost = self.lost_maint(observed);
+            maint.extend(self.operator_maint.clone());
+            if lost.is_empty() || self.put_back(&lost, observed).await {
+                self.marks.restored = Some(pid);
             }
         }
         if maint == self.operator_maint {
             return;
         }
         let touched: BTreeSet<&str> = maint
-            .symmetric_difference(&self.operator_maint)
+            .keys()
+            .chain(self.operator_maint.keys())
+            .filter(|key| maint.contains_key(*key) != self.operator_maint.contains_key(*key))
             .map(|(backend, _)| backend.as_str())
             .collect();
         let dirty = self.indexes(|state| {
@@ -260,6 +278,43 @@ impl Reconciler {
         self.dirty.extend(dirty);
         self.operator_maint = maint;
         self.saves_at_once = true;
+    }
+
+    /// What a new worker lacks of the operator's maints. One whose line says `disabled` and that is ready was made so by an
+    /// operator, unless it has an agent that the operator had switched off: then by that.
+    fn lost_maint(&self, observed: &Observed) -> Vec<Op> {
+        let lost = |((backend, name), silent): (&(String, String), &bool)| {
+            let found = observed.server(backend, name)?;
+            let agent = *silent && found.agent == Some(true);
+            let is_lost = match found.state {
+                State::Ready => agent || !observed.was_disabled(backend, name),
+                State::OperatorMaint => agent,
+                State::Retired | State::OperatorDrain => false,
+            };
+            is_lost.then(|| Op {
+                backend: backend.clone(),
+                server: name.clone(),
+                change: Change::Maint { agent },
+            })
+        };
+        self.operator_maint.iter().filter_map(lost).collect()
+    }
+
+    /// Whether haproxy has answered.
+    async fn put_back(&mut self, lost: &[Op], observed: &mut Observed) -> bool {
+        info!(
+            count = lost.len(),
+            "servers that an operator had disabled are again"
+        );
+        match self.api.apply(lost).await {
+            Ok(_) => lost.iter().for_each(|op| observed.apply(op)),
+            Err(error) => {
+                self.socket_failed(&Chain(&error).to_string());
+                self.doubt();
+                return false;
+            }
+        }
+        true
     }
 
     /// The worker has to be read again before anything is believed.
