@@ -135,6 +135,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
     let change = Change::Readdress {
         address: moved.address,
         around: Some(plain(8)),
+        follows: synapse::effective::Follows::default(),
     };
     apply(&api, &[op("s3", change)]).await;
     takes_its_share(&moved, "re-addressed").await;
