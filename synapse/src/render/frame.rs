@@ -118,7 +118,10 @@ impl Frame {
                 .partition(|line| sets(line, "description"));
         let mut missing = missing(&GLOBAL, &global);
         missing.extend(self::missing(&DEFAULTS, &defaults));
-        if given.version.is_some_and(|version| !version.has(&version::IDLE_CLOSE)) {
+        if given
+            .version
+            .is_some_and(|version| !version.has(&version::IDLE_CLOSE))
+        {
             missing.retain(|keyword| *keyword != IDLE_CLOSE);
         }
         // In a `mode tcp` frontend an http option of the defaults is a warning, and warnings are fatal with this line.
