@@ -457,11 +457,7 @@ fn config(dir: &Dir, zookeeper: &ZooKeeper) -> Value {
 }
 
 async fn put(client: &Client, znode: &str, data: &[u8]) {
-    ZooKeeper::make_path(client, &format!("{PATH}/{znode}")).await;
-    client
-        .set_data(&format!("{PATH}/{znode}"), data, None)
-        .await
-        .unwrap();
+    ZooKeeper::put(client, &format!("{PATH}/{znode}"), data).await;
 }
 
 /// A fresh znode with its data at once: ephemeral, as nerve's are.

@@ -329,14 +329,18 @@ impl ZooKeeper {
             .unwrap_or_else(|e| panic!("mkdir {path}: {e}"));
     }
 
-    /// Creates an ephemeral node of the client's session, and its parents.
-    pub async fn make_ephemeral(client: &Client, path: &str, data: &[u8]) {
+    async fn make_parents(client: &Client, path: &str) {
         if let Some((parent, _)) = path
             .rsplit_once('/')
             .filter(|(parent, _)| !parent.is_empty())
         {
             Self::make_path(client, parent).await;
         }
+    }
+
+    /// Creates an ephemeral node of the client's session, and its parents.
+    pub async fn make_ephemeral(client: &Client, path: &str, data: &[u8]) {
+        Self::make_parents(client, path).await;
         client
             .create(path, data, &EPHEMERAL)
             .await
@@ -352,13 +356,15 @@ impl ZooKeeper {
         async { created.await.map(drop) }
     }
 
-    /// Sets the data of a persistent node, creating it and its parents if need be.
+    /// Sets the data of a persistent node, creating it and its parents if need be. Nobody sees a new one without its data:
+    /// an empty node is a rejected one, which those who watch would tell.
     pub async fn put(client: &Client, path: &str, data: &[u8]) {
-        Self::make_path(client, path).await;
-        client
-            .set_data(path, data, None)
-            .await
-            .unwrap_or_else(|e| panic!("set {path}: {e}"));
+        Self::make_parents(client, path).await;
+        let put = match client.create(path, data, &PERSISTENT).await {
+            Err(Error::NodeExists) => client.set_data(path, data, None).await.map(drop),
+            created => created.map(drop),
+        };
+        put.unwrap_or_else(|e| panic!("put {path}: {e}"));
     }
 
     /// The sorted children; empty for an absent path.

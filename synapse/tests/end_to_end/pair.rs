@@ -185,14 +185,7 @@ impl Pair {
             .unwrap()
             .extend(keys.as_object().unwrap().clone());
         let path = format!("{parent}/i-{}_{:010}", app.name, app.address.port());
-        // The payload comes with the node: an empty one would be rejected first, and logged.
-        ZooKeeper::make_path(&self.client, parent).await;
-        let options = zookeeper_client::CreateMode::Persistent
-            .with_acls(zookeeper_client::Acls::anyone_all());
-        self.client
-            .create(&path, payload.to_string().as_bytes(), &options)
-            .await
-            .unwrap();
+        ZooKeeper::put(&self.client, &path, payload.to_string().as_bytes()).await;
         path
     }
 
