@@ -374,8 +374,8 @@ async fn it_ends_at_once_whatever_is_under_way() {
     let pair = Pair::start(Way::Supervise).await;
     let app = App::start("app").await;
     let mut synapse = pair.serving().await;
-    let pids = pair.haproxy.pids();
-    pids.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    let stopped = pair.haproxy.pids();
+    stopped.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
     let _node = pair.register(&app).await;
     eventually("haproxy is asked in vain", SOON, async || {
         let problems = synapse.status().await["problems"].to_string();
@@ -399,5 +399,8 @@ async fn it_ends_at_once_whatever_is_under_way() {
     })
     .await;
     ends_at_once(&mut synapse, "a start before a haproxy that is stopped").await;
-    pids.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
+    for pid in pair.haproxy.pids() {
+        assert!(stopped.contains(&pid), "{pid} is none of {stopped:?}");
+        send(pid, Signal::SIGCONT);
+    }
 }
