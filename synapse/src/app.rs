@@ -369,9 +369,10 @@ fn routes(
         let view = view.borrow().clone();
         let links = || link_status(&links.borrow());
         Some(match path {
-            "/ready" => Answer::ready(
-                (!view.ready).then(|| "haproxy does not serve our generation yet".to_owned()),
-            ),
+            "/ready" => Answer::ready((!view.ready).then(|| {
+                let early = || "haproxy does not serve our generation yet".to_owned();
+                view.not_ready.clone().unwrap_or_else(early)
+            })),
             "/status" => {
                 let zookeeper = serde_json::to_value(links()).unwrap_or_default();
                 Answer::json(&status::document(
@@ -405,7 +406,7 @@ async fn tell_systemd(
     // Cancel-safe: watch receives.
     tokio::select! {
         () = shutdown.wait() => {}
-        ready = view.wait_for(|view| view.ready) => {
+        ready = view.wait_for(|view| view.has_served) => {
             if ready.is_ok() {
                 notify(&Notice::Ready);
             }

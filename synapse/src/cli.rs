@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
@@ -247,10 +248,10 @@ async fn release(services: Services, source: Option<LoadOptions>) -> u8 {
 fn summary(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let ready = if status["ready"] == true {
-        "ready"
-    } else {
-        "not ready"
+    let ready = match status["not_ready"].as_str() {
+        _ if status["ready"] == true => "ready".to_owned(),
+        Some(why) => format!("not ready: {why}"),
+        None => "not ready".to_owned(),
     };
     let haproxy = &status["haproxy"];
     let mut lines = vec![
@@ -269,6 +270,20 @@ fn summary(status: &Value) -> String {
             haproxy["reload_failures"]
         ),
     ];
+    if let (Some(since), Some(at)) = (
+        haproxy["silent_since"].as_f64(),
+        haproxy["states_at"].as_f64(),
+    ) {
+        let ago = |at: f64| (crate::status::seconds(SystemTime::now()) - at).max(0.0);
+        lines.push(format!(
+            "no answer from haproxy for {:.0} s, all states are as of {:.0} s ago",
+            ago(since),
+            ago(at)
+        ));
+    }
+    for (backend, why) in haproxy["fallbacks"].as_object().into_iter().flatten() {
+        lines.push(format!("reload needed in {backend}: {}", text(why)));
+    }
     for link in list(&status["zookeeper"]) {
         lines.push(format!(
             "zookeeper {} {}",

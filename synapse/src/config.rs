@@ -217,6 +217,8 @@ pub struct Haproxy {
     pub reload: Reload,
     /// Time limit of one reload; default 30 s.
     pub reload_timeout: Duration,
+    /// A supervised worker that has not answered for so long is replaced; `None` = never.
+    pub replace_hung_after: Option<Duration>,
     /// Stats sockets (several with nbproc).
     pub socket_file_path: Vec<PathBuf>,
     /// Least time between starts of reloads; default 2 s.

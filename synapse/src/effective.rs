@@ -247,6 +247,8 @@ pub struct Backend {
     /// Why nothing can be added here without a reload, whatever haproxy's version: the balance algorithm, or what its
     /// servers have.
     pub reload_only: Option<String>,
+    /// Why its servers keep the weights they were loaded with: the balance algorithm.
+    pub fixed_weights: Option<String>,
 }
 
 /// What the sections read so far hand down to the next. A fold: read the frame, then each fragment.
@@ -400,6 +402,7 @@ impl Backend {
             self.reload_only = layer.expected();
         }
         self.reload_only = self.reload_only.or_else(|| layer.balance.is_static());
+        self.fixed_weights = layer.balance.fixes_weights();
         section
             .lines
             .iter()

@@ -248,6 +248,21 @@ impl Haproxy {
         }
     }
 
+    /// A supervised haproxy that was started or adopted does not run any more.
+    pub fn has_ended(&mut self) -> bool {
+        match &mut self.way {
+            Way::Supervise(supervisor) => supervisor.pid().is_some() && !supervisor.is_alive(),
+            _ => false,
+        }
+    }
+
+    /// Kills what is left of a supervised haproxy whose worker was killed because it hung.
+    pub async fn kill(&mut self) {
+        if let Way::Supervise(supervisor) = &mut self.way {
+            supervisor.kill().await;
+        }
+    }
+
     /// Ends a supervised haproxy; any other is not ours to end. Requests in flight have until `deadline`.
     pub async fn stop(&mut self, deadline: Duration) {
         if let Way::Supervise(supervisor) = &mut self.way {

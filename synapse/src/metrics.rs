@@ -213,8 +213,26 @@ fn haproxy(all: &mut Registry, view: &View) {
         ConstGauge::new(lingering),
     );
     all.register(
+        "haproxy_answers",
+        "Whether haproxy answers on its stats socket; states of servers are of when it last did",
+        ConstGauge::new(i64::from(
+            haproxy.pid.is_some() && haproxy.silent_since.is_none(),
+        )),
+    );
+    if let Some(at) = haproxy.states_at {
+        let age = Fractions::default();
+        let value = (seconds(SystemTime::now()) - at).max(0.0);
+        age.get_or_create(&Labels::new()).set(value);
+        all.register_with_unit(
+            "haproxy_states_age",
+            "No state of a server is older than this",
+            Unit::Seconds,
+            age,
+        );
+    }
+    all.register(
         "ready",
-        "Whether haproxy serves our generation",
+        "Whether haproxy answers and serves what is wanted, or its last structure until a reload",
         ConstGauge::new(i64::from(view.ready)),
     );
     let differences = Family::<Labels, Counter>::default();

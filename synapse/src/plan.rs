@@ -45,24 +45,65 @@ pub struct Running {
     pub refuses: Refuses,
 }
 
-/// Why a worker cannot be given servers over the stats socket: from its version, and learned from its answers.
+/// What a worker does not do over the stats socket, and why: from its version, and learned from its answers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Refuses {
-    /// In any backend.
+    /// Additions, in any backend.
     pub all: Option<String>,
-    /// With a `cookie` (before haproxy 3.0).
+    /// Additions with a `cookie` (before haproxy 3.0).
     pub cookie: Option<String>,
-    /// By backend.
-    pub backends: BTreeMap<String, String>,
+    /// Every change: the level of the socket is too low.
+    pub changes: Option<String>,
+    /// By backend, what it has refused.
+    pub backends: BTreeMap<String, BTreeMap<Kind, String>>,
+    /// By backend and NAME: a part of this change of the server was refused, so that it is not as it seems.
+    pub servers: BTreeMap<String, BTreeMap<String, (Kind, String)>>,
 }
 
 impl Refuses {
-    /// Why no server can be added to this backend without a reload.
+    /// Why no server can be added to this backend without a reload; not where nothing at all can be changed.
     #[must_use]
     pub fn reason<'a>(&'a self, name: &str, backend: &'a Backend) -> Option<&'a String> {
         let cookie = self.cookie.as_ref().filter(|_| backend.cookie);
         let known = backend.reload_only.as_ref().or(self.all.as_ref());
-        known.or(cookie).or_else(|| self.backends.get(name))
+        known.or(cookie).or_else(|| self.learned(name, Kind::Add))
+    }
+
+    /// Why this is not done in a backend.
+    #[must_use]
+    pub fn of(&self, name: &str, kind: Kind) -> Option<&String> {
+        self.changes.as_ref().or_else(|| self.learned(name, kind))
+    }
+
+    fn learned(&self, name: &str, kind: Kind) -> Option<&String> {
+        self.backends.get(name)?.get(&kind)
+    }
+
+    /// Why a server cannot be given this weight. A static algorithm takes 0 and the one it was loaded with.
+    #[must_use]
+    pub fn weight<'a>(
+        &'a self,
+        name: &str,
+        backend: &'a Backend,
+        found: &RunningServer,
+        weight: u16,
+    ) -> Option<&'a String> {
+        let fixed = backend.fixed_weights.as_ref();
+        let fixed = fixed.filter(|_| weight != 0 && weight != found.initial_weight);
+        fixed.or_else(|| self.of(name, Kind::Weight))
+    }
+
+    /// Why a retired server cannot take requests again so.
+    fn returns<'a>(
+        &'a self,
+        name: &str,
+        backend: &'a Backend,
+        found: &RunningServer,
+        after: Return,
+    ) -> Option<&'a String> {
+        let another = after.weight.filter(|w| *w != found.initial_weight);
+        let weight = another.and_then(|weight| self.weight(name, backend, found, weight));
+        weight.or_else(|| self.of(name, Kind::Return))
     }
 }
 
@@ -75,6 +116,8 @@ pub struct RunningServer {
     pub id: u32,
     /// Configured or set weight, 0..256 (`srv_uweight`).
     pub weight: u16,
+    /// The weight it was loaded or added with (`srv_iweight`).
+    pub initial_weight: u16,
     /// Administrative state.
     pub state: State,
     /// Digest of the options it was loaded with, by this worker; `None` = not known.
@@ -143,6 +186,55 @@ pub enum Change {
     },
     /// A retired server that nobody wants goes for good; haproxy refuses while it has connections.
     Delete,
+}
+
+/// What a change is, whatever its values: what haproxy refuses is learned by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// [`Change::Add`].
+    Add,
+    /// [`Change::Retire`].
+    Retire,
+    /// [`Change::Return`].
+    Return,
+    /// [`Change::Readdress`].
+    Readdress,
+    /// [`Change::Maint`].
+    Maint,
+    /// [`Change::Weight`].
+    Weight,
+    /// [`Change::Delete`].
+    Delete,
+}
+
+impl Change {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Add(_) => Kind::Add,
+            Self::Retire => Kind::Retire,
+            Self::Return(_) => Kind::Return,
+            Self::Readdress { .. } => Kind::Readdress,
+            Self::Maint => Kind::Maint,
+            Self::Weight { .. } => Kind::Weight,
+            Self::Delete => Kind::Delete,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Add => "addition",
+            Self::Retire => "removal",
+            Self::Return => "return",
+            Self::Readdress => "address",
+            Self::Maint => "maintenance",
+            Self::Weight => "weight",
+            Self::Delete => "deletion",
+        })
+    }
 }
 
 /// How a server takes requests again.
@@ -359,7 +451,8 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
 }
 
 /// Retired servers of these backends that nobody wants: to be deleted once their connections have ended. Where none can
-/// be added they stay until the next reload, so that their return needs none.
+/// be added they stay until the next reload, so that their return needs none; where haproxy does not delete, too: they
+/// serve nobody, which is no reason for a reload.
 #[must_use]
 pub fn garbage<'a>(
     running: &Running,
@@ -373,7 +466,10 @@ pub fn garbage<'a>(
         let unwanted = |(server, found): &(&String, &RunningServer)| {
             found.state == State::Retired && !desired_has(backend, server)
         };
-        let keeps = backend.unreadable || running.refuses.reason(name, backend).is_some();
+        let refuses = &running.refuses;
+        let keeps = backend.unreadable
+            || refuses.reason(name, backend).is_some()
+            || refuses.of(name, Kind::Delete).is_some();
         let servers = running.backends.get(name).into_iter().flatten();
         servers
             .filter(|server| !keeps && unwanted(server))
@@ -450,6 +546,7 @@ impl Running {
             address: Some(wanted.address),
             id: wanted.id.unwrap_or_default(),
             weight: wanted.weight,
+            initial_weight: wanted.weight,
             state: if wanted.is_parked() {
                 State::Retired
             } else if wanted.disabled {
@@ -490,6 +587,8 @@ impl Addition {
             address: Some(self.address),
             id: self.id,
             weight,
+            // It may be added with 0: where that matters none can be added.
+            initial_weight: self.weight,
             state,
             digest: Some(self.digest.clone()),
             awaits_check: self.admit == Admit::Checked,

@@ -15,6 +15,7 @@ mod aim;
 mod blames;
 mod boot;
 mod dispatch;
+mod fallbacks;
 mod file;
 mod guarding;
 pub mod job;
@@ -24,6 +25,8 @@ mod observed;
 mod runtime;
 #[cfg(test)]
 mod simulation;
+mod socket;
+mod states;
 mod view;
 pub mod window;
 mod worker;
@@ -60,13 +63,16 @@ use crate::sources::Sources;
 use crate::status::{Board, ReloadView, View};
 use aim::Touched;
 use blames::Blames;
+use fallbacks::Fallbacks;
 use file::File;
 use guarding::Guarding;
 use job::{Done, Driver, Kept};
 use limiter::Limiter;
 use lingering::Lingering;
 use observed::{Digests, Observed};
-use runtime::{Fallbacks, Proven};
+use runtime::{Proven, Retired};
+use socket::Socket;
+use states::States;
 use window::Window;
 
 /// The worker's pid and generation are looked at this often: a reload by somebody else is repaired within 1.5 s.
@@ -221,12 +227,14 @@ pub struct Reconciler {
     looked_at: Option<Instant>,
     /// Workers that were replaced and have not ended.
     lingering: Lingering,
-    /// Servers taken out that nobody wants: of which worker, and when the next attempt to delete them is due.
-    retired: BTreeMap<(String, String), (u32, Instant)>,
+    /// Servers taken out that nobody wants.
+    retired: BTreeMap<(String, String), Retired>,
     /// The worker has to be read before the next plan.
     stale: bool,
-    /// Why the stats socket cannot be used.
-    socket_problem: Option<String>,
+    socket: Socket,
+    states: States,
+    /// haproxy has served what was wanted, once.
+    has_served: bool,
     file: File,
     /// While nobody runs the file and starts back off, the file follows the current servers; it already does.
     followed: bool,

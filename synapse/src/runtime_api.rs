@@ -225,8 +225,16 @@ impl RuntimeApi {
     pub async fn apply(&self, ops: &[Op]) -> Result<Vec<Result<(), Refusal>>, ApiError> {
         let mut commands: Vec<Vec<Command>> = ops.iter().map(Command::of).collect();
         let mut results: Vec<Result<(), Refusal>> = vec![Ok(()); ops.len()];
+        for (own, result) in commands.iter_mut().zip(&mut results) {
+            // What must not be sent costs itself and none of the others.
+            if let Some(error) = own.iter().find_map(|command| command.text().err()) {
+                *result = Err(Refusal::Unsendable(error.to_string()));
+                own.clear();
+            }
+        }
         let is_add = |op: &Op| matches!(op.change, Change::Add(_));
-        let adds: Vec<usize> = (0..ops.len()).filter(|i| is_add(&ops[*i])).collect();
+        let adds = (0..ops.len()).filter(|i| is_add(&ops[*i]) && !commands[*i].is_empty());
+        let adds: Vec<usize> = adds.collect();
         if !adds.is_empty() {
             let first: Vec<Command> = adds.iter().map(|i| commands[*i].remove(0)).collect();
             for (index, reply) in adds.into_iter().zip(self.run(&first).await?) {

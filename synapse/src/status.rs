@@ -42,8 +42,12 @@ impl Board {
 /// Everything else the reconciler knows; the listener adds the services and the ZooKeeper links.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct View {
-    /// haproxy serves our generation.
+    /// haproxy answers and serves what is wanted; or did once, and serves an earlier structure of ours until its reload.
     pub ready: bool,
+    /// Why it is not ready.
+    pub not_ready: Option<String>,
+    /// haproxy has served what was wanted, once since our start.
+    pub has_served: bool,
     /// haproxy itself.
     pub haproxy: HaproxyView,
     /// Files that cannot be written, sockets that cannot be used: each in words.
@@ -166,8 +170,13 @@ pub struct ServerView {
 /// haproxy itself.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct HaproxyView {
-    /// `serving`, `other generation`, `unreachable` or `unconfirmed` (no stats socket).
+    /// `serving`, `other generation`, `not answering` (nothing comes from the stats socket: all below is as of `states_at`),
+    /// `unreachable` or `unconfirmed` (no stats socket that can be used).
     pub state: &'static str,
+    /// Since when the stats socket has given no answer, seconds since 1970.
+    pub silent_since: Option<f64>,
+    /// No server's state is older than this, seconds since 1970.
+    pub states_at: Option<f64>,
     /// The worker's pid.
     pub pid: Option<u32>,
     /// Its version.
@@ -193,7 +202,7 @@ pub struct HaproxyView {
     pub runtime_ops: u64,
     /// The last one.
     pub last_reload: Option<ReloadView>,
-    /// Backends in which a new server needs a reload, and why.
+    /// Backends in which something needs a reload that the stats socket does elsewhere, and why: a new server, a weight, ...
     pub fallbacks: BTreeMap<String, String>,
 }
 

@@ -42,6 +42,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
             candidate_config_file_path: "/etc/haproxy/haproxy.cfg.tmp".into(),
             reload: Reload::Command("true".to_owned()),
             reload_timeout: Duration::from_secs(30),
+            replace_hung_after: None,
             socket_file_path: vec!["/run/haproxy/admin.sock".into()],
             restart_interval: Duration::from_secs(2),
             restart_jitter: 0.0,

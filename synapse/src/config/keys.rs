@@ -245,6 +245,12 @@ pub(super) const KEYS: &[Key] = &[
         "time limit of one reload",
     ),
     honoured(
+        "haproxy.replace_hung_after",
+        Kind::Duration,
+        "never",
+        "with `supervise`: a worker that has not answered on its stats socket for so long, at least 5 s, is killed and another one started; its connections are lost",
+    ),
+    honoured(
         "haproxy.socket_file_path",
         Kind::Texts,
         "required with `do_socket`",

@@ -19,6 +19,8 @@ use crate::effective::keyword;
 use crate::lines;
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
+/// One answer may take 2 s, and haproxy may be busy for as long again.
+const LEAST_HUNG: Duration = Duration::from_secs(5);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// Reads and checks everything.
@@ -269,6 +271,10 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     let check_command = map.key("check_command").text().filter(|_| do_checks);
     partner(map, "check_command", do_checks.then_some("do_checks"));
     let reload = reload(map, do_reloads, environment);
+    if map.key("replace_hung_after").has_value() && reload != Reload::Supervise {
+        map.key("replace_hung_after")
+            .warn("has no effect without `supervise`: this haproxy is not ours to kill");
+    }
     let file_needed = match (do_writes, reload == Reload::Supervise) {
         (true, _) => Some("do_writes"),
         (_, true) => Some("supervise"),
@@ -302,6 +308,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .key("reload_timeout")
             .duration_at_least(MILLISECOND)
             .unwrap_or(Duration::from_secs(30)),
+        replace_hung_after: map.key("replace_hung_after").duration_at_least(LEAST_HUNG),
         socket_file_path: socket_paths,
         restart_interval: map
             .key("restart_interval")

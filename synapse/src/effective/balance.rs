@@ -35,4 +35,11 @@ impl Balance {
             Some(name) => Some(format!("`balance {name}` takes no servers at runtime")),
         }
     }
+
+    /// Why weights cannot be set at runtime; `None` = they can.
+    pub(super) fn fixes_weights(&self) -> Option<String> {
+        let name = self.algorithm.as_deref().unwrap_or_default();
+        self.is_static()
+            .map(|_| format!("`balance {name}` takes no other weights at runtime"))
+    }
 }

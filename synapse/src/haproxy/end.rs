@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -24,6 +24,12 @@ impl End {
         AsyncFd::with_interest(fd, Interest::READABLE)
             .ok()
             .map(Self)
+    }
+
+    /// Kills it, and no other process that may have its pid by now.
+    pub fn kill(&self) {
+        // Err = it has ended.
+        let _gone = pidfd_send_signal(self.0.get_ref(), Signal::KILL).is_err();
     }
 
     /// Returns when it has ended, reaped or not. Cancel-safe.

@@ -41,8 +41,33 @@ pub(crate) struct Faults {
     pub(crate) busy: u16,
 }
 
+/// Something that haproxy refuses, whoever asks.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusing {
+    /// In this backend; `None` = in any.
+    pub(crate) backend: Option<String>,
+    /// One of [`COMMANDS`]; `None` = any of them.
+    pub(crate) command: Option<&'static str>,
+    /// haproxy's words.
+    pub(crate) words: &'static str,
+    /// The worker that serves now refuses it, and no later one.
+    pub(crate) once: bool,
+}
+
+/// What can be refused.
+pub(crate) const COMMANDS: [&str; 7] = ["add", "del", "enable", "ready", "maint", "weight", "addr"];
+/// haproxy's words for a weight other than 0 and the initial one under a static algorithm: only those are refused.
+pub(crate) const STATIC: &str =
+    "Backend is using a static LB algorithm and only accepts weights '0%' and '100%'.";
+/// So often a worker may be asked for what it refuses: by each operation of which it is a part, and once more where its table
+/// belies it.
+const PATIENCE: usize = 8;
+
 #[derive(Debug)]
 struct World {
+    refusing: Vec<(Refusing, Option<u32>)>,
+    /// Exchanges in which a command was refused: of which worker, in which backend, which.
+    asked: BTreeMap<(u32, String, &'static str), usize>,
     rng: fastrand::Rng,
     faults: Faults,
     file: PathBuf,
@@ -73,12 +98,17 @@ struct Server {
     disabled: bool,
     weight: u16,
     initial: u16,
+    /// Its options say `check`; it is checked.
+    has_check: bool,
+    checked: bool,
 }
 
 impl Simulated {
     /// Makes one and drives it on this thread from now on.
     pub(crate) fn start(seed: u64, file: &Path) -> Self {
         let world = World {
+            refusing: Vec::new(),
+            asked: BTreeMap::new(),
             rng: fastrand::Rng::with_seed(seed),
             faults: Faults::default(),
             file: file.to_owned(),
@@ -147,6 +177,33 @@ impl Simulated {
         }
     }
 
+    /// It refuses this as well from now on.
+    pub(crate) fn refuse(&self, what: Refusing) {
+        let mut world = self.world();
+        let pid = world.worker.as_ref().map(|worker| worker.pid);
+        let only = pid.filter(|_| what.once);
+        world.refusing.push((what, only));
+    }
+
+    /// It refuses nothing any more.
+    pub(crate) fn take_all(&self) {
+        self.world().refusing.clear();
+    }
+
+    /// Servers that take requests although their check is off.
+    pub(crate) fn unchecked(&self) -> BTreeSet<(String, String)> {
+        let world = self.world();
+        let backends = world.worker.iter().flat_map(|worker| &worker.backends);
+        let servers = backends.flat_map(|(backend, servers)| {
+            let off = |server: &Server| !server.maint && server.has_check && !server.checked;
+            servers
+                .iter()
+                .filter(move |(_, server)| off(server))
+                .map(move |(name, _)| (backend.clone(), name.clone()))
+        });
+        servers.collect()
+    }
+
     /// Reloads that we asked for, the first start among them.
     pub(crate) fn reloads(&self) -> u64 {
         self.world().reloads
@@ -195,16 +252,21 @@ impl Simulated {
             None
         };
         let mut replies = Vec::new();
+        let mut refused = BTreeSet::new();
         for command in &batch[..done.unwrap_or(batch.len())] {
             let text = world
                 .command(command, stale)
                 .ok_or(ApiError::Refused(path.to_owned()))?;
+            if world.refusal(command).is_some() {
+                refused.extend(change(command));
+            }
             replies.push(Reply::parse(&text));
         }
-        match done {
-            Some(_) => Err(ApiError::Closed(path.to_owned())),
-            None => Ok(replies),
+        if done.is_some() {
+            return Err(ApiError::Closed(path.to_owned()));
         }
+        world.count(refused);
+        Ok(replies)
     }
 
     /// `haproxy -c`.
@@ -280,6 +342,8 @@ impl World {
                         disabled: wanted.disabled,
                         weight: wanted.weight,
                         initial: wanted.weight,
+                        has_check: wanted.options.has("check"),
+                        checked: true,
                     };
                     (name.clone(), server)
                 };
@@ -317,9 +381,43 @@ impl World {
         }
     }
 
+    /// Why the worker does not do this.
+    fn refusal(&self, text: &str) -> Option<&'static str> {
+        let worker = self.worker.as_ref()?;
+        let (backend, command) = change(text)?;
+        let applies = |(what, only): &&(Refusing, Option<u32>)| {
+            let here = what.backend.as_ref().is_none_or(|name| *name == backend);
+            let which = what.command.is_none_or(|which| which == command);
+            here && which && only.is_none_or(|pid| pid == worker.pid) && {
+                what.words != STATIC || (command == "weight" && is_dynamic(worker, text))
+            }
+        };
+        let (what, _) = self.refusing.iter().find(applies)?;
+        Some(what.words)
+    }
+
+    /// No worker may be asked for ever.
+    fn count(&mut self, refused: BTreeSet<(String, &'static str)>) {
+        let Some(pid) = self.worker.as_ref().map(|worker| worker.pid) else {
+            return;
+        };
+        for (backend, command) in refused {
+            let times = self.asked.entry((pid, backend.clone(), command));
+            let times = times.or_default();
+            *times += 1;
+            if *times == PATIENCE + 1 {
+                let what = format!("`{command}` in {backend} is asked for again and again");
+                self.broken.push(what);
+            }
+        }
+    }
+
     /// The reply with its severity tag; `None` = nobody runs.
     fn command(&mut self, text: &str, stale: bool) -> Option<String> {
         self.worker.as_ref()?;
+        if let Some(words) = self.refusal(text) {
+            return Some(format!("[3]: {words}\n"));
+        }
         let words: Vec<&str> = text.split(' ').collect();
         let looks = words[0] == "show";
         let worker = if stale && looks {
@@ -346,12 +444,24 @@ impl World {
                 id,
                 "weight",
                 weight,
-                ..,
+                ref options @ ..,
             ] => {
                 let (backend, name) = server.split_once('/')?;
-                add(worker, backend, name, (address, id, weight))
+                let reply = add(worker, backend, name, (address, id, weight));
+                let servers = worker.backends.get_mut(backend);
+                if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
+                    server.has_check |= options.contains(&"check");
+                }
+                reply
             }
-            ["enable", ..] => String::new(),
+            ["enable", "health", server] => {
+                let (backend, name) = server.split_once('/')?;
+                let servers = worker.backends.get_mut(backend);
+                if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
+                    server.checked = true;
+                }
+                String::new()
+            }
             ["del", "server", server] => {
                 let busy = self.faults.busy;
                 let (backend, name) = server.split_once('/')?;
@@ -418,6 +528,36 @@ fn absent(text: &str) -> Vec<String> {
     found
 }
 
+/// Backend and which of [`COMMANDS`]; `None` = nothing is changed.
+fn change(text: &str) -> Option<(String, &'static str)> {
+    let words: Vec<&str> = text.split(' ').collect();
+    let (server, command) = match words[..] {
+        ["add", "server", server, ..] => (server, "add"),
+        ["del", "server", server] => (server, "del"),
+        ["enable", _, server] => (server, "enable"),
+        ["set", "server", server, "state", "ready"] => (server, "ready"),
+        ["set", "server", server, "state", _] => (server, "maint"),
+        ["set", "server", server, "weight", _] => (server, "weight"),
+        ["set", "server", server, "addr", ..] => (server, "addr"),
+        _ => return None,
+    };
+    Some((server.split_once('/')?.0.to_owned(), command))
+}
+
+/// A weight that a static algorithm does not take.
+fn is_dynamic(worker: &Worker, text: &str) -> bool {
+    let words: Vec<&str> = text.split(' ').collect();
+    let ["set", "server", server, "weight", weight] = words[..] else {
+        return false;
+    };
+    let server = server.split_once('/').and_then(|(backend, name)| {
+        let servers = worker.backends.get(backend)?;
+        servers.get(name)
+    });
+    let weight: Option<u16> = weight.parse().ok();
+    server.is_some_and(|server| weight.is_some_and(|w| w != 0 && w != server.initial))
+}
+
 fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str)) -> String {
     let (address, id, weight) = what;
     let Some(servers) = worker.backends.get_mut(backend) else {
@@ -439,6 +579,8 @@ fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str))
         disabled: false,
         weight,
         initial: weight,
+        has_check: false,
+        checked: false,
     };
     servers.insert(name.to_owned(), server);
     "[6]: New server registered.\n".to_owned()
@@ -482,7 +624,7 @@ fn set(worker: &mut Worker, backend: &str, name: &str, change: &[&str]) -> Strin
 }
 
 fn table(worker: &Worker, only: Option<&str>) -> String {
-    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_port\n".to_owned();
+    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_state srv_port\n".to_owned();
     for (backend, servers) in &worker.backends {
         if only.is_some_and(|only| only != backend) {
             continue;
@@ -494,9 +636,13 @@ fn table(worker: &Worker, only: Option<&str>) -> String {
                 (false, true) => (2, 4),
                 (false, false) => (2, 0),
             };
+            let mut check = 2 * u8::from(server.has_check) + 4 * u8::from(server.checked);
+            if server.maint && server.checked {
+                check += 8;
+            }
             let line = writeln!(
                 text,
-                "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {}",
+                "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {check} {}",
                 server.id,
                 server.address.ip(),
                 server.weight,

@@ -264,6 +264,24 @@ impl Supervisor {
             .unwrap_or_default()
     }
 
+    /// Its worker was killed because it hung. The master ends by itself, or hangs as well and is killed.
+    pub async fn kill(&mut self) {
+        let until = Instant::now() + SILENCE;
+        while self.is_alive() && Instant::now() < until {
+            sleep(PAUSE).await;
+        }
+        let pid = self.pid().filter(|_| self.is_alive());
+        let Some(pid) = pid.and_then(|pid| i32::try_from(pid).ok()) else {
+            return;
+        };
+        // Gone already is as good.
+        let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL).is_err();
+        let until = Instant::now() + SILENCE;
+        while self.is_alive() && Instant::now() < until {
+            sleep(PAUSE).await;
+        }
+    }
+
     /// Ends it: requests in flight may finish until `deadline`, then they are cut.
     pub async fn stop(&mut self, deadline: Duration) {
         if !self.is_alive() {

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{
-    Addition, Admit, Change, Checks, Desired, Difference, Op, Plan, Reach, Refuses, ReloadReason,
-    Return, Running, RunningServer, State, wants,
+    Addition, Admit, Change, Checks, Desired, Difference, Kind, Op, Plan, Reach, Refuses,
+    ReloadReason, Return, Running, RunningServer, State, wants,
 };
 use crate::effective::{Backend, Effective};
 use crate::sorted::Walk;
@@ -65,6 +65,16 @@ impl<'a> Draft<'a> {
         self.reason.get_or_insert(reason);
     }
 
+    /// A change that haproxy does not take over the stats socket comes with the reload.
+    fn by_reload(&mut self, backend: &str, server: &str, what: Kind, why: &str) {
+        self.reload(ReloadReason::NotTaken {
+            backend: backend.to_owned(),
+            server: server.to_owned(),
+            what,
+            why: why.to_owned(),
+        });
+    }
+
     pub(super) fn compare(
         &mut self,
         name: &str,
@@ -77,7 +87,10 @@ impl<'a> Draft<'a> {
             server: server.to_owned(),
             change,
         };
+        let refuses = self.refuses;
+        let unfinished = refuses.servers.get(name);
         let mut gains = 0_usize;
+        let before = self.adds.len();
         let mut elsewhere = Vec::new();
         // Servers that keep taking requests whatever becomes of the others.
         let mut stays = desired
@@ -102,6 +115,9 @@ impl<'a> Draft<'a> {
             if found.address != Some(wanted.address) {
                 elsewhere.push((server, found, wanted));
             }
+            if let Some((what, why)) = unfinished.and_then(|servers| servers.get(server)) {
+                self.by_reload(name, server, *what, why);
+            }
             if let Some(what) = difference(found, wanted) {
                 self.reload(ReloadReason::ServerChanged {
                     backend: name.to_owned(),
@@ -115,8 +131,14 @@ impl<'a> Draft<'a> {
                 }
             }
             let returns = found.state == State::Retired && !wanted.disabled && !found.awaits_check;
+            let not_back = refuses.returns(name, desired, found, Return::of(wanted));
+            if let Some(why) = not_back.filter(|_| returns) {
+                self.by_reload(name, server, Kind::Return, why);
+                gains += 1;
+                continue;
+            }
             stays |= found.state == State::Ready || returns;
-            self.keep(op, server, found, wanted);
+            self.keep(op, (name, desired), server, found, wanted);
         }
         let stays_there = |name: &String| {
             let found = running.get(name).map(|found| found.state);
@@ -127,6 +149,11 @@ impl<'a> Draft<'a> {
         for (server, found, wanted) in &elsewhere {
             let around = (others && found.state == State::Ready).then(|| Return::of(wanted));
             let address = wanted.address;
+            let not_back = around.and_then(|after| refuses.returns(name, desired, found, after));
+            if let Some(why) = refuses.of(name, Kind::Readdress).or(not_back) {
+                self.by_reload(name, server, Kind::Readdress, why);
+                continue;
+            }
             let follows = wanted.options.follows(address.ip());
             let change = Change::Readdress {
                 address,
@@ -145,9 +172,15 @@ impl<'a> Draft<'a> {
                 server: (*first).clone(),
             });
         }
+        if let Some(why) = refuses.of(name, Kind::Retire) {
+            return self.by_reload(name, first, Kind::Retire, why);
+        }
         let retires = gone.iter().map(|server| op(server, Change::Retire));
         if gains > 0 && !stays && !unreached_stays(reach, running, desired) {
-            self.late.extend(retires);
+            // Where nothing is added, those that come do so with the reload, and these go with it.
+            if self.adds.len() > before {
+                self.late.extend(retires);
+            }
         } else {
             self.retires.extend(retires);
         }
@@ -161,7 +194,8 @@ impl<'a> Draft<'a> {
         desired: &Backend,
         wanted: &Effective,
     ) -> Result<Addition, String> {
-        if let Some(why) = self.refuses.reason(backend, desired) {
+        let all = self.refuses.changes.as_ref();
+        if let Some(why) = all.or_else(|| self.refuses.reason(backend, desired)) {
             return Err(why.clone());
         }
         let id = wanted
@@ -190,33 +224,36 @@ impl<'a> Draft<'a> {
     fn keep(
         &mut self,
         op: impl Fn(&str, Change) -> Op,
+        (name, desired): (&str, &Backend),
         server: &str,
         found: &RunningServer,
         wanted: &Effective,
     ) {
-        let weight = Return::of(wanted).weight;
-        match found.state {
-            State::Retired if found.awaits_check => {}
+        let weight = match found.state {
+            State::Retired if found.awaits_check => None,
             State::Retired if !wanted.disabled => {
                 let change = Change::Return(Return::of(wanted));
-                self.returns.push(op(server, change));
+                return self.returns.push(op(server, change));
             }
             // Weight above 0 makes it the operator's again, who had disabled it.
-            State::Retired => self.weights.extend((wanted.weight > 0).then(|| {
-                op(
-                    server,
-                    Change::Weight {
-                        weight: wanted.weight,
-                    },
-                )
-            })),
+            State::Retired => (wanted.weight > 0).then_some(wanted.weight),
             // Weight 0 in maint would read as our removal.
-            State::OperatorMaint if wanted.weight == 0 => {}
+            State::OperatorMaint if wanted.weight == 0 => None,
             State::OperatorMaint | State::OperatorDrain | State::Ready => {
-                let other = weight.filter(|w| *w != found.weight);
-                self.weights
-                    .extend(other.map(|weight| op(server, Change::Weight { weight })));
+                let not_out = self.refuses.of(name, Kind::Maint);
+                if let Some(why) = not_out.filter(|_| wanted.disabled && found.is_serving()) {
+                    self.by_reload(name, server, Kind::Maint, why);
+                }
+                let wanted = Return::of(wanted).weight;
+                wanted.filter(|w| *w != found.weight)
             }
+        };
+        let Some(weight) = weight else {
+            return;
+        };
+        match self.refuses.weight(name, desired, found, weight) {
+            Some(why) => self.by_reload(name, server, Kind::Weight, why),
+            None => self.weights.push(op(server, Change::Weight { weight })),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::fmt;
 
+use super::Kind;
 use crate::generation::Generation;
 
 /// Why the stats socket is not enough. The first that applies, in this order.
@@ -40,6 +41,17 @@ pub enum ReloadReason {
     ManyAdded {
         /// How many, in all backends.
         count: usize,
+    },
+    /// A change of a server that haproxy does not take over the stats socket.
+    NotTaken {
+        /// Its backend.
+        backend: String,
+        /// Its name.
+        server: String,
+        /// What it is.
+        what: Kind,
+        /// Why not.
+        why: String,
     },
     /// A server to remove may be one of the user's own lines, whose names cannot be read.
     RemovalUnsure {
@@ -101,6 +113,12 @@ impl fmt::Display for ReloadReason {
                     "{count} servers added at once, more than there are: haproxy spreads the checks of a file"
                 )
             }
+            Self::NotTaken {
+                backend,
+                server,
+                what,
+                why,
+            } => write!(f, "{what} of server `{backend}/{server}`: {why}"),
             Self::RemovalUnsure { backend, server } => {
                 write!(
                     f,

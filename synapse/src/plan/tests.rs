@@ -180,10 +180,97 @@ fn where_servers_can_be_added() {
 }
 
 #[test]
+fn static_algorithms_take_two_weights() {
+    for (balance, is_static) in [
+        ("static-rr", true),
+        ("source", true),
+        ("uri whole", true),
+        ("hdr(Host)", true),
+        ("rdp-cookie", true),
+        ("roundrobin", false),
+        ("source\n hash-type consistent", false),
+    ] {
+        let with = |weight: u16| {
+            let line = format!("server s1 127.0.0.1:1 id 1 weight {weight}");
+            desired(&format!("backend b\n balance {balance}\n {line}\n"))
+        };
+        let mut running = Running::loaded(&with(7));
+        let change = plan(&running, &with(5));
+        if is_static {
+            let why = reason(&change).unwrap().to_string();
+            assert!(
+                why.starts_with("weight of server `b/s1`: `balance "),
+                "{why}"
+            );
+            assert_eq!(ops(&change), [""; 0]);
+        } else {
+            assert_eq!(ops(&change), ["weight b/s1 5"]);
+            continue;
+        }
+        // 0 and the one it was loaded with are taken.
+        assert_eq!(ops(&plan(&running, &with(0))), ["weight b/s1 0"]);
+        set(&mut running, "s1", 0, State::Retired);
+        assert_eq!(ops(&plan(&running, &with(7))), ["return b/s1 weight 7"]);
+        let back = plan(&running, &with(5));
+        assert!(
+            reason(&back)
+                .unwrap()
+                .to_string()
+                .contains("return of server")
+        );
+        assert_eq!(ops(&back), [""; 0]);
+    }
+}
+
+#[test]
+fn a_socket_that_changes_nothing_leaves_everything_to_reloads() {
+    let mut running = Running::loaded(&file(&[S1, S2]));
+    running.refuses.changes = Some("level".into());
+    let others = [
+        file(&[S1]),
+        file(&[]),
+        file(&[S1, "s2 127.0.0.1:2 id 2 weight 9"]),
+        file(&[S1, "s2 127.0.0.1:9 id 2"]),
+        file(&[S1, S2, "s3 127.0.0.1:3 id 3"]),
+    ];
+    for wanted in others {
+        let Plan::Reload {
+            reason,
+            first,
+            meanwhile,
+        } = plan(&running, &wanted)
+        else {
+            panic!("no reload for {wanted:?}");
+        };
+        assert!(reason.to_string().ends_with(": level"), "{reason}");
+        assert_eq!((first, meanwhile), (Vec::new(), Vec::new()));
+    }
+    assert_eq!(plan(&running, &file(&[S1, S2])), Plan::Unchanged);
+    set(&mut running, "s2", 0, State::Retired);
+    assert_eq!(trash(&running, &file(&[S1])), []);
+}
+
+#[test]
+fn a_change_that_was_left_half_way_is_made_by_a_reload() {
+    let wanted = file(&[S1, S2]);
+    let mut running = Running::loaded(&wanted);
+    let why = BTreeMap::from([("s2".to_owned(), (Kind::Return, "no checks".to_owned()))]);
+    running.refuses.servers.insert("b".into(), why);
+    let words = reason(&plan(&running, &wanted)).unwrap().to_string();
+    assert_eq!(words, "return of server `b/s2`: no checks");
+    assert_eq!(ops(&plan(&running, &file(&[S1]))), ["retire b/s2"]);
+}
+
+fn refuse(running: &mut Running, kind: Kind) {
+    let learned = running.refuses.backends.entry("b".into()).or_default();
+    learned.insert(kind, "no".into());
+}
+
+#[test]
 fn a_worker_that_refuses_servers_is_reloaded() {
     let (none, one) = (file(&[]), file(&[S1]));
     let mut running = Running::loaded(&none);
-    running.refuses.backends.insert("b".into(), "no".into());
+    refuse(&mut running, Kind::Add);
     assert!(
         reason(&plan(&running, &one))
             .unwrap()
@@ -243,7 +330,7 @@ fn what_nobody_wants_is_deleted() {
     let wanted = desired("backend b\n balance source\n");
     assert_eq!(trash(&running, &wanted), []);
     assert_eq!(trash(&running, &desired("backend b\n")).len(), 1);
-    running.refuses.backends.insert("b".into(), "no".into());
+    refuse(&mut running, Kind::Add);
     assert_eq!(trash(&running, &desired("backend b\n")), []);
 }
 
@@ -600,12 +687,34 @@ fn any_desired() -> impl Strategy<Value = Desired> {
         })
 }
 
+/// What haproxy may refuse, in any backend.
+fn any_refused() -> impl Strategy<Value = BTreeSet<Kind>> {
+    let kinds = [
+        Kind::Add,
+        Kind::Retire,
+        Kind::Return,
+        Kind::Readdress,
+        Kind::Weight,
+        Kind::Delete,
+    ];
+    proptest::sample::subsequence(kinds.to_vec(), 0..=3)
+        .prop_map(|kinds| kinds.into_iter().collect())
+}
+
+fn refuse_all(running: &mut Running, refused: &BTreeSet<Kind>) {
+    let learned: BTreeMap<Kind, String> = refused.iter().map(|k| (*k, "no".to_owned())).collect();
+    let backends = (0..9).map(|index| (format!("b{index}"), learned.clone()));
+    running.refuses.backends = backends.collect();
+}
+
 /// What takes part in balancing or would: without servers that await deletion.
 fn alive(running: &Running) -> BTreeMap<String, BTreeMap<String, RunningServer>> {
     let mut backends = running.backends.clone();
-    backends
-        .values_mut()
-        .for_each(|servers| servers.retain(|_, s| s.state != State::Retired));
+    for servers in backends.values_mut() {
+        servers.retain(|_, s| s.state != State::Retired);
+        // A weight that was set since is as good as one from the file.
+        servers.values_mut().for_each(|s| s.initial_weight = 0);
+    }
     backends.retain(|_, servers| !servers.is_empty());
     backends
 }
@@ -668,10 +777,35 @@ proptest! {
     }
 
     #[test]
-    fn no_step_empties_a_backend_that_gains(a in any_desired(), b in any_desired()) {
-        let loaded = Running::loaded(&a);
+    fn what_is_refused_is_not_planned(a in any_desired(), b in any_desired(), refused in any_refused()) {
+        let mut running = Running::loaded(&a);
+        for (index, server) in running.backends.values_mut().flat_map(BTreeMap::values_mut).enumerate() {
+            if index % 2 == 0 {
+                (server.weight, server.state) = (0, State::Retired);
+            }
+        }
+        let allowed = plan(&running, &b);
+        refuse_all(&mut running, &refused);
+        let plan = plan(&running, &b);
+        let all = match &plan {
+            Plan::Reload { first, meanwhile, .. } => [&first[..], &meanwhile[..]].concat(),
+            Plan::Runtime(ops) => ops.clone(),
+            Plan::Unchanged => Vec::new(),
+        };
+        for op in all {
+            let kind = op.change.kind();
+            prop_assert!(running.refuses.of(&op.backend, kind).is_none(), "{} is known to be refused", op);
+        }
+        // What is refused is not forgotten: it is the reload's.
+        prop_assert_eq!(plan == Plan::Unchanged, allowed == Plan::Unchanged);
+    }
+
+    #[test]
+    fn no_step_empties_a_backend_that_gains(a in any_desired(), b in any_desired(), refused in any_refused()) {
+        let mut loaded = Running::loaded(&a);
+        refuse_all(&mut loaded, &refused);
         let (first, all) = match plan(&loaded, &b) {
-            Plan::Reload { first, .. } => (first, Vec::new()),
+            Plan::Reload { first, meanwhile, .. } => (first.clone(), [first, meanwhile].concat()),
             Plan::Runtime(ops) => (before_adds(&loaded, &ops), ops),
             Plan::Unchanged => return Ok(()),
         };

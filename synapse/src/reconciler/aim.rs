@@ -12,7 +12,7 @@ use super::job::BadFrame;
 use super::{Reconciler, ServerState};
 use crate::assembly::Whole;
 use crate::intake::watched;
-use crate::plan::{Change, Op, Plan, Reach, Running, RunningServer, plan, plan_some};
+use crate::plan::{Change, Kind, Op, Plan, Reach, Running, RunningServer, plan, plan_some};
 use crate::sorted::Walk;
 
 /// What may differ from what is wanted.
@@ -213,6 +213,10 @@ impl Reconciler {
             let (Some(shown), Some(wanted)) = (shown, self.ids.get(backend)) else {
                 continue;
             };
+            if observed.running.refuses.of(backend, Kind::Retire).is_some() {
+                // They leave with the reload.
+                continue;
+            }
             let may_go: Vec<&String> = match &state.gone {
                 Some(gone) => gone.iter().collect(),
                 None => shown.keys().collect(),

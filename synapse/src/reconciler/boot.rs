@@ -14,13 +14,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
+use super::fallbacks::Fallbacks;
 use super::file::File;
 use super::guarding::Guarding;
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::lingering::Lingering;
 use super::observed::{Digests, file_rows};
-use super::runtime::{Fallbacks, Proven};
+use super::runtime::Proven;
+use super::socket::Socket;
+use super::states::States;
 use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
 use crate::cfg::{Model, Ours, Section};
@@ -101,7 +104,9 @@ impl Reconciler {
             lingering: Lingering::default(),
             retired: BTreeMap::new(),
             stale: true,
-            socket_problem: None,
+            socket: Socket::default(),
+            states: States::default(),
+            has_served: false,
             file: File::new(&config.haproxy.config_file_path),
             followed: false,
             unconfirmed: None,
@@ -308,6 +313,11 @@ impl Reconciler {
         self.held = None;
         self.unrendered.clear();
         self.api = RuntimeApi::new(stats_sockets(&config));
+        if !self.can_ask() && self.observed.take().is_some() {
+            // What it was seen to run is not kept true by anybody from now on.
+            self.touched = Touched::All;
+            self.unseen.extend(0..self.services.len());
+        }
         self.limiter.configure(
             config.haproxy.restart_interval,
             config.haproxy.restart_jitter,
@@ -321,6 +331,8 @@ impl Reconciler {
         // What was refused is tried again, at once.
         self.quarantined.clear();
         self.refused_options.clear();
+        self.fallbacks = Fallbacks::default();
+        self.socket = Socket::default();
         self.refused_frame = None;
         self.frame_problems.clear();
         self.limiter.begin_anew();

@@ -140,7 +140,12 @@ impl Reconciler {
 
     /// A reload is wanted and nothing holds it.
     pub(super) fn may_reload(&mut self, next: &Next) -> bool {
-        self.api.is_configured() && self.may_reload_now(&next.wanted)
+        self.can_ask() && self.may_reload_now(&next.wanted)
+    }
+
+    /// There is a stats socket, and we can use it.
+    pub(super) fn can_ask(&self) -> bool {
+        self.api.is_configured()
     }
 
     pub(super) fn may_reload_now(&mut self, next: &Plan) -> bool {
@@ -184,10 +189,10 @@ impl Reconciler {
         if self.config.haproxy.reload == Reload::Never {
             return None;
         }
-        if !self.api.is_configured() {
+        if !self.can_ask() {
             let wanted = self.wanted.as_ref()?;
             let other = self.unconfirmed != Some(wanted.revision());
-            let why = match &self.socket_problem {
+            let why = match self.socket.problem() {
                 None => "there is no stats socket",
                 Some(_) => "the stats socket is of no use",
             };
@@ -414,7 +419,7 @@ impl Reconciler {
         };
         match self.running() {
             Some(running) => running.generation.as_ref() == Some(&wanted.desired().generation),
-            None => !self.api.is_configured() && self.unconfirmed == Some(wanted.revision()),
+            None => !self.can_ask() && self.unconfirmed == Some(wanted.revision()),
         }
     }
 

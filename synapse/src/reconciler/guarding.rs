@@ -147,11 +147,11 @@ impl Reconciler {
         self.guarding
             .checks
             .retain(|backend, _| backends.contains(backend));
-        if !self.api.is_configured() || backends.is_empty() {
+        if !self.can_ask() || backends.is_empty() {
             return;
         }
         let now = Clock::now();
-        // What cannot be read stays as old as it is: `socket_problem` tells of it.
+        // What cannot be read stays as old as it is: `problems` tell of it.
         if let Ok(rows) = self.api.servers_of(&backends).await {
             let mut tables: BTreeMap<String, BTreeMap<String, Evidence>> = BTreeMap::new();
             for row in rows {

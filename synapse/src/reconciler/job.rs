@@ -198,6 +198,16 @@ impl Driver {
         self.writes = haproxy.do_writes;
     }
 
+    /// A haproxy of ours does not run any more.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.haproxy.has_ended()
+    }
+
+    /// What is left of a haproxy of ours whose worker was killed.
+    pub(crate) async fn kill(&mut self) {
+        self.haproxy.kill().await;
+    }
+
     /// The end of the program.
     pub(crate) async fn close(mut self) {
         if self.stop_haproxy {

@@ -73,36 +73,79 @@ impl Observed {
         if self.pid() != later.pid() {
             return found;
         }
+        if self.running.generation != later.running.generation {
+            found.insert("generation", 1);
+        }
+        let backends = [&self.running.backends, &later.running.backends];
+        let names: BTreeSet<&String> = backends.into_iter().flat_map(BTreeMap::keys).collect();
+        for name in names {
+            for (kind, count) in later.differs(name, self.running.backends.get(name)) {
+                *found.entry(kind).or_default() += count;
+            }
+        }
+        found
+    }
+
+    /// How a backend differs from what it was before, by kind.
+    pub(super) fn differs(
+        &self,
+        backend: &str,
+        before: Option<&BTreeMap<String, RunningServer>>,
+    ) -> BTreeMap<&'static str, u64> {
+        let mut found = BTreeMap::new();
         let mut count = |kind, differs: bool| {
             if differs {
                 *found.entry(kind).or_default() += 1;
             }
         };
-        count(
-            "generation",
-            self.running.generation != later.running.generation,
-        );
-        for (backend, servers) in &later.running.backends {
-            let before = self.running.backends.get(backend);
-            for (name, now) in servers {
-                let Some(before) = before.and_then(|servers| servers.get(name)) else {
-                    count("extra", true);
-                    continue;
-                };
-                count("address", before.address != now.address);
-                count("id", before.id != now.id);
-                count("weight", before.weight != now.weight);
-                count("state", before.state != now.state);
+        let nothing = BTreeMap::new();
+        let before = before.unwrap_or(&nothing);
+        let now = self.running.backends.get(backend).unwrap_or(&nothing);
+        for (name, now) in now {
+            let Some(before) = before.get(name) else {
+                count("extra", true);
+                continue;
+            };
+            count("address", before.address != now.address);
+            count("id", before.id != now.id);
+            count("weight", before.weight != now.weight);
+            count("state", before.state != now.state);
+        }
+        before
+            .keys()
+            .for_each(|name| count("missing", !now.contains_key(name)));
+        found
+    }
+
+    /// Of these backends, as just read from the same worker, those that are not as they are believed to be.
+    pub(super) fn changed(&self, backends: &[String], rows: &[ServerRow]) -> Vec<String> {
+        let mut read: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut changed: BTreeSet<&str> = BTreeSet::new();
+        for row in rows {
+            let backend = row.backend.as_str();
+            *read.entry(backend).or_default() += 1;
+            let known = self.rows.get(backend).and_then(|rows| rows.get(&row.name));
+            let same = |found: &RunningServer| {
+                let now = row.running(found.digest.clone());
+                let claimed = found.state == State::Retired && now.state == State::OperatorMaint;
+                let state = if claimed { found.state } else { now.state };
+                (found.address, found.id, found.weight, found.state)
+                    == (now.address, now.id, now.weight, state)
+            };
+            let found = self.server(backend, &row.name);
+            if !found.is_some_and(same) || known.is_none_or(|k| k.op_state != row.op_state) {
+                changed.insert(backend);
             }
         }
-        for (backend, servers) in &self.running.backends {
-            let now = later.running.backends.get(backend);
-            let missing = |name: &String| !now.is_some_and(|servers| servers.contains_key(name));
-            servers
-                .keys()
-                .for_each(|name| count("missing", missing(name)));
-        }
-        found
+        let other_size = |name: &&String| {
+            let now = read.get(name.as_str()).copied().unwrap_or_default();
+            now != self.names(name).count()
+        };
+        backends
+            .iter()
+            .filter(|name| changed.contains(name.as_str()) || other_size(name))
+            .cloned()
+            .collect()
     }
 
     /// Whether this is still the worker and the file it has loaded.
@@ -179,6 +222,24 @@ impl Observed {
             }
         }
         over
+    }
+
+    /// A server whose maint is ours, whatever its weight. Returns whether it is in maint.
+    pub(super) fn claim(&mut self, backend: &str, name: &str) -> bool {
+        let servers = self.running.backends.get_mut(backend);
+        let Some(server) = servers.and_then(|servers| servers.get_mut(name)) else {
+            return false;
+        };
+        if server.state == State::OperatorMaint {
+            server.state = State::Retired;
+        }
+        server.state == State::Retired
+    }
+
+    /// It takes requests, has checks, and they are off.
+    pub(super) fn lacks_checks(&self, backend: &str, name: &str) -> bool {
+        let row = self.rows.get(backend).and_then(|rows| rows.get(name));
+        row.is_some_and(|row| row.state() == State::Ready && row.checks_are_off())
     }
 
     /// Its line in the loaded file says `disabled`: should it be ready, an operator has made it so.

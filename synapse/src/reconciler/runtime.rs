@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::aim::Touched;
+use super::fallbacks::Means;
 use super::observed::Observed;
 use super::{InFlight, LOOK_AT_CHECKS, Reconciler};
 use crate::assembly::Whole;
@@ -26,8 +27,19 @@ use crate::runtime_api::{Refusal, ServerRow};
 const GRACE: Duration = Duration::from_secs(2);
 /// Between parts of very many additions: their first checks are then spread.
 const BETWEEN_MANY: Duration = Duration::from_millis(250);
-/// Between attempts to delete a server that has connections.
+/// Between attempts to delete a server that has connections, at first and at last.
 const DELETE_AGAIN: Duration = Duration::from_millis(1500);
+const DELETE_RARELY: Duration = Duration::from_secs(15);
+
+/// A server taken out that nobody wants.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Retired {
+    /// Of which worker.
+    pid: u32,
+    since: Instant,
+    /// When the next attempt to delete it is due; `None` = this worker does not delete it.
+    due: Option<Instant>,
+}
 
 /// Options that haproxy has accepted under one structure: digests.
 #[derive(Debug, Default)]
@@ -60,50 +72,6 @@ impl Proven {
 
     fn has(&self, addition: &Addition) -> bool {
         self.digests.contains(&addition.digest)
-    }
-}
-
-/// Backends in which a worker has refused a server, and why.
-#[derive(Debug, Default)]
-pub(super) struct Fallbacks {
-    generation: Option<Generation>,
-    backends: BTreeMap<String, Fallback>,
-}
-
-#[derive(Debug)]
-struct Fallback {
-    reason: String,
-    /// Only this worker refuses; `None` = any with this structure does.
-    pid: Option<u32>,
-}
-
-impl Fallbacks {
-    /// Forgets what does not hold for this worker, and tells it the rest.
-    pub(super) fn tell(&mut self, observed: &mut Observed) {
-        if self.generation != observed.running.generation {
-            self.backends.clear();
-            self.generation.clone_from(&observed.running.generation);
-        }
-        let pid = observed.pid();
-        self.backends
-            .retain(|_, fallback| fallback.pid.is_none_or(|of| of == pid));
-        observed.running.refuses.backends = self.reasons().collect();
-    }
-
-    /// Backend and reason.
-    pub(super) fn reasons(&self) -> impl Iterator<Item = (String, String)> {
-        self.backends
-            .iter()
-            .map(|(backend, fallback)| (backend.clone(), fallback.reason.clone()))
-    }
-
-    fn learn(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
-        let lasting = matches!(refusal, Refusal::NotDynamic | Refusal::NotAccepted(_));
-        let fallback = Fallback {
-            reason: format!("haproxy refuses to add servers: {refusal}"),
-            pid: (!lasting).then_some(pid),
-        };
-        self.backends.insert(backend.to_owned(), fallback);
     }
 }
 
@@ -233,6 +201,7 @@ impl Reconciler {
         let results = match self.api.apply(ops).await {
             Ok(results) => results,
             Err(error) => {
+                ops.iter().for_each(|op| self.fallbacks.unsure(op, pid));
                 self.socket_failed(&Chain(&error).to_string());
                 return self.doubt();
             }
@@ -242,16 +211,16 @@ impl Reconciler {
                 Ok(()) => {
                     info!(%op, "applied over the stats socket");
                     self.tally.runtime_ops += 1;
+                    self.fallbacks.done(op);
                     if let Some(observed) = &mut self.observed {
                         observed.apply(op);
                     }
                 }
                 Err(refusal) => {
-                    warn!(%op, %refusal, "haproxy refuses; its state is read again");
                     if let Change::Add(_) = op.change {
                         self.digests.note(pid, &op.backend, &op.server, former);
-                        self.note_refusal(&op.backend, &refusal, pid);
                     }
+                    self.note_refusal(op, &refusal, pid);
                     self.doubt();
                 }
             }
@@ -269,21 +238,23 @@ impl Reconciler {
         }
     }
 
-    /// A server of that name or id may be the one that is wanted, and one that is gone right after it was added was added
-    /// to another worker: the table tells. Everything else needs the file.
-    fn note_refusal(&mut self, backend: &str, refusal: &Refusal, pid: u32) {
-        let seen = [
-            Refusal::AlreadyExists,
-            Refusal::IdUsed,
-            Refusal::NoSuchServer,
-        ];
-        if seen.contains(refusal) {
-            return;
+    /// What was refused is not asked for again, unless the table explains it.
+    pub(super) fn note_refusal(&mut self, op: &Op, refusal: &Refusal, pid: u32) -> Means {
+        let means = self.fallbacks.learn(op, refusal, pid);
+        match means {
+            Means::LookAgain => warn!(%op, %refusal, "haproxy refuses; its state is read again"),
+            Means::Lasting => {
+                warn!(%op, %refusal, "haproxy refuses; a reload does it instead, and it is not asked for again");
+            }
+            Means::AllDenied => {
+                let problem = self.fallbacks.denied().unwrap_or_default();
+                error!(%op, problem, "haproxy refuses every change over its stats socket");
+            }
         }
-        self.fallbacks.learn(backend, refusal, pid);
-        if let Some(observed) = &mut self.observed {
+        if let Some(observed) = self.observed.as_mut().filter(|o| o.pid() == pid) {
             self.fallbacks.tell(observed);
         }
+        means
     }
 
     /// Reads the backends in which an added server awaits its first passed check.
@@ -300,16 +271,17 @@ impl Reconciler {
         let backends: Vec<String> = backends.into_iter().collect();
         match self.api.servers_of(&backends).await {
             Ok(rows) => self.take(&backends, rows),
-            Err(error) => self.socket_failed(&Chain(&error).to_string()),
+            Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
         }
     }
 
     /// Rows of these backends, just read from the same worker.
-    fn take(&mut self, backends: &[String], rows: Vec<ServerRow>) {
+    pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>) {
         let Some(observed) = &mut self.observed else {
             return;
         };
         observed.take(backends, rows, &self.digests);
+        self.fallbacks.claim(observed, Some(backends));
         for key in observed.await_checks(&self.awaited) {
             self.awaited.remove(&key);
         }
@@ -393,13 +365,19 @@ impl Reconciler {
                 .into_iter()
                 .map(|op| (op.backend, op.server))
                 .collect();
-        self.retired.retain(|(backend, server), (of, _)| {
+        self.retired.retain(|(backend, server), retired| {
             // A worker that loads the file has none of them.
             let known = planned.binary_search(backend).is_err();
-            *of == pid && (known || found.contains(&(backend.clone(), server.clone())))
+            retired.pid == pid && (known || found.contains(&(backend.clone(), server.clone())))
         });
         for key in found {
-            self.retired.entry(key).or_insert((pid, now + GRACE));
+            let due = Some(now + GRACE);
+            let retired = Retired {
+                pid,
+                since: now,
+                due,
+            };
+            self.retired.entry(key).or_insert(retired);
         }
     }
 
@@ -418,7 +396,7 @@ impl Reconciler {
         let due: Vec<Op> = self
             .retired
             .iter()
-            .filter(|(_, (_, at))| *at <= now)
+            .filter(|(_, retired)| retired.due.is_some_and(|at| at <= now))
             .map(|((backend, server), _)| Op {
                 backend: backend.clone(),
                 server: server.clone(),
@@ -438,15 +416,24 @@ impl Reconciler {
                 }
             }
         }
-        if let Some(next) = self.retired.values().map(|(_, at)| *at).min() {
+        if let Some(next) = self.retired.values().filter_map(|r| r.due).min() {
             self.again_at(next);
         }
     }
 
     fn note_deletion(&mut self, op: &Op, result: Result<(), Refusal>, pid: u32, now: Instant) {
         let key = (op.backend.clone(), op.server.clone());
-        match result {
-            Ok(()) | Err(Refusal::NoSuchServer) => {
+        let means = match &result {
+            Ok(()) => {
+                self.fallbacks.done(op);
+                None
+            }
+            Err(Refusal::HasConnections) => Some(Means::LookAgain),
+            Err(refusal) => Some(self.note_refusal(op, refusal, pid)),
+        };
+        match (result, means) {
+            // A second time: its table says otherwise.
+            (Ok(()), _) | (Err(Refusal::NoSuchServer), Some(Means::LookAgain)) => {
                 info!(%op, "a server taken out has no connections any more");
                 self.retired.remove(&key);
                 self.see([&op.backend]);
@@ -455,9 +442,14 @@ impl Reconciler {
                     observed.apply(op);
                 }
             }
-            Err(refusal) => {
-                debug!(%op, %refusal, "not deleted yet");
-                self.retired.insert(key, (pid, now + DELETE_AGAIN));
+            (_, means) => {
+                debug!(%op, "not deleted yet");
+                if let Some(retired) = self.retired.get_mut(&key) {
+                    // Rarer the longer it has connections; where it is refused, a later reload does it.
+                    let age = now.duration_since(retired.since);
+                    let pause = age.clamp(DELETE_AGAIN, DELETE_RARELY);
+                    retired.due = (means == Some(Means::LookAgain)).then(|| now + pause);
+                }
             }
         }
     }

@@ -22,7 +22,7 @@ use crate::cfg::{Model, Ours};
 use crate::config::{Config, Discovery, FrontendPort, Reload, Service};
 use crate::effective::Scope;
 use crate::guard;
-use crate::haproxy::simulated::{Faults, Simulated};
+use crate::haproxy::simulated::{COMMANDS, Faults, Refusing, STATIC, Simulated};
 use crate::render::tests::{config, service};
 use crate::snapshot::Snapshot;
 use crate::source::{Child, SourceKey, SourceView};
@@ -37,6 +37,17 @@ const FAULTS: Faults = Faults {
     reload: 150,
     busy: 300,
 };
+
+/// What haproxy says when it refuses; some of it its table belies.
+const WORDS: [&str; 7] = [
+    STATIC,
+    "Permission denied",
+    "Out of memory.",
+    "unknown keyword 'x'.",
+    "No such server.",
+    "Already exists a server with the same name in backend.",
+    "'id' : custom id 1 already used at x:1 ('server y').",
+];
 
 /// Address (its last part) and weight of each server of a service.
 type Registered = BTreeMap<u8, u16>;
@@ -218,9 +229,28 @@ impl Simulation {
         self.configs.send_replace(Arc::new(self.config.clone()));
     }
 
+    /// haproxy refuses something from now on, this worker or all, in one backend or in all.
+    fn refuse_something(&mut self) {
+        let services = self.services();
+        let what = Refusing {
+            backend: (self.rng.u8(0..4) > 0)
+                .then(|| services[self.rng.usize(..services.len())].clone()),
+            command: (self.rng.u8(0..6) > 0).then(|| COMMANDS[self.rng.usize(..COMMANDS.len())]),
+            words: WORDS[self.rng.usize(..WORDS.len())],
+            once: self.rng.bool(),
+        };
+        self.note(format!("haproxy refuses {what:?}"));
+        self.haproxy.refuse(what);
+    }
+
     /// Whether it may have cost a reload.
     fn haproxy_event(&mut self) {
-        match self.rng.u8(0..6) {
+        match self.rng.u8(0..9) {
+            6 | 7 => self.refuse_something(),
+            8 => {
+                self.note("haproxy refuses nothing any more".to_owned());
+                self.haproxy.take_all();
+            }
             5 => {
                 let name = name_of("a", self.rng.u8(1..8));
                 let maint = self.rng.bool();
@@ -291,11 +321,14 @@ impl Simulation {
             Some(_) if view.haproxy.divergence != 0 => {
                 Some(format!("a divergence of {}", view.haproxy.divergence))
             }
+            Some(_) if !self.haproxy.unchecked().is_empty() => {
+                Some(format!("without checks: {:?}", self.haproxy.unchecked()))
+            }
             Some(_) => None,
         }
     }
 
-    /// Nothing goes wrong any more: everything must become what the registry says.
+    /// Nothing goes wrong any more: everything must become what the registry says, whatever haproxy refuses.
     async fn settle(&mut self) -> Result<(), String> {
         self.haproxy.set_faults(Faults::default());
         // The longest back-off is 60 s.
@@ -310,7 +343,11 @@ impl Simulation {
         }
         sleep(Duration::from_secs(5)).await;
         if let Some(difference) = self.difference() {
-            return Err(format!("not in step after all is well: {difference}"));
+            let view = self.view.borrow().clone();
+            return Err(format!(
+                "not in step after all is well: {difference}; {:?}, problems {:?}",
+                view.haproxy, view.problems
+            ));
         }
         self.quiet();
         Ok(())
@@ -383,6 +420,10 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                 unreachable!("services of these tests are discovered in ZooKeeper")
             };
             let path = ZkPath::new(&format!("/{name}")).unwrap();
+            let mut template = service(name);
+            if let (Some(haproxy), "b") = (&mut template.haproxy, name) {
+                haproxy.server_options = "check inter 5s".to_owned();
+            }
             Service {
                 discovery: Discovery::Zookeeper {
                     ensemble,
@@ -394,7 +435,7 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                     mode: guard::Mode::Off,
                     ..guard::Settings::default()
                 },
-                ..service(name)
+                ..template
             }
         })
         .collect();

@@ -14,7 +14,7 @@ use crate::assembly::Whole;
 use crate::desired::{Note, Origin, Previous, ServiceDesired};
 use crate::guard::Clock;
 use crate::intake::source_text;
-use crate::plan::Plan;
+use crate::plan::{Kind, Plan};
 use crate::server::Rejected;
 use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
@@ -40,6 +40,7 @@ impl Reconciler {
             let due = earliest.max(now + SAVE_PAUSE);
             self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
         }
+        self.has_served |= next.is_some() && self.serves();
         let view = self.view_now(next);
         let was_ready = self.view.borrow().ready;
         let large = |index: &usize| {
@@ -111,7 +112,9 @@ impl Reconciler {
 
     fn view_now(&self, next: Option<&Next>) -> View {
         let serving = next.is_some() && self.serves();
+        let silent = self.socket.silent_since().filter(|_| self.can_ask());
         let state = match (&self.observed, serving) {
+            _ if silent.is_some() => "not answering",
             (None, true) => "unconfirmed",
             (None, false) => "unreachable",
             (Some(_), true) => "serving",
@@ -128,13 +131,20 @@ impl Reconciler {
         let wanted = self.wanted.as_ref().map(Whole::desired);
         let haproxy = HaproxyView {
             state,
+            silent_since: silent.map(seconds),
+            states_at: info.and(self.states.read_at()).map(seconds),
             pid: info.map(|i| i.pid),
             version: info.map(|i| i.version.clone()),
             generation: info.and_then(|i| i.generation()).map(|g| g.to_string()),
             wanted_generation: wanted.map(|desired| desired.generation.to_string()),
             // A file that cannot be written is a divergence: the next worker would begin with another state.
-            divergence: next.map_or(0, |next| divergence(&next.wanted))
-                + usize::from(self.write_problem.is_some()),
+            divergence: usize::from(self.write_problem.is_some())
+                + match next {
+                    None => 0,
+                    // Nobody tells how far it is: the last load was of this file, or not.
+                    Some(_) if !self.can_ask() => usize::from(!serving),
+                    Some(next) => divergence(&next.wanted),
+                },
             differences: differences.clone(),
             reloads: *reloads,
             reload_failures: *reload_failures,
@@ -142,22 +152,71 @@ impl Reconciler {
             lingering: self.lingering.view(),
             runtime_ops: self.tally.runtime_ops,
             last_reload: last_reload.clone(),
-            fallbacks: self.reload_only.clone(),
+            fallbacks: self.fallbacks_now(),
         };
         let problems = [
-            &self.socket_problem,
+            &self.socket.problem().cloned(),
             &self.write_problem,
             &self.unchecked,
             &self.reload_problem,
+            &self.fallbacks.denied().map(str::to_owned),
         ];
         let problems = problems.into_iter().flatten();
         let problems = problems.chain(&self.frame_problems);
+        let not_ready = self.not_ready(state);
         View {
-            // Ready once, whatever fails later: what serves goes on serving.
-            ready: serving || self.view.borrow().ready,
+            ready: not_ready.is_none(),
+            not_ready,
+            has_served: self.has_served,
             haproxy,
             problems: problems.cloned().collect(),
         }
+    }
+
+    /// Why haproxy cannot be said to serve what is wanted. Once it has, another structure of ours may wait for its reload.
+    fn not_ready(&self, state: &str) -> Option<String> {
+        let loaded = self.running().map(|running| running.generation.is_some());
+        let goes_on =
+            self.has_served && loaded.unwrap_or(!self.can_ask() && self.unconfirmed.is_some());
+        match state {
+            "not answering" => Some("haproxy does not answer on its stats socket".to_owned()),
+            "unreachable" if self.can_ask() => {
+                Some("haproxy is not running, or not with this stats socket".to_owned())
+            }
+            _ if !self.serves() && !goes_on => {
+                Some("haproxy does not serve our generation yet".to_owned())
+            }
+            _ if self.all_left_out() => Some(
+                "every service is left out of haproxy.cfg: haproxy refuses each of them".to_owned(),
+            ),
+            _ => None,
+        }
+    }
+
+    /// There are services, and none is in the file in any form.
+    fn all_left_out(&self) -> bool {
+        let mut rendered = self.services.iter().filter(|s| s.piece.is_some());
+        let in_file = |state: &State| {
+            let fine = matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none();
+            fine || self.piece(state).is_some()
+        };
+        rendered.clone().next().is_some() && !rendered.any(in_file)
+    }
+
+    /// By backend: what needs a reload there, and why.
+    fn fallbacks_now(&self) -> BTreeMap<String, String> {
+        let mut found = self.reload_only.clone();
+        for (backend, kind, reason) in self.fallbacks.reasons() {
+            if kind == Kind::Add {
+                continue;
+            }
+            let words = found.entry(backend.clone()).or_default();
+            if !words.is_empty() {
+                words.push_str("; ");
+            }
+            words.push_str(&format!("{kind}: {reason}"));
+        }
+        found
     }
 
     fn service_view(&self, state: &State) -> ServiceView {

@@ -1,6 +1,7 @@
 //! Looking at the worker: who it is each second, everything when that changed or an answer left doubt.
 
 use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
@@ -8,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::aim::Touched;
 use super::observed::{Digests, Observed};
-use super::{RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
+use super::{InFlight, RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
 use crate::circles::own_addresses;
 use crate::config::Reload;
@@ -34,17 +35,19 @@ impl Reconciler {
             self.replace_piece(service);
         }
         let retry = !again.is_empty();
-        if !self.jobs.is_empty() {
+        if self.in_flight == Some(InFlight::Reload) {
             return retry;
         }
         if self.api.take_up() {
             return self.try_socket_again().await | retry;
         }
         if !self.api.is_configured() {
-            return retry;
+            return self.look_at_the_process() | retry;
         }
         match self.api.info().await {
             Ok(info) => {
+                // Whatever was sent meanwhile is in doubt.
+                self.stale |= self.socket.problem().is_some();
                 let same = self.observed.as_ref().is_some_and(|o| o.is(&info));
                 if !same {
                     if let Some(observed) = &self.observed {
@@ -57,18 +60,19 @@ impl Reconciler {
                     }
                     self.stale = true;
                 }
-                !same || retry || self.stale
+                let changed = same && self.look_at_states().await;
+                !same || changed || retry || self.stale
             }
             Err(error) if error.is_absent() => {
-                let lost = self.observed.is_some();
+                let lost = self.observed.is_some() || self.socket.problem().is_some();
                 self.stale = true;
                 lost || retry
             }
             Err(error) => {
-                self.socket_failed(&Chain(&error).to_string());
+                let news = self.socket_failed(&Chain(&error).to_string());
                 // Whether it is of no use is found out by reading everything.
                 self.stale |= error.is_useless();
-                error.is_useless() | retry
+                self.replace_hung().await | news | error.is_useless() | retry
             }
         }
     }
@@ -78,7 +82,8 @@ impl Reconciler {
         match self.api.info().await {
             Err(error) if error.is_useless() => {
                 self.api.give_up();
-                false
+                // Where it can only be reloaded, nobody else would tell of its end.
+                self.look_at_the_process()
             }
             // Also when nobody listens any more: haproxy has ended.
             _ => {
@@ -94,9 +99,8 @@ impl Reconciler {
             "{}; every change is a reload until it can be used",
             Chain(error)
         );
-        if self.socket_problem.as_deref() != Some(&problem) {
+        if self.socket.failed(&problem, SystemTime::now()) {
             error!("{problem}");
-            self.socket_problem = Some(problem);
         }
         self.api.give_up();
         self.stale = false;
@@ -106,14 +110,57 @@ impl Reconciler {
         }
     }
 
-    pub(super) fn socket_failed(&mut self, problem: &str) {
-        if self.socket_problem.as_deref() != Some(problem) {
+    /// It gives no answer. Returns whether that is news.
+    pub(super) fn socket_failed(&mut self, problem: &str) -> bool {
+        let news = self.socket.failed(problem, SystemTime::now());
+        if news {
             warn!(
                 problem,
                 "the stats socket gives no answer; nothing is reloaded for that"
             );
-            self.socket_problem = Some(problem.to_owned());
         }
+        news
+    }
+
+    /// Without a stats socket the master of a haproxy of ours tells whether it runs. Returns whether it has just ended.
+    fn look_at_the_process(&mut self) -> bool {
+        let ended = match &mut self.driver {
+            Some(driver) => driver.has_ended(),
+            None => false,
+        };
+        let news = ended && self.unconfirmed.is_some();
+        if news {
+            error!("haproxy exited");
+            self.unconfirmed = None;
+            self.limiter.died(Instant::now());
+        }
+        news
+    }
+
+    /// A worker of ours that has not answered for the time that the configuration allows is killed, and another one started
+    /// in its place. Returns whether that was done.
+    async fn replace_hung(&mut self) -> bool {
+        let limit = self.config.haproxy.replace_hung_after;
+        let silent = self.socket.silent_since();
+        let silent = silent.and_then(|since| since.elapsed().ok());
+        let Some(silent) = silent.filter(|silent| limit.is_some_and(|limit| *silent >= limit))
+        else {
+            return false;
+        };
+        let Some(driver) = &mut self.driver else {
+            return false;
+        };
+        let Some(end) = self.worker_end.take() else {
+            return false;
+        };
+        error!(
+            ?silent,
+            "haproxy has not answered for longer than `haproxy.replace_hung_after`: it is killed, and another one is started"
+        );
+        end.kill();
+        driver.kill().await;
+        self.stale = true;
+        true
     }
 
     /// Reads the whole state of the worker.
@@ -140,10 +187,11 @@ impl Reconciler {
             Ok(mut observed) => {
                 self.stale = false;
                 self.proven.runs(&observed.running);
-                self.fallbacks.tell(&mut observed);
-                if self.socket_problem.take().is_some() {
+                self.fallbacks.claim(&mut observed, None);
+                if self.socket.answered() {
                     info!("the stats socket answers again");
                 }
+                self.states.all_read(SystemTime::now());
                 self.note_operator(&mut observed, known).await;
                 if self
                     .observed
@@ -175,6 +223,7 @@ impl Reconciler {
             }
             Err(error) if error.is_absent() => {
                 self.stale = false;
+                self.socket.answered();
                 self.touched = Touched::All;
                 if self.observed.take().is_some() {
                     self.limiter.died(Instant::now());
@@ -183,7 +232,7 @@ impl Reconciler {
                 }
             }
             Err(error) if error.is_useless() => self.give_up_socket(&error),
-            Err(error) => self.socket_failed(&Chain(&error).to_string()),
+            Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
         }
     }
 
@@ -210,13 +259,13 @@ impl Reconciler {
         self.stale = true;
     }
 
-    fn differs(&mut self, kind: &'static str, count: u64) {
+    pub(super) fn differs(&mut self, kind: &'static str, count: u64) {
         *self.tally.differences.entry(kind).or_default() += count;
     }
 
     /// Servers that an operator disabled are rendered so, and servers made ready again are not.
     /// `known` is the worker that we knew before.
-    async fn note_operator(&mut self, observed: &mut Observed, known: Option<u32>) {
+    pub(super) async fn note_operator(&mut self, observed: &mut Observed, known: Option<u32>) {
         let mut maint = observed.operator_maint();
         if known != Some(observed.pid()) {
             // A worker that we did not load was not told of what an operator did to the one before.
@@ -240,10 +289,22 @@ impl Reconciler {
                     "servers that an operator had disabled are again"
                 );
                 match self.api.apply(&lost).await {
-                    Ok(_) => lost.iter().for_each(|op| observed.apply(op)),
-                    Err(error) => self.socket_failed(&Chain(&error).to_string()),
+                    Ok(results) => {
+                        for (op, result) in lost.iter().zip(results) {
+                            match result {
+                                Ok(()) => observed.apply(op),
+                                Err(refusal) => {
+                                    self.note_refusal(op, &refusal, observed.pid());
+                                    self.fallbacks.tell(observed);
+                                }
+                            }
+                        }
+                    }
+                    Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
                 }
             }
+        } else {
+            maint.extend(self.fallbacks.undisabled().iter().cloned());
         }
         if maint == self.operator_maint {
             return;

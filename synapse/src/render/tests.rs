@@ -25,6 +25,7 @@ pub(crate) fn config() -> Config {
             candidate_config_file_path: "/etc/haproxy.cfg.tmp".into(),
             reload: Reload::Never,
             reload_timeout: Duration::from_secs(30),
+            replace_hung_after: None,
             socket_file_path: vec!["/run/own.sock".into()],
             restart_interval: Duration::from_secs(2),
             restart_jitter: 0.0,

@@ -46,8 +46,12 @@ pub enum Refusal {
     PointedTo,
     /// To be deleted it must be in maint.
     NotInMaint,
+    /// The backend's algorithm takes no weights but 0 and the initial one: reload.
+    FixedWeights,
     /// The socket's level is below admin.
     Denied,
+    /// Nothing was sent: a name or an option that must not be.
+    Unsendable(String),
     /// Anything else, in haproxy's words.
     Other(String),
 }
@@ -114,6 +118,10 @@ impl Reply {
             Some((_, words)) if words.starts_with("Unknown command") => {
                 Self::Refused(Refusal::Other("Unknown command".to_owned()))
             }
+            // A warning, as is the answer to an address that was taken.
+            Some((_, words)) if words.starts_with("Invalid addr") => {
+                Self::Refused(Refusal::Other(words.to_owned()))
+            }
             Some((_, words)) if !text.contains('\n') => Self::Text(words.to_owned()),
             _ => Self::Text(text.to_owned()),
         }
@@ -170,6 +178,8 @@ impl Refusal {
             Self::PointedTo
         } else if has("Only servers in maintenance mode") {
             Self::NotInMaint
+        } else if has("only accepts weights '0%' and '100%'") {
+            Self::FixedWeights
         } else if has("Permission denied") {
             Self::Denied
         } else {
@@ -189,8 +199,11 @@ impl fmt::Display for Refusal {
             Self::HasConnections => "the server still has connections",
             Self::PointedTo => "another server tracks it",
             Self::NotInMaint => "the server is not in maintenance",
+            Self::FixedWeights => {
+                "the backend's balance algorithm takes no other weights at runtime"
+            }
             Self::Denied => "permission denied (the stats socket needs level admin)",
-            Self::NotAccepted(words) | Self::Other(words) => words,
+            Self::NotAccepted(words) | Self::Unsendable(words) | Self::Other(words) => words,
         })
     }
 }
@@ -287,6 +300,7 @@ const FORCED_MAINT: u32 = 1;
 const CONFIG_MAINT: u32 = 4;
 const FORCED_DRAIN: u32 = 8;
 const CHECK_UNDER_WAY: u32 = 1;
+const CHECK_CONFIGURED: u32 = 2;
 const CHECK_ENABLED: u32 = 4;
 const CHECK_PAUSED: u32 = 8;
 
@@ -375,6 +389,12 @@ impl ServerRow {
         }
     }
 
+    /// It has a check, which is not enabled.
+    #[must_use]
+    pub fn checks_are_off(&self) -> bool {
+        self.check & CHECK_CONFIGURED != 0 && self.check & CHECK_ENABLED == 0
+    }
+
     /// Whether its line says `disabled`, whatever became of it since (measured: the bit stays).
     #[must_use]
     pub fn was_disabled(&self) -> bool {
@@ -394,6 +414,7 @@ impl ServerRow {
             address: self.address,
             id: self.id,
             weight: self.weight,
+            initial_weight: self.initial_weight,
             state: self.state(),
             digest,
             awaits_check: false,

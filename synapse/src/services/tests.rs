@@ -57,6 +57,7 @@ fn row(id: u32) -> RunningServer {
         address: None,
         id,
         weight: 1,
+        initial_weight: 1,
         state: ServerState::Ready,
         digest: None,
         awaits_check: false,

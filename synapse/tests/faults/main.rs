@@ -36,6 +36,8 @@
 //! | a session closed by the servers: nerve's, synapse's | nerve's servers are out until it has registered again | the same |
 //! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
 //! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
+//! | SIGSTOP of haproxy's worker for 1 s, for 4 s | requests wait, none fails | the same |
+//! | a stats socket of level operator; refused weights while another service is reloaded | changes come by reload | the same |
 //! | a server that lines name is withdrawn and returns, four times; an unrelated HUP and a restart of synapse meanwhile | every text of haproxy.cfg loads; no reload but the HUP's | `synapse/tests/end_to_end` `servers_that_lines_name_come_and_go_under_traffic` |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
 //! | **Frames and services that cannot start** | | |

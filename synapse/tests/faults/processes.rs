@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
 use smartstack_common::testing::{Mode, Program, TcpProxy, close_session, eventually};
 
 use crate::stage::{Plan, SOON, Stage, Way};
@@ -19,6 +21,83 @@ async fn programs_stand_still_or_die_or_lose_their_sessions() {
     a_nerve_stands_still_or_dies(&mut stage).await;
     synapse_stands_still_or_dies(&mut stage).await;
     servers_close_a_session(&mut stage).await;
+    haproxy_stands_still(&mut stage).await;
+    haproxy_refuses(&mut stage).await;
+}
+
+/// Requests wait for as long as it stands still, and none fails.
+async fn haproxy_stands_still(stage: &mut Stage) {
+    for time in [SHORT, Duration::from_secs(4)] {
+        let mut row = stage
+            .begin(&format!("SIGSTOP of haproxy's worker for {time:?}"))
+            .await;
+        let worker = stage.rig.haproxy.worker_pid().await;
+        let worker = Pid::from_raw(worker.try_into().unwrap());
+        kill(worker, Signal::SIGSTOP).unwrap();
+        stage.change();
+        // The fault itself: nobody is answered meanwhile.
+        tokio::time::sleep(time).await;
+        kill(worker, Signal::SIGCONT).unwrap();
+        row.ended();
+        stage.agree(row).await;
+    }
+}
+
+/// What haproxy refuses is done by reloads, of this service and of others.
+async fn haproxy_refuses(stage: &mut Stage) {
+    let path = stage.rig.dir.join("synapse.json");
+    let known = std::fs::read_to_string(&path).unwrap();
+    let known: Value = serde_json::from_str(&known).unwrap();
+
+    let mut config = known.clone();
+    let line = known["haproxy"]["global"][0].as_str().unwrap();
+    config["haproxy"]["global"][0] = json!(line.replace("level admin", "level operator"));
+    stage.rig.configure(&config);
+    let mut row = stage.begin("stats socket of level operator").await;
+    for _ in 0..2 {
+        stage.change();
+        stage.lasts(LONG).await;
+    }
+    row.ended();
+    stage.agree(row).await;
+
+    // haproxy takes the algorithm for a static one, and we cannot know.
+    let mut config = known.clone();
+    let hidden = [
+        "balance source",
+        ".if !defined(HAPROXY_CFGFILES)",
+        "hash-type consistent",
+        ".endif",
+    ];
+    let lines = config["services"]["web"]["haproxy"]["backend"].as_array_mut();
+    lines.unwrap().extend(hidden.map(|line| json!(line)));
+    stage.rig.configure(&config);
+    let mut row = stage
+        .begin("refused weights while another service is reloaded")
+        .await;
+    for weight in [7, 9] {
+        let options = format!("{} weight {weight}", crate::stage::CHECK);
+        config["services"]["web"]["haproxy"]["server_options"] = json!(options);
+        let port = smartstack_common::testing::free_port();
+        let server = stage.apps[0].address.port();
+        config["services"]["other"] = crate::rig::fixed(port, &[server]);
+        stage.rig.configure(&config);
+        stage.change();
+        stage.lasts(LONG).await;
+        let bind = format!("bind 127.0.0.1:{port}");
+        eventually("the other service is loaded", SOON, async || {
+            if stage.rig.text().contains(&bind) {
+                Ok(())
+            } else {
+                Err(stage.rig.log())
+            }
+        })
+        .await;
+    }
+    row.ended();
+    stage.agree(row).await;
+    stage.rig.configure(&known);
+    stage.settled().await;
 }
 
 async fn a_nerve_stands_still_or_dies(stage: &mut Stage) {

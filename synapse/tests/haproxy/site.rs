@@ -119,6 +119,7 @@ impl Site {
             candidate_config_file_path: self.dir.join("candidate.cfg"),
             reload,
             reload_timeout: Duration::from_secs(20),
+            replace_hung_after: None,
             socket_file_path: vec![self.stats.clone()],
             restart_interval: Duration::ZERO,
             restart_jitter: 0.0,

@@ -3,6 +3,7 @@
 //! word on the way, hands a batch to a connection that was opened earlier, or does not listen. It listens only while haproxy
 //! does.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -53,6 +54,8 @@ struct Shared {
     file: PathBuf,
     said: Mutex<Vec<Said>>,
     rules: Mutex<Vec<Rule>>,
+    /// What is answered instead to these commands.
+    frozen: Mutex<BTreeMap<String, String>>,
 }
 
 pub(crate) struct Gate {
@@ -73,12 +76,28 @@ impl Gate {
             file,
             said: Mutex::default(),
             rules: Mutex::default(),
+            frozen: Mutex::default(),
         });
         Self {
             task: listen(&path, &shared),
             path,
             shared,
         }
+    }
+
+    /// Until something of this backend is changed through here, looks at it alone see what is there now.
+    pub(crate) async fn freeze(&self, backend: &str) {
+        let command = format!("show servers state {backend}");
+        let batch = format!("prompt\nset severity-output number\n{command}\n{QUIT}");
+        let mut server = UnixStream::connect(&self.shared.real).await.unwrap();
+        let replies = ask(&mut server, &batch).await.unwrap();
+        let shown = replies.split(PROMPT).nth(2).unwrap().to_owned();
+        lock(&self.shared.frozen).insert(command, shown);
+    }
+
+    /// Looks see what is there.
+    pub(crate) fn thaw(&self) {
+        lock(&self.shared.frozen).clear();
     }
 
     /// Nobody listens any more; the socket's file stays.
@@ -173,6 +192,27 @@ fn listen(path: &Path, shared: &Arc<Shared>) -> JoinHandle<()> {
 }
 
 impl Shared {
+    /// The replies with what is frozen.
+    fn shown(&self, batch: &str, replies: String) -> String {
+        let mut frozen = lock(&self.frozen);
+        let commands: Vec<&str> = batch.trim_end_matches(QUIT).lines().collect();
+        frozen.retain(|look, _| {
+            let backend = look.rsplit(' ').next().unwrap_or_default();
+            let changed = format!(" {backend}/");
+            !commands.iter().any(|command| command.contains(&changed))
+        });
+        if frozen.is_empty() {
+            return replies;
+        }
+        let mut parts: Vec<&str> = replies.split(PROMPT).collect();
+        for (part, command) in parts.iter_mut().zip(&commands) {
+            if let Some(shown) = frozen.get(*command) {
+                *part = shown;
+            }
+        }
+        parts.join(PROMPT)
+    }
+
     fn applies(&self, batch: &str) -> Option<Meddle> {
         let mut rules = lock(&self.rules);
         let at = rules.iter().position(|rule| batch.contains(&rule.needle))?;
@@ -233,6 +273,7 @@ async fn serve(mut client: UnixStream, shared: &Shared) -> io::Result<()> {
     }
     let replies = ask(&mut server, &batch).await?;
     shared.note(&batch, &replies, &file);
+    let replies = shared.shown(&batch, replies);
     match meddle {
         Some(Meddle::Silence) => return gone(client).await,
         Some(Meddle::Cut(bytes)) => return client.write_all(&replies.as_bytes()[..bytes]).await,

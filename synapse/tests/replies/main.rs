@@ -14,6 +14,10 @@
 //! | `must use a dynamic load balancing` | `not_dynamic` | one reload, remembered and shown: the next is not tried |
 //! | `is not accepted for dynamic server` | `not_accepted` | the same |
 //! | `unknown keyword` | `unknown` | the same |
+//! | any lasting refusal of a weight, a removal, a return, checks, an address | `kinds::each_kind` | one reload with the reason; not asked again |
+//! | a lasting refusal of a deletion | `kinds::a_deletion` | stays in maint until the next reload; not asked again |
+//! | `only accepts weights '0%' and '100%'` | `kinds::static_algorithms` | known from the algorithm and not asked; else remembered |
+//! | `Permission denied` | `kinds::level_operator` | every change is a reload, told once |
 //! | `custom id N already used` | `a_taken_id`, `the_id_of_a_server_that_waits` | an id that is known to be in use is not given; who took one unseen is taken out |
 //! | timeout, connection closed | `lost_answers`, `a_lost_removal`, `long_silence` | read back; never a reload (SPEC §4) |
 //! | another form than haproxy's | `cannot_be_talked_to` | told with name, version and words; every change is a reload until it can be talked to |
@@ -27,8 +31,11 @@
 //! | fact 9: the old worker says yes | `an_old_worker_says_yes` | looked at over another connection, sent again |
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(clippy::print_stdout, reason = "each row says what it has seen")]
 
 mod gate;
+mod hung;
+mod kinds;
 mod refusals;
 #[path = "../rig/mod.rs"]
 mod rig;
@@ -101,6 +108,42 @@ async fn refusals_are_acted_upon() {
         "deleted_already: it was asked again"
     );
     assert_harmless(&stage);
+}
+
+#[tokio::test]
+async fn whatever_is_refused_has_an_end() {
+    let hidden = json!({"backend": [
+        "balance source", ".if !defined(HAPROXY_CFGFILES)", "hash-type consistent", ".endif",
+    ]});
+    let mut stage = Stage::start(&[
+        ("kinds", json!({"server_options": "check inter 1s"})),
+        ("other", json!({})),
+        ("static_rr", json!({"backend": ["balance static-rr"]})),
+        ("static_source", json!({"backend": ["balance source"]})),
+        ("static_uri", json!({"backend": ["balance uri whole"]})),
+        ("hidden", hidden),
+    ])
+    .await;
+    rows!(
+        stage,
+        kinds::each_kind,
+        kinds::a_deletion,
+        kinds::static_algorithms,
+        kinds::states_are_fresh,
+        kinds::level_operator,
+    );
+    assert_harmless(&stage);
+}
+
+#[tokio::test]
+async fn a_haproxy_that_hangs_or_cannot_be_asked_is_not_said_to_serve() {
+    let mut stage = Stage::start(&[("one", json!({}))]).await;
+    rows!(
+        stage,
+        hung::it_is_told,
+        hung::it_is_replaced,
+        hung::without_a_socket
+    );
 }
 
 #[tokio::test]

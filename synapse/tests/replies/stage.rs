@@ -253,8 +253,14 @@ impl Stage {
         .await
     }
 
-    /// Sends to haproxy behind synapse's back; it must not refuse.
+    /// Sends to haproxy behind synapse's back; it must not refuse. synapse's looks do not see it before it has changed
+    /// something there itself: what a row shows is the reaction to its reply.
     pub(crate) async fn behind_its_back(&self, commands: &str) {
+        for word in commands.split([' ', ';']) {
+            if let Some((backend, _)) = word.split_once('/') {
+                self.gate.freeze(backend).await;
+            }
+        }
         let reply = self.rig.haproxy.command(commands).await;
         let refused = [
             "No such",
@@ -308,6 +314,7 @@ impl Stage {
     /// Somebody else reloads the file as it stands: another worker serves, and synapse has seen it. A master that has just
     /// re-executed itself loses the signal, so that it is sent again when nothing comes of it.
     pub(crate) async fn foreign_reload(&self) {
+        self.gate.thaw();
         let before = self.status().await["foreign_reloads"].as_u64();
         let file = self.rig.dir.join("haproxy/haproxy.cfg.pid");
         let (mut sent, mut looks) = (0, 0);
