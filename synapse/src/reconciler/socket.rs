@@ -2,54 +2,84 @@
 //!
 //! Pure.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 /// What is known of the stats socket.
 #[derive(Debug, Default)]
 pub(super) struct Socket {
-    /// Why it gives no answer, or cannot be used, and since when.
-    problem: Option<(String, SystemTime)>,
+    silence: Option<Silence>,
+}
+
+/// It gives no answer, or cannot be used.
+#[derive(Debug)]
+struct Silence {
+    problem: String,
+    since: Instant,
+    /// The same, as people are told; nothing is decided by it.
+    at: SystemTime,
 }
 
 impl Socket {
     pub(super) fn problem(&self) -> Option<&String> {
-        self.problem.as_ref().map(|(words, _)| words)
+        self.silence.as_ref().map(|silence| &silence.problem)
     }
 
-    /// Since when it has not answered.
+    /// Since when it has not answered, to be told.
     pub(super) fn silent_since(&self) -> Option<SystemTime> {
-        self.problem.as_ref().map(|(_, since)| *since)
+        self.silence.as_ref().map(|silence| silence.at)
+    }
+
+    /// For how long it has not answered.
+    pub(super) fn silent_for(&self, now: Instant) -> Option<Duration> {
+        let silence = self.silence.as_ref();
+        silence.map(|silence| now.saturating_duration_since(silence.since))
     }
 
     /// It has answered, or nobody is there who could. Returns whether it had not.
     pub(super) fn answered(&mut self) -> bool {
-        self.problem.take().is_some()
+        self.silence.take().is_some()
     }
 
     /// It has not answered. Returns whether that is news.
-    pub(super) fn failed(&mut self, problem: &str, now: SystemTime) -> bool {
+    pub(super) fn failed(&mut self, problem: &str, (now, at): (Instant, SystemTime)) -> bool {
         let news = self.problem().is_none_or(|known| known != problem);
-        let since = self.silent_since().unwrap_or(now);
-        self.problem = Some((problem.to_owned(), since));
+        let (since, at) = match &self.silence {
+            Some(silence) => (silence.since, silence.at),
+            None => (now, at),
+        };
+        self.silence = Some(Silence {
+            problem: problem.to_owned(),
+            since,
+            at,
+        });
         news
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 
     #[test]
     fn it_is_silent_since_its_last_answer_whatever_it_then_lacks() {
         let mut socket = Socket::default();
-        let at = |seconds| UNIX_EPOCH + Duration::from_secs(seconds);
+        let start = Instant::now();
+        let second = Duration::from_secs;
+        let at = |seconds| (start + second(seconds), UNIX_EPOCH + second(seconds));
         assert!(socket.failed("no answer", at(1)) && !socket.failed("no answer", at(2)));
         assert!(socket.failed("closed", at(3)));
-        assert_eq!(socket.silent_since(), Some(at(1)));
+        assert_eq!(socket.silent_since(), Some(at(1).1));
+        assert_eq!(socket.silent_for(at(5).0), Some(second(4)));
         assert!(socket.answered() && !socket.answered());
-        assert!(socket.failed("closed", at(4)));
-        assert_eq!(socket.silent_since(), Some(at(4)));
+        assert_eq!(socket.silent_for(at(5).0), None);
+        // The clock that people read is set back meanwhile.
+        assert!(socket.failed("closed", (at(6).0, UNIX_EPOCH)));
+        assert!(!socket.failed("closed", (at(7).0, at(100).1)));
+        assert_eq!(socket.silent_since(), Some(UNIX_EPOCH));
+        assert_eq!(socket.silent_for(at(9).0), Some(second(3)));
     }
 }

@@ -99,7 +99,10 @@ impl Reconciler {
             "{}; every change is a reload until it can be used",
             Chain(error)
         );
-        if self.socket.failed(&problem, SystemTime::now()) {
+        if self
+            .socket
+            .failed(&problem, (Instant::now(), SystemTime::now()))
+        {
             error!("{problem}");
         }
         self.api.give_up();
@@ -112,7 +115,9 @@ impl Reconciler {
 
     /// It gives no answer. Returns whether that is news.
     pub(super) fn socket_failed(&mut self, problem: &str) -> bool {
-        let news = self.socket.failed(problem, SystemTime::now());
+        let news = self
+            .socket
+            .failed(problem, (Instant::now(), SystemTime::now()));
         if news {
             warn!(
                 problem,
@@ -141,8 +146,7 @@ impl Reconciler {
     /// in its place. Returns whether that was done.
     async fn replace_hung(&mut self) -> bool {
         let limit = self.config.haproxy.replace_hung_after;
-        let silent = self.socket.silent_since();
-        let silent = silent.and_then(|since| since.elapsed().ok());
+        let silent = self.socket.silent_for(Instant::now());
         let Some(silent) = silent.filter(|silent| limit.is_some_and(|limit| *silent >= limit))
         else {
             return false;
