@@ -245,6 +245,8 @@ pub struct Haproxy {
     pub hitless_defaults: bool,
     /// Keywords allowed in `haproxy_server_options` beyond the built-in list.
     pub allowed_server_options: Vec<String>,
+    /// Frontends and backends have different names; `None` = as haproxy's version wants it.
+    pub separate_names: Option<bool>,
     /// Template text read from the configured paths.
     pub templates: Templates,
 }

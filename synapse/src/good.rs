@@ -10,7 +10,7 @@ use crate::assembly::Piece;
 use crate::cfg::{Model, Ours};
 use crate::config::Service;
 use crate::named::Named;
-use crate::render::Renderer;
+use crate::render::{Renderer, may_be_of};
 use crate::server::{Identified, NOWHERE};
 
 /// What was accepted.
@@ -56,7 +56,10 @@ impl Good {
             };
             let mut fragment = String::new();
             for (index, (start, keyword, name)) in starts.iter().enumerate() {
-                let own = (*keyword == "frontend" && *name == service.name)
+                let is_frontend = *name == service.name
+                    || (may_be_of(name, &service.name)
+                        && !services.iter().any(|s| s.name == *name));
+                let own = (*keyword == "frontend" && is_frontend)
                     || (*keyword == "backend" && *name == haproxy.backend_name);
                 if own && *start > 0 {
                     let end = starts.get(index + 1).map_or(lines.len() + 1, |next| next.0);

@@ -165,6 +165,7 @@ pub async fn check(config: &Config) -> Problems {
         }
     };
     problems.warnings.extend(renderer.check_variables());
+    problems.warnings.extend(renderer.frontend_remarks(config));
     let missing = renderer.missing_hitless();
     problems.warnings.extend(missing.iter().map(|line| {
         format!(

@@ -8,6 +8,7 @@
 //! differs on purpose in: no time in the header, a newline at the end, no trailing blanks, the generation, the hitless lines.
 
 mod frame;
+mod frontends;
 mod kept;
 mod server_line;
 mod stumps;
@@ -24,10 +25,12 @@ use tera::{Context, ErrorKind, Tera};
 
 use crate::cfg::{Model, Ours, Section, is_plain};
 use crate::config::{Config, FrontendPort, Part, Service, ServiceHaproxy, TemplateText};
-use crate::haproxy::version::Version;
+use crate::haproxy::version::{self, Version};
 use crate::named::Named;
 use crate::server::Identified;
 use frame::Frame;
+use frontends::Frontends;
+pub(crate) use frontends::may_be_of;
 use kept::Kept;
 use server_line::ServerView;
 use stumps::Stump;
@@ -151,6 +154,7 @@ pub struct Renderer {
     stumps: Arc<[Stump]>,
     named: Arc<Named>,
     use_nerve_weights: bool,
+    frontends: Frontends,
 }
 
 /// Names under which the templates are known to the engine: the path of a replacement, else the built-in name.
@@ -164,10 +168,11 @@ struct Names {
 #[derive(Serialize)]
 struct ServiceView<'a> {
     name: &'a str,
+    frontend_name: &'a str,
     backend_name: &'a str,
     bind: Option<String>,
-    frontend: &'a [String],
-    backend: &'a [String],
+    frontend: Vec<String>,
+    backend: Vec<String>,
     servers: Vec<ServerView<'a>>,
 }
 
@@ -186,6 +191,12 @@ impl Renderer {
     /// # Errors
     /// As [`Self::new`].
     pub fn fitting(config: &Config, version: Option<Version>) -> Result<Self, RenderError> {
+        let by_version = version.is_some_and(|version| version.has(&version::SEPARATE_NAMES));
+        let frontends = match config.haproxy.separate_names.unwrap_or(by_version) {
+            true => Frontends::apart(config),
+            false => Frontends::default(),
+        };
+        let config = &*frontends.applied(config);
         let haproxy = &config.haproxy;
         let mut tera = Tera::new();
         // haproxy.cfg is not HTML, whatever a template is called.
@@ -215,7 +226,14 @@ impl Renderer {
             stumps: config.services.iter().filter_map(Stump::of).collect(),
             named: Arc::new(Named::of(config)),
             use_nerve_weights: haproxy.use_nerve_weights,
+            frontends,
         })
+    }
+
+    /// What users who name frontends have to know where those are not called as their services. One sentence each.
+    #[must_use]
+    pub fn frontend_remarks(&self, config: &Config) -> Vec<String> {
+        self.frontends.remarks(config)
     }
 
     /// Whether one template makes the whole file: then [`Renderer::render_whole`] is the only fragment.
@@ -485,17 +503,18 @@ impl Renderer {
     }
 
     fn view<'a>(
-        &self,
+        &'a self,
         service: &'a Service,
         haproxy: &'a ServiceHaproxy,
         servers: &'a [Identified],
     ) -> ServiceView<'a> {
         ServiceView {
             name: &service.name,
+            frontend_name: self.frontends.name(&service.name),
             backend_name: &haproxy.backend_name,
             bind: haproxy.port.map(|port| bind(haproxy, port)),
-            frontend: &haproxy.frontend,
-            backend: &haproxy.backend,
+            frontend: self.frontends.lines(&haproxy.frontend),
+            backend: self.frontends.lines(&haproxy.backend),
             servers: servers
                 .iter()
                 .map(|server| ServerView::new(server, haproxy, self.use_nerve_weights))
@@ -510,12 +529,12 @@ impl Renderer {
         let own = services
             .into_iter()
             .filter_map(|service| service.haproxy.as_ref())
-            .flat_map(|h| &h.shared_frontend);
+            .flat_map(|h| self.frontends.lines(&h.shared_frontend));
         let top = match &self.kept {
             Some(kept) => kept.shared.as_ref(),
             None => self.frame.shared.as_ref(),
         };
-        top.map(|top| top.iter().chain(own).cloned().collect())
+        top.map(|top| top.iter().cloned().chain(own).collect())
     }
 
     fn render(

@@ -56,6 +56,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
             binary: "haproxy".to_owned(),
             hitless_defaults: true,
             allowed_server_options: Vec::new(),
+            separate_names: None,
             templates: Templates::default(),
         },
         session_timeout: Duration::from_secs(10),

@@ -324,6 +324,12 @@ pub(super) const KEYS: &[Key] = &[
         "keywords znodes may set in `haproxy_server_options` beyond the built-in list",
     ),
     honoured(
+        "haproxy.separate_names",
+        Kind::Boolean,
+        "by haproxy's version: true from 3.2 on",
+        "a frontend whose name a backend has is called `<service>-in`; haproxy 3.3 refuses two sections of one name, all earlier ones take both forms",
+    ),
+    honoured(
         "haproxy.template",
         Kind::Path,
         "none",

@@ -340,6 +340,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             .unwrap_or_else(|| "haproxy".to_owned()),
         hitless_defaults,
         allowed_server_options: allowed_options(&map.key("allowed_server_options")),
+        separate_names: map.key("separate_names").boolean(),
         templates: templates(map, environment),
         global,
         defaults,

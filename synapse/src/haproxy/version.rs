@@ -48,6 +48,13 @@ pub const COOKIES: Since = Since {
     otherwise: "where servers have cookies, one that is added takes a reload",
 };
 
+/// Different names of frontends and backends: 3.2 warns of equal ones, 3.3 refuses them (3.2's own words).
+pub const SEPARATE_NAMES: Since = Since {
+    version: version(3, 2),
+    what: "different names of frontends and backends",
+    otherwise: "both have the service's name",
+};
+
 /// `option idle-close-on-response`: unknown to 2.2.9 (measured), and to the first releases of 2.4 and 2.5.
 pub const IDLE_CLOSE: Since = Since {
     version: version(2, 6),

@@ -39,6 +39,7 @@ pub(crate) fn config() -> Config {
             binary: "haproxy".to_owned(),
             hitless_defaults: true,
             allowed_server_options: Vec::new(),
+            separate_names: None,
             templates: Templates::default(),
         },
         session_timeout: Duration::from_secs(10),

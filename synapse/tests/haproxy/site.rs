@@ -133,6 +133,7 @@ impl Site {
             binary: "haproxy".to_owned(),
             hitless_defaults: true,
             allowed_server_options: Vec::new(),
+            separate_names: None,
             templates: config::Templates::default(),
         }
     }

@@ -259,6 +259,7 @@ impl Scene {
 
         self.structure().await;
         requests += self.unhurt("structure").await;
+        self.names_differ(name);
         let for_structure = self.reloads().await - before - for_servers;
         assert_eq!(for_structure, 1, "{}", self.rig.log());
         self.operator().await;
@@ -289,6 +290,18 @@ impl Scene {
             "{name}: {ADDED} added, {WEIGHED} weighed, {ADDED} removed: {for_servers} reloads; structure: 1; {} requests, 0 failed, {lost} while nobody listened",
             requests + tally.ok()
         )
+    }
+
+    /// From 3.2 on haproxy says that the next version refuses sections of one name.
+    fn names_differ(&self, name: &str) {
+        let check = std::process::Command::new(&self.program)
+            .args(["-c", "-f"])
+            .arg(self.rig.dir.join("haproxy/haproxy.cfg"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&check.stderr);
+        assert!(check.status.success(), "{name}: {said}");
+        assert!(!said.contains("has the same name as"), "{name}: {said}");
     }
 
     /// One service more.
