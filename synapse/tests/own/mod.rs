@@ -22,7 +22,7 @@ fn load(port: u16) -> SteadyClient {
 /// The built-in template, with one more line in the frontend of `thief`.
 fn template(line: &str) -> String {
     let built_in = include_str!("../../../templates/service.cfg.tera");
-    let begin = "frontend {{ service.name }}\n";
+    let begin = "frontend {{ service.frontend_name }}\n";
     assert!(built_in.contains(begin));
     let stolen = format!("{begin}{{% if service.name == \"thief\" %}}\t{line}\n{{% endif %}}");
     built_in.replacen(begin, &stolen, 1)
