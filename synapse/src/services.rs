@@ -397,12 +397,9 @@ impl State {
             used.extend(ids.iter().flatten());
             reserved.extend(live.into_iter().flat_map(BTreeMap::values).map(|s| s.id));
         }
-        let id = |name: &str| {
-            let live = live.and_then(|live| live.get(name)).map(|s| s.id);
-            live.or_else(|| known.get(name).copied())
-        };
+        let id = |name: &str| Some(live?.get(name)?.id);
         let max = config.haproxy.max_server_id;
-        let given = ids::allocate(id, &new, used, &reserved, max);
+        let given = ids::allocate(id, &reserved, known, &new, used, max);
         if !self.id_notes.is_empty() {
             self.id_notes
                 .retain(|note| gone.iter().all(|server| server.name != note.znode));

@@ -150,9 +150,10 @@ fn servers(config: &Config, service: &Service, registry: Registry<'_>) -> Vec<Id
     });
     let given = ids::allocate(
         |_| None,
+        &HashSet::new(),
+        &BTreeMap::new(),
         &desired.servers,
         HashSet::new(),
-        &HashSet::new(),
         config.haproxy.max_server_id,
     );
     let servers = desired.servers.into_iter().zip(given.ids);

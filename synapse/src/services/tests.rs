@@ -65,8 +65,7 @@ fn row(id: u32) -> RunningServer {
 }
 
 proptest! {
-    // Open: about one in some hundred cases finds another id after a table that somebody else has loaded.
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn step_by_step_as_anew(
         first in proptest::collection::vec(0u8..9, usize::from(NODES)),
@@ -99,7 +98,10 @@ proptest! {
                 looks += 1;
                 let servers = kept.servers.iter().filter(|s| s.id % 5 != 0);
                 let other = |s: &Identified| if s.id % 7 == 1 { s.id + foreign } else { s.id };
-                live = servers.map(|s| (s.server.name.clone(), row(other(s)))).collect();
+                // haproxy refuses a file in which two servers of a backend have one id.
+                let mut there = BTreeSet::new();
+                let rows = servers.map(|s| (s.server.name.clone(), other(s)));
+                live = rows.filter(|(_, id)| there.insert(*id)).map(|(name, id)| (name, row(id))).collect();
             }
             let assess = |state: &mut State, known: &mut _, looks| {
                 let world = World {
@@ -124,6 +126,10 @@ proptest! {
             prop_assert_eq!(&kept.names, &anew.names);
             prop_assert_eq!(&known, &known_anew);
             prop_assert_eq!(&kept.servers, &anew.servers);
+            for server in &kept.servers {
+                let has = live.get(&server.server.name);
+                prop_assert!(has.is_none_or(|row| row.id == server.id), "{:?}, and has {:?}", server, has);
+            }
             // A note stays for as long as its server; who comes to it anew sees the id as known.
             let ids: BTreeSet<u32> = kept.servers.iter().map(|s| s.id).collect();
             prop_assert_eq!(ids.len(), kept.servers.len());
