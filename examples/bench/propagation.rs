@@ -139,8 +139,8 @@ async fn upcoming_id(site: &mut Site, service: u32) -> (String, u32) {
         .collect();
     loop {
         let wanted = wanted(&site.upcoming(service));
-        let none = HashSet::new();
-        let ids = allocate(|_| None, &[wanted], none.clone(), &none, MAX_ID).ids;
+        let (none, nobody) = (HashSet::new(), BTreeMap::new());
+        let ids = allocate(|_| None, &none, &nobody, &[wanted], none.clone(), MAX_ID).ids;
         match ids.into_iter().next() {
             Some(id) if !taken.contains(&id) => return (backend, id),
             _ => site.skip(),

@@ -10,6 +10,7 @@
 //! chunks     pure: how many names go into one multi-read
 //! suspects   pure: which requests take connections down, and how they are found out
 //! reads      the requests: watch, list, chunked multi-read
+//! armed      one-shot watches of old servers, which nobody may ask to remove one
 //! shared     what the followers of one client share: places for reads, a connection for suspected requests
 //! zookeeper  the task: arm, read, follow events, again after every connection
 //! ```
@@ -23,6 +24,7 @@ use smartstack_common::units::Ensemble;
 
 use crate::source::SourceKey;
 
+mod armed;
 pub mod chunks;
 mod reads;
 mod shared;

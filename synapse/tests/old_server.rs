@@ -14,7 +14,7 @@ use synapse::source::{SourceKey, SourceView};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 const SOON: Duration = Duration::from_secs(60);
 const PATH: &str = "/services/web";
@@ -61,6 +61,7 @@ struct Stage {
     views: Vec<watch::Receiver<SourceView>>,
     counters: Arc<Counters>,
     link: watch::Receiver<Link>,
+    followers: Vec<AbortHandle>,
     _tasks: [JoinSet<()>; 2],
 }
 
@@ -84,7 +85,8 @@ impl Stage {
         let shared = Arc::new(Shared::new(settings.clone()));
         let (sender, link) = watch::channel(Link::Connecting);
         tasks.spawn(supervise(settings, sender, std::future::pending()));
-        let (mut views, counters) = (Vec::new(), Arc::new(Counters::default()));
+        let (mut views, mut followers) = (Vec::new(), Vec::new());
+        let counters = Arc::new(Counters::default());
         for path in paths {
             let source = Source {
                 key: SourceKey {
@@ -103,7 +105,8 @@ impl Stage {
             let (sender, view) = watch::channel(SourceView::default());
             views.push(view);
             let (link, shared, counters) = (link.clone(), shared.clone(), counters.clone());
-            tasks.spawn(follow(source, settings, link, shared, sender, counters));
+            let follower = follow(source, settings, link, shared, sender, counters);
+            followers.push(tasks.spawn(follower));
         }
         Self {
             zookeeper,
@@ -111,6 +114,7 @@ impl Stage {
             views,
             counters,
             link,
+            followers,
             _tasks: [tasks, relay],
         }
     }
@@ -128,6 +132,14 @@ impl Stage {
             last.fresh,
             last.problem
         );
+    }
+
+    /// Connections so far.
+    fn epoch(&self) -> u64 {
+        match &*self.link.borrow() {
+            Link::Live(live) => live.epoch,
+            other => panic!("{other:?}"),
+        }
     }
 
     fn asked(&self, operation: i32) -> u64 {
@@ -199,10 +211,32 @@ async fn many_sources_find_out_together_that_the_server_is_old() {
         f.until(source, "read", |v| v.fresh && v.children.contains_key("a"))
             .await;
     }
-    let epoch = match &*f.link.borrow() {
-        Link::Live(live) => live.epoch,
-        other => panic!("{other:?}"),
-    };
-    // Not one for each of the twelve; on a busy machine some have asked before the first has heard.
-    assert!(epoch <= 8, "{epoch} connections");
+    // The first answer tells everybody; a second attempt is sent only where the connection took that answer with it.
+    assert!(f.epoch() <= 3, "{} connections", f.epoch());
+    assert_eq!(f.asked(18), 0, "removals of watches");
+}
+
+/// A watch that nobody wants any more is not removed: such a server would close everybody's connection.
+#[tokio::test]
+async fn a_source_that_is_not_followed_any_more_costs_the_others_nothing() {
+    let mut f = Stage::start(&["/s/a", "/s/b", "/s/c"], Watch::Children).await;
+    let direct = f.zookeeper.connect().await;
+    ZooKeeper::put(&direct, "/s/a/one", b"{1}").await;
+    ZooKeeper::put(&direct, "/s/c/one", b"{1}").await;
+    for (source, there) in [1, 0, 1].into_iter().enumerate() {
+        f.until(source, "read", |v| v.fresh && v.children.len() == there)
+            .await;
+    }
+    // One watch is of a list, the other of a path that is absent.
+    for follower in &f.followers[..2] {
+        follower.abort();
+    }
+    for n in 0..3 {
+        ZooKeeper::put(&direct, &format!("/s/a/more-{n}"), b"{1}").await;
+        ZooKeeper::put(&direct, &format!("/s/b/more-{n}"), b"{1}").await;
+        ZooKeeper::put(&direct, &format!("/s/c/more-{n}"), b"{1}").await;
+        f.until(2, "followed", |v| v.fresh && v.children.len() == n + 2)
+            .await;
+    }
+    assert_eq!((f.epoch(), f.asked(18)), (1, 0));
 }

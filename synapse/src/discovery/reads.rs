@@ -11,11 +11,10 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use smartstack_common::zk::Trouble;
-use zookeeper_client::{
-    AddWatchMode, Client, Error, MultiReadResult, OneshotWatcher, PersistentWatcher, Stat,
-};
+use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher, Stat};
 
 use super::Counters;
+use super::armed::{Armed, arm};
 use super::chunks::ChunkSize;
 use super::shared::Shared;
 use super::suspects::{Ask, Suspects};
@@ -41,7 +40,7 @@ pub(super) struct Full {
     /// Every listed child.
     pub(super) read: Vec<(String, Read)>,
     /// With a server that has no recursive watches: ends when the list is another one.
-    pub(super) watcher: Option<OneshotWatcher>,
+    pub(super) watcher: Option<Armed>,
 }
 
 /// Reads of single children in flight, where there are no multi-reads.
@@ -65,15 +64,24 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    /// Arms the recursive watch.
-    pub(super) async fn watch(&self) -> Result<PersistentWatcher, Error> {
+    /// Arms the recursive watch. `None`: the servers do not know what that is.
+    pub(super) async fn watch(&self) -> Result<Option<PersistentWatcher>, Error> {
+        let _place = self.shared.place().await;
+        if self.shared.is_old() {
+            // Found out while this waited for its place.
+            return Ok(None);
+        }
         Counters::add(&self.counters.watches, 1);
         let mode = AddWatchMode::PersistentRecursive;
-        let (_place, armed) = (
-            self.shared.place().await,
-            self.client.watch(&self.path, mode),
-        );
-        self.attempt(vec![Ask::Watch], armed).await
+        let armed = self.client.watch(&self.path, mode);
+        match self.attempt(vec![Ask::Watch], armed).await {
+            Err(Error::Unimplemented) => {
+                // Before the place is another's.
+                self.shared.found_old(&self.path);
+                Ok(None)
+            }
+            armed => armed.map(Some),
+        }
     }
 
     /// Lists the children and reads those of which `known` does not say that this is not needed.
@@ -149,7 +157,7 @@ impl Reader {
     }
 
     /// The children, if there is such a path; with old servers watched, once, whether it is there or not.
-    async fn list(&self) -> Result<(Option<(Vec<String>, Stat)>, Option<OneshotWatcher>), Error> {
+    async fn list(&self) -> Result<(Option<(Vec<String>, Stat)>, Option<Armed>), Error> {
         let asks = || vec![Ask::List];
         if !self.old {
             let listed = self.ask(asks(), || self.client.get_children(&self.path));
@@ -160,18 +168,28 @@ impl Reader {
             };
         }
         loop {
-            let listed = self.ask(asks(), || self.client.get_and_watch_children(&self.path));
+            let (client, path) = (self.client.clone(), Arc::clone(&self.path));
+            let listed = self.ask(asks(), || {
+                arm(async move {
+                    let (names, stat, watcher) = client.get_and_watch_children(&path).await?;
+                    Ok((names, stat, Armed::new(watcher)))
+                })
+            });
             match listed.await {
                 Ok((names, stat, watcher)) => return Ok((Some((names, stat)), Some(watcher))),
                 Err(Error::NoNode) => {}
                 Err(error) => return Err(error),
             }
-            let stat = self.ask(asks(), || self.client.check_and_watch_stat(&self.path));
-            match stat.await? {
-                (None, watcher) => return Ok((None, Some(watcher))),
-                // It came into being in between. To drop the watch is to ask the server to remove it, which costs the
-                // connection where it does not know how; it goes with its event, or with the session.
-                (Some(_), watcher) => std::mem::forget(watcher),
+            let (client, path) = (self.client.clone(), Arc::clone(&self.path));
+            let stat = self.ask(asks(), || {
+                arm(async move {
+                    let (stat, watcher) = client.check_and_watch_stat(&path).await?;
+                    Ok((stat, Armed::new(watcher)))
+                })
+            });
+            // Where there is a stat, the path came into being in between.
+            if let (None, watcher) = stat.await? {
+                return Ok((None, Some(watcher)));
             }
         }
     }

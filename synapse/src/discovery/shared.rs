@@ -48,9 +48,14 @@ impl Shared {
         self.old.load(Ordering::Acquire)
     }
 
-    /// Returns whether that is news.
-    pub(super) fn found_old(&self) -> bool {
-        !self.old.swap(true, Ordering::AcqRel)
+    /// The answer to a recursive watch of this path says so.
+    pub(super) fn found_old(&self, path: &str) {
+        if !self.old.swap(true, Ordering::AcqRel) {
+            tracing::warn!(
+                path,
+                "the servers are older than ZooKeeper 3.6: changes are learnt by watching the lists of children"
+            );
+        }
     }
 
     /// Waits for a place among the reads in flight. Cancel-safe.

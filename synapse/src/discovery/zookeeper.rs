@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 use zookeeper_client::{Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
+use super::armed::Armed;
 use super::reads::{Caution, Full, Reader};
 use super::shared::Shared;
 use super::suspects::Ask;
@@ -131,9 +132,6 @@ enum End {
     TooOld,
 }
 
-/// Polled until the children are not those of the last list any more.
-type Relist = Pin<Box<dyn Future<Output = WatchedEvent> + Send>>;
-
 impl From<Stale> for End {
     fn from(stale: Stale) -> Self {
         Self::Stale(stale)
@@ -171,9 +169,8 @@ struct Follower {
     /// The watch of this attempt or the one before: replaced once the next is armed, so that its events are never
     /// missed for longer than the connection was away.
     watcher: Option<PersistentWatcher>,
-    /// With old servers: the watch of the last list. Replaced, never dropped before, since the servers that need it close
-    /// the connection when they are asked to remove a watch.
-    children: Option<Relist>,
+    /// With old servers: the watch of the last list.
+    children: Option<Armed>,
 }
 
 impl Follower {
@@ -271,16 +268,14 @@ impl Follower {
     /// Arms the watch of this attempt, unless the list is to do that.
     async fn arm(&mut self, reader: &Reader) -> Result<(), End> {
         self.caution().suspects.connection_lost(Instant::now());
-        for ask in [Ask::Watch, Ask::List] {
-            self.prove(&ask).await;
-        }
         if !reader.old {
-            let armed = reader.watch().await.map_err(|error| match error {
-                Error::Unimplemented => End::TooOld,
-                error => End::Failed("watch", error),
-            });
+            self.prove(&Ask::Watch).await;
+        }
+        self.prove(&Ask::List).await;
+        if !reader.old {
+            let armed = reader.watch().await.map_err(|e| End::Failed("watch", e))?;
             // Replaced, not dropped before: its events are never missed for longer than the connection was away.
-            self.watcher = Some(armed?);
+            self.watcher = Some(armed.ok_or(End::TooOld)?);
         }
         Ok(())
     }
@@ -356,8 +351,10 @@ impl Follower {
                 let differed = self.tree.replace(full.parent, full.read)?;
                 self.parent_data = full.parent_data;
                 self.parent_config = full.parent_config;
-                if let Some(watcher) = full.watcher {
-                    self.children = Some(Box::pin(watcher.changed()));
+                if let Some(armed) = full.watcher
+                    && let Some(former) = self.children.replace(armed)
+                {
+                    former.replaced();
                 }
                 self.backoff.reset();
                 Counters::add(&self.counters.full_reads, 1);
@@ -473,12 +470,7 @@ impl Follower {
                 self.lost(None);
                 return self.settings.refused;
             }
-            End::TooOld => {
-                if self.shared.found_old() {
-                    warn!(source = %self.name, "the servers are older than ZooKeeper 3.6: changes are learnt by watching the lists of children");
-                }
-                return Duration::ZERO;
-            }
+            End::TooOld => return Duration::ZERO,
             End::Stale(stale) => {
                 self.suspect = true;
                 Counters::add(&self.counters.stale_lists, 1);
@@ -532,9 +524,9 @@ async fn changed(watcher: &mut Option<PersistentWatcher>) -> WatchedEvent {
 }
 
 /// The next change of the children; never when nothing watches them. Cancel-safe: it goes on when polled again.
-async fn relisted(children: &mut Option<Relist>) -> WatchedEvent {
+async fn relisted(children: &mut Option<Armed>) -> WatchedEvent {
     match children {
-        Some(changed) => changed.await,
+        Some(armed) => armed.changed().await,
         None => std::future::pending().await,
     }
 }
