@@ -7,6 +7,7 @@
 //! zk       the ZooKeeper session supervisor: one owner of the client, everybody else watches a Link
 //! backoff  full-jitter exponential back-off
 //! atomic   replace a file so that a crash leaves the old or the new one
+//! net      TCP connections that lead to somebody else
 //! process  who is alive: pid + start time + boot id
 //! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
@@ -21,6 +22,7 @@ pub mod atomic;
 pub mod backoff;
 pub mod config;
 pub mod instance;
+pub mod net;
 pub mod process;
 pub mod report;
 pub mod shutdown;

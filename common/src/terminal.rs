@@ -16,6 +16,7 @@ use tokio::task::LocalSet;
 
 use crate::admin::{Bind, control};
 use crate::config::Report;
+use crate::net;
 use crate::report::{Chain, exit};
 
 /// How long a running program may take to answer.
@@ -157,15 +158,7 @@ async fn status(bind: &Bind) -> Result<Value, String> {
 async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
     let fail = |error: std::io::Error| error.to_string();
     match bind {
-        Bind::Tcp(address) => {
-            get(
-                tokio::net::TcpStream::connect(address)
-                    .await
-                    .map_err(fail)?,
-                path,
-            )
-            .await
-        }
+        Bind::Tcp(address) => get(connected(address).await.map_err(fail)?, path).await,
         Bind::Unix(socket) => {
             get(
                 tokio::net::UnixStream::connect(socket)
@@ -176,6 +169,18 @@ async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
             .await
         }
     }
+}
+
+/// Connects to the first address of `address` that answers.
+async fn connected(address: &str) -> std::io::Result<tokio::net::TcpStream> {
+    let mut last = std::io::Error::other("it has no address");
+    for address in tokio::net::lookup_host(address).await? {
+        match net::connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 async fn get(

@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use smartstack_common::net;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -115,7 +116,7 @@ async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Ou
         // An address that swallows packets must leave the later ones their share of the time.
         let left = until.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        last = match timeout_at(Instant::now() + share, TcpStream::connect(address)).await {
+        last = match timeout_at(Instant::now() + share, net::connect(*address)).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => {
                 Outcome::Fail(format!("cannot connect to `{address}`: {}", reason(&error)))
@@ -129,7 +130,9 @@ async fn connect(host: &str, port: u16, limit: Duration) -> Result<TcpStream, Ou
 /// An error of the system without its number.
 fn reason(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionRefused if error.raw_os_error().is_some() => {
+            "connection refused".to_owned()
+        }
         io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
         _ => error.to_string(),
     }

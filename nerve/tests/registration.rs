@@ -1,5 +1,6 @@
 //! The real nerve on a real ZooKeeper: what it writes, when it takes it back, and what no fault may make it do.
 
+mod local;
 mod rig;
 
 use std::collections::BTreeSet;

@@ -5,9 +5,13 @@
 //! interface and one address of 198.18.0.0/15 (RFC 2544: for tests of networks), and changes no rule and no setting. All
 //! of it goes when the [`Network`] is dropped, also in a panic; after a SIGKILL, `ip netns delete` the `smartstack-*`.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::Command;
+
+use nix::sched::{CloneFlags, setns};
 
 use super::server::find_program;
 
@@ -41,6 +45,21 @@ impl Host {
     /// The namespace's file.
     pub(super) fn namespace(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.namespace)
+    }
+
+    /// Does `work` on this host, in a thread of its own: a socket that it makes stays there.
+    ///
+    /// # Panics
+    /// When there is no way into it, or `work` panics.
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(self.namespace()).expect("its namespace stands");
+        std::thread::scope(|scope| {
+            let there = scope.spawn(|| {
+                setns(namespace, CloneFlags::CLONE_NEWNET).expect(HINT);
+                work()
+            });
+            there.join().expect("what is done there succeeds")
+        })
     }
 }
 
@@ -152,6 +171,18 @@ impl Network {
     pub fn mend(&self, host: &Host) {
         rule(host, "-F");
         ip(&format!("-n {} route flush type blackhole", host.namespace));
+    }
+
+    /// The kernel of `host` gives connections no other ports of their own than these.
+    ///
+    /// # Panics
+    /// When that cannot be set.
+    pub fn local_ports(&self, host: &Host, ports: RangeInclusive<u16>) {
+        let (first, last) = (ports.start(), ports.end());
+        ip(&format!(
+            "netns exec {} sysctl -q -w net.ipv4.ip_local_port_range={first}\t{last}",
+            host.namespace
+        ));
     }
 
     fn address(&self, host: u8) -> Ipv4Addr {

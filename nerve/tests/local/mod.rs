@@ -1,0 +1,104 @@
+//! What this host itself does to the checks: its ports, its descriptors, its resolver. None of it is the app's doing.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, listen, socket};
+use serde_json::{Value, json};
+use smartstack_common::admin::Bind;
+use smartstack_common::testing::{Dir, Network, Program, eventually};
+
+use crate::rig::SOON;
+
+/// One service with a tcp check every 10 ms, and nothing but a hole where ZooKeeper should be.
+fn checked(dir: &Dir, admin: &Bind, check: &Value) -> String {
+    let config = json!({
+        "instance_id": "i",
+        "state_path": dir.join("state.json"),
+        "admin": {"bind": admin.to_string(), "socket": false},
+        "services": {"web": {
+            "host": "10.0.0.12",
+            "port": 3000,
+            "zk_hosts": ["198.18.0.0:1"],
+            "zk_path": "/s",
+            "check_interval": 0.01,
+            "checks": [check],
+        }},
+    });
+    let path = dir.write("nerve.json", config.to_string());
+    path.to_str().expect("a plain name").to_owned()
+}
+
+async fn attempts(nerve: &Program, check: &str, result: &str) -> f64 {
+    let name = format!(r#"nerve_checks_total{{service="web",check="{check}",result="{result}"}}"#);
+    nerve.metric(&name).await.unwrap_or_default()
+}
+
+/// The only port that the kernel has for connections is the one that is asked: every connect meets itself.
+#[tokio::test]
+async fn a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port() {
+    const PORT: u16 = 40_001;
+    const TRIES: usize = 300;
+    let mut network = Network::new();
+    let host = network.host();
+    network.local_ports(&host, PORT..=PORT);
+    let dir = Dir::new();
+    let admin = Bind::Unix(dir.join("admin.sock"));
+    let check =
+        json!({"type": "tcp", "name": "c", "host": "127.0.0.1", "port": PORT, "timeout": 5});
+    let config = checked(&dir, &admin, &check);
+    let mut nerve = Program::start_on(Some(&host), "nerve", &dir, &["-c", &config], &[], admin);
+    nerve.ready(SOON).await;
+    let met = async || {
+        let status = nerve.status().await;
+        let error = status["services"]["web"]["checks"][0]["error"].to_string();
+        if error.contains("met itself") {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    };
+    eventually("a connection met itself", SOON, met).await;
+
+    // An app that sets no option on its socket: `SO_REUSEADDR` would get it past a connection that lingers.
+    let started = || {
+        let app = socket(
+            AddressFamily::Inet,
+            SockType::Stream,
+            SockFlag::empty(),
+            None,
+        );
+        let app = app.expect("a socket");
+        let address = SockaddrIn::from(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT));
+        bind(std::os::fd::AsRawFd::as_raw_fd(&app), &address).map(|()| app)
+    };
+    let mut had = 0;
+    for _ in 0..TRIES {
+        had += usize::from(host.within(|| started().is_ok()));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    println!("an app had its port in {had} of {TRIES} tries");
+    assert!(had * 10 >= TRIES * 9, "{had} of {TRIES}");
+    let before = attempts(&nerve, "c", "fail").await;
+    eventually("a hundred checks more", SOON, async || {
+        match attempts(&nerve, "c", "fail").await - before {
+            100.0.. => Ok(()),
+            fewer => Err(fewer),
+        }
+    })
+    .await;
+    assert_eq!(attempts(&nerve, "c", "pass").await, 0.0);
+
+    let app = host.within(|| {
+        let app = (0..1000).find_map(|_| started().ok()).expect("its port");
+        listen(&app, nix::sys::socket::Backlog::MAXCONN).expect("it listens");
+        TcpListener::from(app)
+    });
+    assert_eq!(
+        app.local_addr().expect("ours"),
+        SocketAddr::from((Ipv4Addr::LOCALHOST, PORT))
+    );
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
