@@ -2,8 +2,9 @@
 //!
 //! As Ruby (`lib/nerve/service_watcher/http.rb`): 3xx passes and is not followed, interim answers are skipped, the
 //! headers are Net::HTTP's and `headers` replaces them. Unlike it: one deadline from the connect to the last byte of
-//! the body, no repeated GET, no proxy from the environment, no compression asked for (nothing needs unpacking), at
-//! most 64 KiB of body.
+//! the body, no repeated GET, no proxy from the environment, no compression asked for (nothing needs unpacking).
+//! A body may have any length, and `expect` may stand anywhere in it: it is read to its end within the deadline, and
+//! none of it is kept.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,9 +24,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Outcome, Step, connect};
 use crate::config::HttpCheck;
-
-/// `expect` is searched within this much of the body, and no more is read.
-const MAX_BODY: usize = 64 << 10;
 
 pub(super) async fn run(settings: &HttpCheck) -> Outcome {
     let limit = settings.open_timeout.saturating_add(settings.read_timeout);
@@ -137,7 +135,7 @@ async fn judge(
     }
     let has_length = response.headers().contains_key(CONTENT_LENGTH);
     let mut body = response.into_body();
-    let mut read = Vec::new();
+    let mut search = expect.map(|text| Search::new(text.as_bytes()));
     while let Some(frame) = body.frame().await {
         let data = match frame {
             Ok(frame) => frame.into_data().unwrap_or_default(),
@@ -145,15 +143,12 @@ async fn judge(
             Err(error) if has_length && is_early_end(&error) => break,
             Err(error) => return Err(explain(&error)),
         };
-        if read.len() + data.len() > MAX_BODY {
-            return Err(format!("body longer than {MAX_BODY} bytes"));
+        if let Some(search) = &mut search {
+            search.take(&data);
         }
-        read.extend_from_slice(&data);
     }
-    match expect {
-        Some(text) if !contains(&read, text.as_bytes()) => {
-            Err("the body does not hold the `expect` text".to_owned())
-        }
+    match search {
+        Some(search) if !search.found => Err("the body does not hold the `expect` text".to_owned()),
         _ => Ok(()),
     }
 }
@@ -164,10 +159,59 @@ fn is_early_end(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-fn contains(body: &[u8], text: &[u8]) -> bool {
-    text.is_empty() || body.windows(text.len()).any(|window| window == text)
+/// Looks for a text in a body that comes in pieces.
+struct Search<'a> {
+    text: &'a [u8],
+    /// The end of what came, in which the text may have begun: shorter than it.
+    end: Vec<u8>,
+    found: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(text: &'a [u8]) -> Self {
+        Self {
+            text,
+            end: Vec::new(),
+            // Nothing is in everything.
+            found: text.is_empty(),
+        }
+    }
+
+    fn take(&mut self, piece: &[u8]) {
+        if self.found {
+            return;
+        }
+        self.end.extend_from_slice(piece);
+        let mut places = self.end.windows(self.text.len());
+        self.found = places.any(|place| place == self.text);
+        let over = (self.end.len() + 1).saturating_sub(self.text.len());
+        self.end.drain(..over);
+    }
 }
 
 fn explain(error: &hyper::Error) -> String {
     smartstack_common::report::Chain(error).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever the pieces are, the text is found where it is in the whole, and little is kept.
+        #[test]
+        fn a_text_is_found_over_any_pieces(
+            text in "[ab]{0,5}",
+            pieces in proptest::collection::vec("[ab]{0,9}", 0..9),
+        ) {
+            let mut search = Search::new(text.as_bytes());
+            for piece in &pieces {
+                search.take(piece.as_bytes());
+                prop_assert!(search.end.len() <= text.len());
+            }
+            prop_assert_eq!(search.found, pieces.concat().contains(&text));
+        }
+    }
 }

@@ -15,6 +15,8 @@ enum Manner {
     Hang,
     Drip,
     Endless,
+    /// Answers with this head and 3 MB, the `needle` of them in the middle.
+    Long(&'static str),
     SayAndHang(&'static str),
 }
 
@@ -71,6 +73,13 @@ async fn misbehave(stream: &mut TcpStream, manner: &Manner) -> std::io::Result<(
                 stream.write_all(b"x").await?;
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+        }
+        Manner::Long(head) => {
+            let half = vec![b'x'; 1_500_000];
+            for part in [head.as_bytes(), &half[..], b"needle", &half[6..]] {
+                stream.write_all(part).await?;
+            }
+            stream.shutdown().await
         }
         Manner::Endless => {
             stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
@@ -193,13 +202,43 @@ async fn nothing_outlives_the_deadline() {
 }
 
 #[tokio::test]
-async fn an_endless_body_is_cut() {
+async fn a_body_may_have_any_length_and_the_text_may_stand_anywhere_in_it() {
+    for head in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n",
+        // To the end of the connection, and more promised than comes.
+        "HTTP/1.0 200 OK\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n",
+    ] {
+        for (expect, found) in [
+            (None, true),
+            (Some(""), true),
+            (Some("xxxx"), true),
+            (Some("xneedlex"), true),
+            (Some("needles"), false),
+        ] {
+            let server = serve("127.0.0.1", Manner::Long(head)).await;
+            let outcome = http::run(&HttpCheck {
+                expect: expect.map(str::to_owned),
+                ..settings("127.0.0.1", server.port)
+            })
+            .await;
+            assert_eq!(outcome.passed(), found, "{head:?} {expect:?}: {outcome:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_endless_body_ends_with_the_deadline() {
     let server = serve("127.0.0.1", Manner::Endless).await;
-    let outcome = http::run(&settings("127.0.0.1", server.port)).await;
-    assert!(
-        outcome.error().unwrap().contains("longer than"),
-        "{outcome:?}"
-    );
+    let limit = Duration::from_millis(150);
+    let outcome = http::run(&HttpCheck {
+        open_timeout: limit / 2,
+        read_timeout: limit / 2,
+        ..settings("127.0.0.1", server.port)
+    })
+    .await;
+    let step = Step::Body;
+    assert_eq!(outcome, Outcome::Timeout { step, after: limit });
 }
 
 #[tokio::test]
