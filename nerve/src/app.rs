@@ -32,7 +32,7 @@ use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
 use crate::state;
 use crate::status::{Board, Boards, ServiceReport, routes};
-use crate::watch::{Outputs, run as watch_service};
+use crate::watch::{Outputs, Start, run as watch_service};
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -310,10 +310,8 @@ impl App {
             self.remove(name);
         }
         let (mut added, mut changed) = (0u32, 0u32);
-        let count = u32::try_from(config.services.len())
-            .unwrap_or(u32::MAX)
-            .max(1);
-        for (index, service) in (0u32..).zip(config.services.values()) {
+        let count = config.services.len();
+        for (index, service) in config.services.values().enumerate() {
             let running = self
                 .services
                 .get(&service.name)
@@ -325,9 +323,8 @@ impl App {
                 Some(_) => changed += 1,
                 None => added += 1,
             }
-            // Spread over the interval, so that the checks of a host do not all fall together.
-            let delay = service.check_interval * index / count;
-            self.take_in(service, running.as_deref(), &config.instance_id, delay);
+            let start = Start::at_once(service.check_interval, index, count);
+            self.take_in(service, running.as_deref(), &config.instance_id, start);
         }
         self.config = Config {
             services: BTreeMap::new(),
@@ -361,7 +358,7 @@ impl App {
         service: &Service,
         before: Option<&Service>,
         instance_id: &str,
-        delay: Duration,
+        start: Start,
     ) {
         let name = service.name.clone();
         for place in &service.places {
@@ -421,7 +418,7 @@ impl App {
         self.boards
             .services
             .send_modify(|services| drop(services.insert(name.clone(), report)));
-        let task = self.watch(&service, delay);
+        let task = self.watch(&service, start);
         let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
         self.services.insert(
             name,
@@ -433,7 +430,7 @@ impl App {
         );
     }
 
-    fn watch(&mut self, service: &Arc<Service>, delay: Duration) -> AbortHandle {
+    fn watch(&mut self, service: &Arc<Service>, start: Start) -> AbortHandle {
         let outputs = Outputs {
             wants: Arc::clone(&self.wants),
             boards: self.boards.clone(),
@@ -441,7 +438,7 @@ impl App {
         };
         self.spawn(
             Task::Service(service.name.clone()),
-            watch_service(Arc::clone(service), delay, outputs),
+            watch_service(Arc::clone(service), start, outputs),
         )
     }
 
@@ -514,7 +511,11 @@ impl App {
                     .restarts
                     .get_or_create(&of_service(&name))
                     .inc();
-                let task = self.watch(&service, delay);
+                let start = Start {
+                    first: delay,
+                    second: service.check_interval,
+                };
+                let task = self.watch(&service, start);
                 if let Some(running) = self.services.get_mut(&name) {
                     running.task = task;
                 }

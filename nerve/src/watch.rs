@@ -1,7 +1,9 @@
 //! One service's task: runs its checks round by round and publishes what follows. The decisions are the machine's.
 //!
-//! A round begins `check_interval` after the last one ended (as Ruby), so checks never overlap themselves; within a
-//! round they run at the same time. Results never wait for the registry.
+//! The first round is at once: registration and readiness wait for it, and so does the swap of a predecessor's nodes. The
+//! second comes earlier, at a time of its own for each service of the host, which spreads the later ones. From then on a
+//! round begins `check_interval` after the last one ended (as Ruby), so checks never overlap themselves; within a round
+//! they run at the same time. Results never wait for the registry.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -30,9 +32,32 @@ struct Attempt {
     took: Duration,
 }
 
-/// Checks for ever, after a first `delay`.
-pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs) {
-    tokio::time::sleep(delay).await;
+/// How the rounds of a service begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Start {
+    /// Before the first: zero, but after a defect.
+    pub(crate) first: Duration,
+    /// Between the first and the second.
+    pub(crate) second: Duration,
+}
+
+impl Start {
+    /// Of the service that is `index`th of `count`: at once, and then so that the second rounds of all of them are spread
+    /// over the interval, none later than it.
+    pub(crate) fn at_once(interval: Duration, index: usize, count: usize) -> Self {
+        let number = |count: usize| u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+        let before = number(count.saturating_sub(index));
+        Self {
+            first: Duration::ZERO,
+            second: interval / number(count) * before,
+        }
+    }
+}
+
+/// Checks for ever.
+pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
+    tokio::time::sleep(start.first).await;
+    let mut pause = start.second;
     let mut machine = Machine::new(&service);
     loop {
         if outputs.boards.is_disabled(&service.name) {
@@ -60,7 +85,8 @@ pub(crate) async fn run(service: Arc<Service>, delay: Duration, outputs: Outputs
                 update(wanted, verdict, begin, now) || news
             })
         });
-        tokio::time::sleep(service.check_interval).await;
+        tokio::time::sleep(pause).await;
+        pause = service.check_interval;
     }
 }
 
@@ -189,5 +215,30 @@ fn tell(service: &Service, health: Health, checks: &[CheckReport]) {
             checks = failing.join("; "),
             "service is down"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn second_rounds_are_spread_over_the_interval() {
+        let interval = Duration::from_secs(30);
+        for count in [1, 2, 20, 1000] {
+            let starts = (0..count).map(|index| Start::at_once(interval, index, count));
+            let mut seconds: Vec<f64> = starts
+                .inspect(|start| assert_eq!(start.first, Duration::ZERO))
+                .map(|start| start.second.as_secs_f64())
+                .collect();
+            seconds.sort_by(f64::total_cmp);
+            let step = 30.0 / count as f64;
+            for (index, second) in seconds.iter().enumerate() {
+                let expected = step * (index + 1) as f64;
+                assert!((second - expected).abs() < 1e-6, "{count}: {second}");
+            }
+        }
+        let longest = Start::at_once(Duration::MAX, 0, 7).second;
+        assert!(longest <= Duration::MAX);
     }
 }

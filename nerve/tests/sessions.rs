@@ -2,6 +2,7 @@
 
 mod rig;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -16,7 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 
-use self::rig::{Host, PARENT, SOON, Seen, What, Witness};
+use self::rig::{Host, Observer, PARENT, SOON, Seen, What, Witness};
 
 /// Stops nerve until the servers have expired its session, and returns when it runs again.
 async fn expire(host: &Host, nerve: &Program) -> Instant {
@@ -412,4 +413,57 @@ async fn a_connection_whose_writes_say_expired_is_replaced() {
     host.one_node(&node).await;
     let session = nerve.status().await["zookeeper"][0].clone();
     assert_eq!(session["epoch"], 2, "one connection given up: {session}");
+}
+
+/// Many services at a long interval: nobody waits for an interval, neither the node nor who starts nerve.
+#[tokio::test]
+async fn every_service_is_checked_and_registered_at_once_whatever_the_interval() {
+    const SERVICES: usize = 20;
+    let host = Host::start().await;
+    let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+    let changes = json!({"check_interval": 30});
+    let mut config = host.config(&admin, &host.zookeeper.hosts(), &changes);
+    let web = config["services"]["web"].take();
+    config["services"] = (0..SERVICES)
+        .map(|number| {
+            let mut service = web.clone();
+            service["port"] = json!(3000 + number);
+            (format!("s{number}"), service)
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    host.write(&config);
+    let begin = Instant::now();
+    let mut nerve = host.launch(&admin).await;
+    let ready = begin.elapsed();
+    let nodes = eventually("all nodes", SOON, async || match host.nodes().await {
+        nodes if nodes.len() == SERVICES => Ok(nodes),
+        nodes => Err(nodes.len()),
+    })
+    .await;
+    println!(
+        "ready after {ready:?}, {SERVICES} nodes after {:?}",
+        begin.elapsed()
+    );
+    assert_eq!(host.app.state.checks(), SERVICES as u64, "one round");
+
+    // Its successor meets the session that it left: no consumer sees anything but swaps.
+    nerve.signal(Signal::SIGUSR2);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    let observer = Observer::start(&host).await;
+    let mut nerve = host.launch(&admin).await;
+    eventually("all nodes are swapped", SOON, async || {
+        let now = host.nodes().await;
+        let swapped = now.len() == SERVICES && now.iter().all(|node| !nodes.contains(node));
+        if swapped {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
+    .await;
+    let fewest = observer.sets().iter().map(BTreeSet::len).min();
+    assert_eq!(fewest, Some(SERVICES));
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
 }
