@@ -146,7 +146,17 @@ fn left(
             Some(there)
                 if there.confirmed
                     && there.node.is_none()
-                    && there.wanted.starts_with("absent") => {}
+                    && there.wanted.starts_with("absent") =>
+            {
+                let others = there.elsewhere.iter();
+                left.extend(others.map(|node| {
+                    format!(
+                        "`{service}` at {hosts}: {}/{node} advertises its address and is not this nerve's to delete: a nerve with \
+                         the same configuration runs elsewhere, or the node goes when that session expires",
+                        there.path
+                    )
+                }));
+            }
             Some(there) if state == "live" => {
                 let node = there.node.as_deref().unwrap_or("no node seen");
                 let error = there.error.as_deref().unwrap_or("under way");

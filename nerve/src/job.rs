@@ -44,6 +44,8 @@ pub(crate) struct Done {
     pub(crate) path: String,
     /// Changes that were confirmed.
     pub(crate) written: Vec<Change>,
+    /// The session that owns what was created, in the servers' words.
+    pub(crate) session: Option<i64>,
     /// A write that was refused for sure; the look is good all the same.
     pub(crate) refused: Option<Failure>,
     /// What stands below the parent, or why that is not known.
@@ -54,6 +56,7 @@ pub(crate) struct Done {
 struct Progress {
     work: Work,
     written: Vec<Change>,
+    session: Option<i64>,
     refused: Option<Failure>,
     /// Why there will be no look.
     failed: Option<Failure>,
@@ -64,6 +67,7 @@ pub(crate) async fn perform(registry: impl Registry, job: Job) -> Vec<Done> {
     let begin = |work| Progress {
         work,
         written: Vec::new(),
+        session: None,
         refused: None,
         failed: None,
     };
@@ -104,7 +108,7 @@ async fn prepare(registry: &impl Registry, one: &mut Progress) {
     one.work.changes = creating;
     for change in removing {
         match registry.apply(&[(&one.work.path, &change)]).await {
-            Ok(()) => one.written.push(change),
+            Ok(_) => one.written.push(change),
             Err(refusal) => note(one, refusal.failure),
         }
         if one.failed.is_some() {
@@ -155,18 +159,22 @@ async fn write(registry: &impl Registry, all: &mut [Progress], batch: Vec<(usize
         if batch.is_empty() {
             continue;
         }
-        let refusal = {
+        let result = {
             let changes: Vec<(&str, &Change)> = batch
                 .iter()
                 .map(|(at, change)| (all[*at].work.path.as_str(), change))
                 .collect();
-            registry.apply(&changes).await.err()
+            registry.apply(&changes).await
         };
-        let Some(Refusal { change, failure }) = refusal else {
-            for (at, change) in batch {
-                all[at].written.push(change);
+        let Refusal { change, failure } = match result {
+            Ok(session) => {
+                for (at, change) in batch {
+                    all[at].written.push(change);
+                    all[at].session = session.or(all[at].session);
+                }
+                continue;
             }
-            continue;
+            Err(refusal) => refusal,
         };
         if failure.is_unknown() {
             for (at, _) in batch {
@@ -210,6 +218,7 @@ async fn look(registry: impl Registry, all: Vec<Progress>) -> Vec<Done> {
         .map(|one| Done {
             path: one.work.path,
             written: one.written,
+            session: one.session,
             refused: one.refused,
             look: one.failed.map_or(Ok(None), Err),
         })

@@ -5,6 +5,7 @@
 //! looked at again until the plan is empty. One job per group at a time, and one that registers per ensemble: what becomes due
 //! together, or meanwhile, shares one transaction. Between two connections nothing is asked.
 
+mod brake;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +14,7 @@ use std::time::Duration;
 use smartstack_common::backoff::{Backoff, spread_after};
 use tokio::time::Instant;
 
+use self::brake::Brake;
 pub(crate) use self::report::Registered;
 use crate::job::{Done, Job, Work};
 use crate::node::Registration;
@@ -79,6 +81,7 @@ struct Group {
     calm: bool,
     error: Option<String>,
     retry: Backoff,
+    brake: Brake,
     /// When the standing of a service last changed, with its nodes then.
     since: BTreeMap<String, (Vec<String>, Instant)>,
 }
@@ -100,6 +103,7 @@ impl Group {
             calm: false,
             error: None,
             retry: Backoff::new(RETRY.0, RETRY.1),
+            brake: Brake::default(),
             since: BTreeMap::new(),
         }
     }
@@ -204,12 +208,9 @@ impl Reconciler {
         self.former.extend(former);
         let before = self.session.replace(session);
         let new = before != Some(session);
-        if let Some(before) = before.filter(|before| *before != session) {
-            self.former.insert(before);
-            self.displaced.clear();
+        if new {
+            self.is_now(session, before);
         }
-        // A session number that comes back is ours again.
-        self.former.remove(&session);
         self.connected = true;
         self.registering = false;
         let gap = now.saturating_duration_since(self.offline_since);
@@ -229,6 +230,22 @@ impl Reconciler {
             group.forget_job();
             group.due = Some(if withdrawing { now } else { now + spread });
         }
+    }
+
+    fn is_now(&mut self, session: i64, before: Option<i64>) {
+        self.session = Some(session);
+        self.former.extend(before);
+        // A session number that comes back is ours again.
+        self.former.remove(&session);
+        self.displaced.clear();
+        for group in self.groups.values_mut() {
+            group.brake.release();
+        }
+    }
+
+    /// The session that is believed to be ours on this connection.
+    pub(crate) fn session(&self) -> Option<i64> {
+        self.session
     }
 
     /// The connection is gone and with it all jobs, whose outcome is unknown.
@@ -354,12 +371,30 @@ impl Reconciler {
     /// Takes a job's end and plans what comes next.
     pub(crate) fn finished(&mut self, done: Vec<Done>, wants: &Wants, now: Instant) {
         self.news = true;
+        self.learn(&done, now);
         for done in done {
             let group = self.groups.get_mut(&done.path);
             if group.is_some_and(|group| std::mem::take(&mut group.registering)) {
                 self.registering = false;
             }
             self.plan_next(done, wants, now);
+        }
+    }
+
+    /// Whose is what we have created? Servers (and proxies that alter the handshake) may answer an attempt to resume a
+    /// session with a new one, which the client does not tell. What stands of the session before is then a former one's.
+    fn learn(&mut self, done: &[Done], now: Instant) {
+        let owner = done.iter().find_map(|done| done.session);
+        let (Some(owner), Some(believed)) = (owner, self.session) else {
+            return;
+        };
+        if owner == believed {
+            return;
+        }
+        self.is_now(owner, Some(believed));
+        for group in self.groups.values_mut() {
+            group.sync = true;
+            group.hurry(now);
         }
     }
 
@@ -413,6 +448,7 @@ impl Reconciler {
                     .insert(standing.service.clone(), (standing.nodes.clone(), now));
             }
         }
+        done.written.iter().for_each(|w| group.brake.wrote(w, now));
         let changes = std::mem::take(&mut plan.changes);
         group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
         group.error = done.refused.as_ref().map(ToString::to_string);
@@ -434,12 +470,19 @@ impl Reconciler {
             return;
         }
         group.calm = false;
-        group.changes = changes;
+        let braked = changes.iter().map(|change| group.brake.holds(change, now));
+        let until: Vec<Option<Instant>> = braked.collect();
+        let ready = changes.into_iter().zip(&until);
+        let ready = ready.filter(|(_, until)| until.is_none());
+        group.changes = ready.map(|(change, _)| change).collect();
+        // What is held back is planned again then, on a new look.
+        let nothing = group.changes.is_empty();
+        let later = until.into_iter().flatten().min().filter(|_| nothing);
         // A write that was refused once is tried again at once, on the new look; then with pauses.
         let pause = done
             .refused
             .map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
-        group.due = Some(now + pause);
+        group.due = Some(later.unwrap_or(now).max(now + pause));
     }
 
     /// When to tick and ask for jobs again, if nothing happens before.

@@ -90,7 +90,9 @@ struct Registrar {
     link: LinkStatus,
     /// Whether `link` was not published yet.
     link_news: bool,
-    /// Whether the state file holds the present session.
+    /// The session that the state file was told of.
+    session: Option<i64>,
+    /// Whether the state file holds it.
     remembered: bool,
     process: ProcessId,
 }
@@ -115,6 +117,7 @@ impl Registrar {
             watched: BTreeSet::new(),
             link,
             link_news: true,
+            session: None,
             remembered: false,
             process: ProcessId::own(),
         }
@@ -130,7 +133,7 @@ impl Registrar {
         if live.map(|live| live.epoch) == self.registry.as_ref().map(|(epoch, _)| *epoch)
             && live.is_some()
         {
-            return;
+            return self.follow_session().await;
         }
         let status = LinkStatus::of(&self.setup.ensemble, &link);
         if self.registry.take().is_some() {
@@ -152,24 +155,32 @@ impl Registrar {
         self.link = status;
     }
 
-    async fn take_up(&mut self, live: &Live) {
-        let (path, hosts, session) = (
-            self.setup.state_path.clone(),
-            self.hosts.clone(),
-            live.session,
-        );
-        let process = self.process.clone();
-        let remember =
-            tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
-        let remembered = tokio::time::timeout(STATE_LIMIT, remember).await;
-        self.remembered = matches!(remembered, Ok(Ok(Ok(_))));
-        let former = match remembered {
-            Ok(Ok(Ok(former))) => former,
-            Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
-            Ok(Err(error)) => self.without_state(&error),
-            Err(_) => self.without_state(&"the disk or the lock is slow"),
+    /// Takes up the session that the servers name as the owner of what was created, where it is another one than the
+    /// client knows.
+    async fn follow_session(&mut self) {
+        let session = self.reconciler.session();
+        let (Some(now), Some(before)) = (session, self.session) else {
+            return;
         };
-        self.reconciler.connected(session, &former, Instant::now());
+        if now == before {
+            return;
+        }
+        let (now_shown, before_shown) = (format!("{now:#x}"), format!("{before:#x}"));
+        tracing::warn!(
+            ensemble = %self.setup.ensemble,
+            session = now_shown,
+            before = before_shown,
+            "zookeeper gave this connection another session than the one it was asked to resume: what stands of the one before is replaced"
+        );
+        let _known_already = self.remember(now).await;
+        self.link.session = Some(now_shown);
+        self.link_news = true;
+    }
+
+    async fn take_up(&mut self, live: &Live) {
+        let former = self.remember(live.session).await;
+        self.reconciler
+            .connected(live.session, &former, Instant::now());
         self.registry = Some((
             live.epoch,
             ZooKeeper {
@@ -178,6 +189,23 @@ impl Registrar {
                 limit: self.setup.manner.session_timeout,
             },
         ));
+    }
+
+    /// Tells the state file of the session in force. Returns the earlier ones of this installation.
+    async fn remember(&mut self, session: i64) -> BTreeSet<i64> {
+        self.session = Some(session);
+        let (path, hosts) = (self.setup.state_path.clone(), self.hosts.clone());
+        let process = self.process.clone();
+        let remember =
+            tokio::task::spawn_blocking(move || state::remember(&path, &hosts, session, &process));
+        let remembered = tokio::time::timeout(STATE_LIMIT, remember).await;
+        self.remembered = matches!(remembered, Ok(Ok(Ok(_))));
+        match remembered {
+            Ok(Ok(Ok(former))) => former,
+            Ok(Ok(Err(error))) => self.without_state(&Chain(&error)),
+            Ok(Err(error)) => self.without_state(&error),
+            Err(_) => self.without_state(&"the disk or the lock is slow"),
+        }
     }
 
     fn without_state(&self, reason: &dyn std::fmt::Display) -> BTreeSet<i64> {

@@ -152,6 +152,9 @@ pub struct Twin {
     /// Session that made it.
     #[serde(serialize_with = "hex")]
     pub owner: i64,
+    /// Services whose address it advertises.
+    #[serde(skip)]
+    pub advertises: Vec<String>,
 }
 
 fn hex<S: serde::Serializer>(session: &i64, serializer: S) -> Result<S::Ok, S::Error> {
@@ -205,6 +208,11 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
             Owner::Foreign(owner) => Some(Twin {
                 node: node.name.clone(),
                 owner,
+                advertises: wants
+                    .iter()
+                    .filter(|want| want.registration.has_endpoint_of(&node.data))
+                    .map(|want| want.service.to_owned())
+                    .collect(),
             }),
             Owner::Own | Owner::Former => None,
         })
@@ -213,7 +221,9 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
 }
 
 /// Gives each of our nodes to a want: by its exact form and bytes, by address, and what is left to wants without any
-/// (their address changed). Returns also those nobody takes.
+/// (their address changed). Of several that it fits, one that has none yet takes it, and of those one that is to be
+/// present: services may have equal payloads, and what is withdrawn must not be the other's. Returns also those nobody
+/// takes.
 fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<&'n Node>) {
     let mut ours: Vec<&Node> = observed
         .iter()
@@ -231,14 +241,16 @@ fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, 
         (|want, _| !matches!(want.stance, Stance::Absent(_)), true),
     ] {
         ours.retain(|node| {
-            let takers = (0..wants.len()).filter(|i| fits(&wants[*i], node));
-            // Two services of one address are told apart by number only: the one with the fewest takes it.
-            match takers.min_by_key(|i| assigned[*i].len()) {
-                Some(taker) if !only_empty || assigned[taker].is_empty() => {
+            let takers = (0..wants.len())
+                .filter(|i| fits(&wants[*i], node))
+                .filter(|i| !only_empty || assigned[*i].is_empty());
+            let is_absent = |i: usize| matches!(wants[i].stance, Stance::Absent(_));
+            match takers.min_by_key(|i| (assigned[*i].len(), is_absent(*i))) {
+                Some(taker) => {
                     assigned[taker].push(node);
                     false
                 }
-                _ => true,
+                None => true,
             }
         });
     }

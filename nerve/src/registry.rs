@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use smartstack_common::zk::{CallError, Doubt, Trouble, call};
-use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriter};
+use zookeeper_client::{
+    Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriteResult, MultiWriter,
+};
 
 use crate::config::NodeType;
 use crate::node::claims;
@@ -70,11 +72,12 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
     /// Creates `path` and what is missing above it: persistent, empty.
     fn make_parents(&self, path: &str) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// Carries out changes below their paths in one transaction: all of them happen or none.
+    /// Carries out changes below their paths in one transaction: all of them happen or none. Returns the session that
+    /// owns what was created, in the servers' words; `None` = nothing was created, or they do not say.
     fn apply(
         &self,
         changes: &[(&str, &Change)],
-    ) -> impl Future<Output = Result<(), Refusal>> + Send;
+    ) -> impl Future<Output = Result<Option<i64>, Refusal>> + Send;
 
     /// Returns when the node at `path` was changed or deleted, or when that can no longer be told. Keeps no hold on
     /// the session while it waits.
@@ -166,6 +169,14 @@ fn add(
     Ok(operations)
 }
 
+/// The session that owns a created node. Some servers give no stat (ZOOKEEPER-4026, -4667).
+fn owner(result: &MultiWriteResult) -> Option<i64> {
+    match result {
+        MultiWriteResult::Create { stat, .. } if !stat.is_invalid() => Some(stat.ephemeral_owner),
+        _ => None,
+    }
+}
+
 impl Registry for ZooKeeper {
     async fn sync(&self) -> Result<(), Failure> {
         self.call("sync", "/", self.client.sync("/")).await
@@ -221,7 +232,7 @@ impl Registry for ZooKeeper {
         .await
     }
 
-    async fn apply(&self, changes: &[(&str, &Change)]) -> Result<(), Refusal> {
+    async fn apply(&self, changes: &[(&str, &Change)]) -> Result<Option<i64>, Refusal> {
         const STEP: &str = "write below";
         let mut multi = self.client.new_multi_writer();
         // For each operation the change it belongs to.
@@ -238,8 +249,9 @@ impl Registry for ZooKeeper {
             })?;
             owners.extend(std::iter::repeat_n(at, operations));
         }
-        let Err(error) = call(self.limit, multi.commit()).await else {
-            return Ok(());
+        let error = match call(self.limit, multi.commit()).await {
+            Ok(results) => return Ok(results.iter().find_map(owner)),
+            Err(error) => error,
         };
         let change = match &error {
             CallError::Failed(MultiWriteError::OperationFailed { index, .. }) => {

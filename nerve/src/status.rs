@@ -229,6 +229,7 @@ mod tests {
             since: Some(Instant::now()),
             error: None,
             twins,
+            elsewhere: Vec::new(),
         };
         boards.ensembles.send_modify(|ensembles| {
             let link = LinkStatus {

@@ -27,9 +27,10 @@ impl App {
         let all_gone =
             reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
         match timeout_at(withdrawn_by, all_gone).await {
-            Ok(_) => tracing::info!("everything is withdrawn"),
+            Ok(_) => tracing::info!("everything of this nerve's is withdrawn"),
             Err(_) => self.tell_left(),
         }
+        self.tell_elsewhere();
         if !self.config.linger.is_zero() {
             tokio::time::sleep_until((Instant::now() + self.config.linger).min(withdrawn_by)).await;
         }
@@ -39,6 +40,23 @@ impl App {
         let closed = async { while self.sessions.join_next().await.is_some() {} };
         if timeout_at(deadline, closed).await.is_err() {
             tracing::warn!("not all sessions could be closed");
+        }
+    }
+
+    /// Nodes of other sessions that advertise our addresses.
+    fn tell_elsewhere(&self) {
+        for report in self.boards.ensembles.borrow().values() {
+            for there in report.registrations.values() {
+                for node in &there.elsewhere {
+                    tracing::warn!(
+                        service = there.service,
+                        hosts = report.link.hosts,
+                        path = there.path,
+                        node,
+                        "another session's node advertises the service's address, and stays"
+                    );
+                }
+            }
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use tokio::time::Instant;
 
 use super::Reconciler;
+use crate::registration::Twin;
 use crate::service::{Stance, Wanted};
 
 /// One registration in `/status`.
@@ -22,8 +23,10 @@ pub(crate) struct Registered {
     /// Since when it is so observed.
     pub(crate) since: Option<Instant>,
     pub(crate) error: Option<String>,
-    /// `path/node` and session of others under our name.
+    /// Node and session of others under our name.
     pub(crate) twins: Vec<String>,
+    /// Those of them that advertise the service's own address: while they stand, it is found there.
+    pub(crate) elsewhere: Vec<String>,
 }
 
 impl Reconciler {
@@ -73,7 +76,10 @@ impl Reconciler {
                     .flat_map(|p| &p.standings)
                     .find(|s| s.service == *key);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
+                let unsettled = standing.is_some_and(|standing| !standing.settled);
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
+                let shown = |twin: &Twin| format!("{} (session {:#x})", twin.node, twin.owner);
+                let elsewhere = twins.clone().filter(|twin| twin.advertises.contains(key));
                 report.insert(
                     key.clone(),
                     Registered {
@@ -95,10 +101,10 @@ impl Reconciler {
                         since: group.since.get(key).map(|(_, since)| *since),
                         error: standing
                             .and_then(|s| s.conflict.clone())
+                            .or_else(|| group.brake.words(key).filter(|_| unsettled))
                             .or_else(|| group.error.clone()),
-                        twins: twins
-                            .map(|twin| format!("{} (session {:#x})", twin.node, twin.owner))
-                            .collect(),
+                        twins: twins.map(shown).collect(),
+                        elsewhere: elsewhere.map(shown).collect(),
                     },
                 );
             }

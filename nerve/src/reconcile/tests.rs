@@ -32,9 +32,10 @@ pub(super) fn failure(trouble: Trouble) -> Failure {
     }
 }
 
-/// The wish of the service of that port: up, at `/s` (port 3: at `/other`).
-pub(super) fn wish(port: u8, node_type: NodeType, weight: u8, now: Instant) -> Wanted {
-    let path = if port == 3 { "/other" } else { PATH };
+/// The wish of a service: up, at `/s` (3: at `/other`). Its number is its port; 4 registers what 1 does.
+pub(super) fn wish(number: u8, node_type: NodeType, weight: u8, now: Instant) -> Wanted {
+    let path = if number == 3 { "/other" } else { PATH };
+    let port = if number == 4 { 1 } else { number };
     let registration = Registration {
         hosts: "z:1".to_owned(),
         path: path.to_owned(),
@@ -45,7 +46,7 @@ pub(super) fn wish(port: u8, node_type: NodeType, weight: u8, now: Instant) -> W
             .into_bytes(),
     };
     Wanted {
-        service: format!("s{port}"),
+        service: format!("s{number}"),
         registration,
         verdict: Verdict::Up,
         hold: None,

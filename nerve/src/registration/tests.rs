@@ -199,6 +199,64 @@ fn two_services_at_one_path_keep_their_own_nodes() {
     );
 }
 
+/// Airbnb's own cookbook makes two services of one payload: what is withdrawn of the one is never the other's.
+#[test]
+fn services_of_one_payload_have_a_node_each_and_keep_it() {
+    let registration = registration(1, 1, NodeType::EphemeralSequential);
+    let at = |number: u32, owner| {
+        let name = format!("i_{number:010}");
+        node(&name, owner, i64::from(number), &registration.payload)
+    };
+    let (first, second) = (at(1, Owner::Own), at(2, Owner::Own));
+    let both = [first.clone(), second.clone()];
+    for (stances, tree, withdrawn_nodes, creates) in [
+        ([Stance::Present; 2], &both[..1], vec![], 1),
+        ([Stance::Present; 2], &both[..], vec![], 0),
+        (
+            [ABSENT, Stance::Present],
+            &both[..],
+            vec!["i_0000000002"],
+            0,
+        ),
+        (
+            [Stance::Present, ABSENT],
+            &both[..],
+            vec!["i_0000000002"],
+            0,
+        ),
+        // Settled: nothing is done to the one that is left.
+        ([ABSENT, Stance::Present], &both[..1], vec![], 0),
+        ([Stance::Present, ABSENT], &both[1..], vec![], 0),
+        ([ABSENT, Stance::Present], &[], vec![], 1),
+        ([ABSENT, Stance::Keep], &both[..1], vec![], 0),
+        ([ABSENT, Stance::Leave], &both[..1], vec![], 0),
+        (
+            [ABSENT; 2],
+            &both[..],
+            vec!["i_0000000001", "i_0000000002"],
+            0,
+        ),
+    ] {
+        let services = ["a", "b"].into_iter().zip(stances);
+        let wants: Vec<Want<'_>> = services
+            .map(|(service, stance)| Want {
+                service,
+                registration: &registration,
+                stance,
+            })
+            .collect();
+        let plan = plan(&wants, tree, &BTreeSet::new());
+        let gone: Vec<&str> = plan.changes.iter().flat_map(Change::removed).collect();
+        let created = plan.changes.iter().filter(|change| change.create.is_some());
+        assert_eq!(
+            (gone, created.count()),
+            (withdrawn_nodes, creates),
+            "{stances:?} {tree:?}"
+        );
+        assert!(plan.changes.iter().all(|change| change.delete.is_empty()));
+    }
+}
+
 #[test]
 fn surplus_and_unclaimed_own_nodes_go() {
     let web = registration(1, 1, NodeType::EphemeralSequential);
@@ -226,7 +284,8 @@ fn a_sequential_twin_is_reported_and_left_alone() {
         plan.twins,
         [Twin {
             node: "i_0000000003".to_owned(),
-            owner: 0xbeef
+            owner: 0xbeef,
+            advertises: vec!["web".to_owned()],
         }]
     );
 }
