@@ -660,7 +660,17 @@ async fn simulate(seed: u64, node_type: NodeType) {
     }
     world.bury();
     if world.tree.lock().unwrap().no_stat {
-        // Only another connection helps.
+        // Nobody ever tells whose the nodes are: until another connection comes, the law of creations is all there is.
+        world.silently_anew();
+        world.bury();
+        for service in world.services() {
+            world.set(service, Verdict::Up, 1);
+            world.hold(service, None);
+        }
+        for _ in 0..200 {
+            world.step().await;
+            world.now += Duration::from_millis(300);
+        }
         world.connect_anew(true);
     }
     let all = world.services();
