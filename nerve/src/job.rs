@@ -44,6 +44,8 @@ pub(crate) struct Done {
     pub(crate) path: String,
     /// Changes that were confirmed.
     pub(crate) written: Vec<Change>,
+    /// Creations of which it is not known whether they took place.
+    pub(crate) unsure: Vec<Change>,
     /// The session that owns what was created, in the servers' words.
     pub(crate) session: Option<i64>,
     /// A write that was refused for sure; the look is good all the same.
@@ -56,6 +58,7 @@ pub(crate) struct Done {
 struct Progress {
     work: Work,
     written: Vec<Change>,
+    unsure: Vec<Change>,
     session: Option<i64>,
     refused: Option<Failure>,
     /// Why there will be no look.
@@ -67,6 +70,7 @@ pub(crate) async fn perform(registry: impl Registry, job: Job) -> Vec<Done> {
     let begin = |work| Progress {
         work,
         written: Vec::new(),
+        unsure: Vec::new(),
         session: None,
         refused: None,
         failed: None,
@@ -177,8 +181,9 @@ async fn write(registry: &impl Registry, all: &mut [Progress], batch: Vec<(usize
             Err(refusal) => refusal,
         };
         if failure.is_unknown() {
-            for (at, _) in batch {
+            for (at, change) in batch {
                 note(&mut all[at], failure.clone());
+                all[at].unsure.push(change);
             }
             continue;
         }
@@ -218,6 +223,7 @@ async fn look(registry: impl Registry, all: Vec<Progress>) -> Vec<Done> {
         .map(|one| Done {
             path: one.work.path,
             written: one.written,
+            unsure: one.unsure,
             session: one.session,
             refused: one.refused,
             look: one.failed.map_or(Ok(None), Err),

@@ -414,6 +414,8 @@ impl Reconciler {
             return;
         };
         group.running = false;
+        let written = done.written.iter().chain(&done.unsure);
+        written.for_each(|change| group.brake.wrote(change, now));
         let found = match done.look {
             Ok(found) => found,
             Err(failure) => {
@@ -448,7 +450,6 @@ impl Reconciler {
                     .insert(standing.service.clone(), (standing.nodes.clone(), now));
             }
         }
-        done.written.iter().for_each(|w| group.brake.wrote(w, now));
         let changes = std::mem::take(&mut plan.changes);
         group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
         group.error = done.refused.as_ref().map(ToString::to_string);

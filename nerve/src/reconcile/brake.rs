@@ -40,7 +40,7 @@ impl Row {
 }
 
 impl Brake {
-    /// This took place.
+    /// This took place, or may have.
     pub(super) fn wrote(&mut self, change: &Change, now: Instant) {
         let Some(service) = &change.service else {
             return;

@@ -398,6 +398,9 @@ impl World {
         }
         if self.rng.bool() {
             let session = self.fake.session;
+            if self.reconciler.session() != Some(session) {
+                self.created.clear();
+            }
             self.reconciler
                 .connected(session, &BTreeSet::new(), self.now);
         } else {
