@@ -46,8 +46,8 @@ pub(crate) struct Done {
     pub(crate) written: Vec<Change>,
     /// Creations of which it is not known whether they took place.
     pub(crate) unsure: Vec<Change>,
-    /// The session that owns what was created, in the servers' words.
-    pub(crate) session: Option<i64>,
+    /// Names of the nodes that were created for sure.
+    pub(crate) created: Vec<String>,
     /// A write that was refused for sure; the look is good all the same.
     pub(crate) refused: Option<Failure>,
     /// What stands below the parent, or why that is not known.
@@ -59,7 +59,7 @@ struct Progress {
     work: Work,
     written: Vec<Change>,
     unsure: Vec<Change>,
-    session: Option<i64>,
+    created: Vec<String>,
     refused: Option<Failure>,
     /// Why there will be no look.
     failed: Option<Failure>,
@@ -71,7 +71,7 @@ pub(crate) async fn perform(registry: impl Registry, job: Job) -> Vec<Done> {
         work,
         written: Vec::new(),
         unsure: Vec::new(),
-        session: None,
+        created: Vec::new(),
         refused: None,
         failed: None,
     };
@@ -171,10 +171,16 @@ async fn write(registry: &impl Registry, all: &mut [Progress], batch: Vec<(usize
             registry.apply(&changes).await
         };
         let Refusal { change, failure } = match result {
-            Ok(session) => {
+            Ok(created) => {
                 for (at, change) in batch {
-                    all[at].written.push(change);
-                    all[at].session = session.or(all[at].session);
+                    let one = &mut all[at];
+                    let parent = &one.work.path;
+                    let below = |path: &String| {
+                        let name = path.strip_prefix(parent.as_str())?.strip_prefix('/')?;
+                        (!name.contains('/')).then(|| name.to_owned())
+                    };
+                    one.created.extend(created.iter().filter_map(below));
+                    one.written.push(change);
                 }
                 continue;
             }
@@ -224,7 +230,7 @@ async fn look(registry: impl Registry, all: Vec<Progress>) -> Vec<Done> {
             path: one.work.path,
             written: one.written,
             unsure: one.unsure,
-            session: one.session,
+            created: one.created,
             refused: one.refused,
             look: one.failed.map_or(Ok(None), Err),
         })

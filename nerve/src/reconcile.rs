@@ -381,10 +381,15 @@ impl Reconciler {
         }
     }
 
-    /// Whose is what we have created? Servers (and proxies that alter the handshake) may answer an attempt to resume a
-    /// session with a new one, which the client does not tell. What stands of the session before is then a former one's.
+    /// Whose is what we have created, in the servers' words? They (and proxies that alter the handshake) may answer an
+    /// attempt to resume a session with a new one, which the client does not tell. What stands of the session before is then
+    /// a former one's.
     fn learn(&mut self, done: &[Done], now: Instant) {
-        let owner = done.iter().find_map(|done| done.session);
+        let owner = done.iter().find_map(|done| {
+            let mut found = done.look.as_ref().ok()?.iter().flatten();
+            let created = found.find(|node| done.created.contains(&node.name))?;
+            Some(created.owner)
+        });
         let (Some(owner), Some(believed)) = (owner, self.session) else {
             return;
         };

@@ -467,3 +467,80 @@ async fn every_service_is_checked_and_registered_at_once_whatever_the_interval()
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
 }
+
+/// A proxy (or a server) that forgets whom it serves: what a client says of its session is taken for nothing, so that an
+/// attempt to resume is answered with a new one. Ends with `cut`.
+async fn amnesic(client: TcpStream, server: TcpStream, mut cut: watch::Receiver<u32>) {
+    // Of `ConnectRequest`: protocol, last zxid and time-out are 16 bytes, then the id, the length of the password, itself.
+    const ID_AND_PASSWORD: [std::ops::Range<usize>; 2] = [16..24, 28..44];
+    let (mut from_client, mut to_client) = client.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    cut.mark_unchanged();
+    let up = async {
+        let mut first = true;
+        while let Ok(mut frame) = read_frame(&mut from_client).await {
+            if std::mem::take(&mut first) {
+                // `read_frame` gives the frame with its length.
+                for range in ID_AND_PASSWORD {
+                    frame[range.start + 4..range.end + 4].fill(0);
+                }
+            }
+            if to_server.write_all(&frame).await.is_err() {
+                return;
+            }
+        }
+    };
+    let down = tokio::io::copy(&mut from_server, &mut to_client);
+    // The first of them ends the connection.
+    tokio::select! {
+        () = up => {}
+        _ = down => {}
+        _ = cut.changed() => {}
+    }
+}
+
+/// The client does not tell that its session is another one than it had. nerve learns it from the owner of what it creates:
+/// one node, no storm, and orders that do what they say.
+#[tokio::test]
+async fn a_session_that_is_silently_another_one_costs_one_new_node() {
+    let host = Host::start().await;
+    let cut = watch::Sender::new(0);
+    let seen = cut.subscribe();
+    let (hosts, _relay) = relay(&host.zookeeper.hosts(), move |client, server| {
+        amnesic(client, server, seen.clone())
+    })
+    .await;
+    let (nerve, _) = host.nerve_with(&hosts, &json!({})).await;
+    let session = async || nerve.status().await["zookeeper"][0]["session"].clone();
+    let owner = async |node: &str| {
+        let path = format!("{PARENT}/{node}");
+        let stat = host.client.check_stat(&path).await.unwrap().unwrap();
+        json!(format!("{:#x}", stat.ephemeral_owner))
+    };
+    let mut node = host.one_node("").await;
+    let witness = Witness::start(host.zookeeper.connect().await).await;
+    for round in 1..=3 {
+        assert_eq!(owner(&node).await, session().await, "round {round}");
+        cut.send_modify(|cuts| *cuts += 1);
+        // The former session expires, and its node goes with it.
+        let former = node.clone();
+        node = host.one_node(&former).await;
+        eventually("its owner is the session in force", SOON, async || {
+            match (owner(&node).await, session().await) {
+                (owner, session) if owner == session => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+    let created = |told: Vec<(What, String)>| {
+        let created = told.into_iter().filter(|(what, _)| *what == What::Created);
+        created.count()
+    };
+    assert_eq!(created(witness.told()), 3, "{:?}", witness.told());
+    host.app.set(Behaviour::Unhealthy);
+    host.no_node().await;
+    host.app.set(Behaviour::Healthy);
+    host.one_node(&node).await;
+    assert_eq!(created(witness.told()), 4, "{:?}", witness.told());
+}

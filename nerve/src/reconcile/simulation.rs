@@ -53,8 +53,8 @@ pub(super) struct Tree {
     expiry: bool,
     /// Whether the ACL forbids to delete.
     pub(super) no_delete: bool,
-    /// Whether the servers do not say who owns what was created.
-    no_stat: bool,
+    /// Whether somebody deletes every node of ours as soon as it is there.
+    eaten: bool,
     /// Transactions that were asked for, refused ones included.
     pub(super) attempts: u32,
     log: Vec<Write>,
@@ -192,7 +192,7 @@ impl Registry for Fake {
         )
     }
 
-    async fn apply(&self, changes: &[(&str, &Change)]) -> Result<Option<i64>, Refusal> {
+    async fn apply(&self, changes: &[(&str, &Change)]) -> Result<Vec<String>, Refusal> {
         let refused_one = {
             let mut rng = self.rng.lock().unwrap();
             let faults = self.tree.lock().unwrap().faults;
@@ -221,6 +221,12 @@ impl Registry for Fake {
                 }
             }
             tree.transactions += 1;
+            let before: BTreeSet<&String> = nodes.iter().map(|node| &node.name).collect();
+            let new = tree.nodes.iter().map(|node| &node.name);
+            let created = new.filter(|name| !before.contains(name)).cloned().collect();
+            if tree.eaten {
+                tree.nodes.retain(|node| node.owner == FOREIGN);
+            }
             for (path, change) in changes {
                 let write = Write {
                     path: (*path).to_owned(),
@@ -230,8 +236,7 @@ impl Registry for Fake {
                 };
                 tree.log.push(write);
             }
-            let creates = changes.iter().any(|(_, change)| change.create.is_some());
-            Ok(Some(self.session).filter(|_| creates && !tree.no_stat))
+            Ok(created)
         })
     }
 
@@ -254,6 +259,8 @@ struct World {
     leaving: bool,
     /// Whether the reconciler knew the session from its beginning.
     told: bool,
+    /// Whether nobody meddles.
+    calm: bool,
     /// Sessions that nobody keeps alive any more.
     dying: BTreeSet<i64>,
     /// Equal creations of each service, and when.
@@ -285,6 +292,7 @@ impl World {
             node_type,
             leaving: false,
             told: true,
+            calm: false,
             dying: BTreeSet::new(),
             created: BTreeMap::new(),
         };
@@ -547,7 +555,8 @@ impl World {
                     assert!(mark["reason"].is_string() && mark["port"].is_number());
                 }
             }
-            if !change.delete.is_empty() {
+            let eaten = self.tree.lock().unwrap().eaten;
+            if !change.delete.is_empty() && !eaten {
                 // Not announced: then the instance stays, in a node of the present session, or of one that is taken for it.
                 let registration = &wanted.expect("of a service").registration;
                 let stays = |n: &Found| {
@@ -578,7 +587,7 @@ impl World {
         };
         let stands = |n: &Found| n.owner != FOREIGN && own.registration.has_endpoint_of(&n.data);
         assert!(
-            !self.wants.values().any(|w| is_up(&w)) || write.after.iter().any(stands),
+            !self.calm || !self.wants.values().any(|w| is_up(&w)) || write.after.iter().any(stands),
             "withdrawn although another one stands by it: {:?}",
             write.change
         );
@@ -606,6 +615,23 @@ impl World {
         );
     }
 
+    /// For a minute somebody deletes every node as soon as it is there: the law of creations is all there is.
+    async fn eaten(&mut self) {
+        for service in self.services() {
+            self.set(service, Verdict::Up, 1);
+            self.hold(service, None);
+        }
+        self.tree.lock().unwrap().eaten = true;
+        for _ in 0..200 {
+            for path in [PATH, "/other"] {
+                self.reconciler.touched(path, self.now);
+            }
+            self.step().await;
+            self.now += Duration::from_millis(300);
+        }
+        self.tree.lock().unwrap().eaten = false;
+    }
+
     /// Without faults, until nothing is due within the next minute's half.
     async fn settle(&mut self) {
         self.tree.lock().unwrap().faults = 0;
@@ -613,7 +639,10 @@ impl World {
         while self.now < end {
             self.step().await;
             self.now += Duration::from_secs(1);
+            // What was planned before somebody meddled is written in the first steps.
+            self.calm = true;
         }
+        self.calm = false;
     }
 
     /// Settles, and asserts that each service has as many nodes as `wanted` says, all of the present session.
@@ -642,7 +671,6 @@ async fn simulate(seed: u64, node_type: NodeType) {
         };
         world.tree.lock().unwrap().nodes.push(twin);
     }
-    world.tree.lock().unwrap().no_stat = world.rng.u8(0..4) == 0;
     for _ in 0..60 {
         {
             let mut tree = world.tree.lock().unwrap();
@@ -662,18 +690,12 @@ async fn simulate(seed: u64, node_type: NodeType) {
         );
     }
     world.bury();
-    if world.tree.lock().unwrap().no_stat {
-        // Nobody ever tells whose the nodes are: until another connection comes, the law of creations is all there is.
-        world.silently_anew();
-        world.bury();
-        for service in world.services() {
-            world.set(service, Verdict::Up, 1);
-            world.hold(service, None);
-        }
-        for _ in 0..200 {
-            world.step().await;
-            world.now += Duration::from_millis(300);
-        }
+    // It takes as long as all the rest.
+    if seed.is_multiple_of(4) {
+        world.eaten().await;
+    }
+    if world.reconciler.session() != Some(world.fake.session) {
+        // Its creations' answers were all lost; here that does not end the connection, as it does with a real client.
         world.connect_anew(true);
     }
     let all = world.services();

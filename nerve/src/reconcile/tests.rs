@@ -157,6 +157,34 @@ async fn hands_off_before_the_first_result_and_after_a_stop() {
     assert!(rig.nodes().is_empty());
 }
 
+/// The client does not tell of a session that it was given instead of the one that it asked for.
+#[tokio::test]
+async fn the_owner_of_what_was_created_is_the_session_in_force() {
+    let mut rig = Rig::new(3, manner(50));
+    rig.connect(1);
+    rig.run().await;
+    assert_eq!(rig.of_session(1), 3);
+    rig.fake.session = 3;
+    // Nothing was created yet: nothing can be known.
+    rig.run().await;
+    assert_eq!((rig.of_session(1), rig.transactions()), (3, 1));
+    // One path is touched, by whomever: what is created there tells of all.
+    rig.now += Duration::from_secs(1);
+    rig.fake.tree.lock().unwrap().nodes.remove(0);
+    rig.reconciler.touched("/s0", rig.now);
+    rig.run().await;
+    assert_eq!((rig.of_session(1), rig.of_session(3)), (0, 3));
+    let before = rig.transactions();
+    rig.now += Duration::from_secs(300);
+    rig.reconciler.tick(rig.now);
+    rig.set_all(Verdict::Up);
+    rig.run().await;
+    assert_eq!(rig.transactions(), before, "settled");
+    rig.set_all(Verdict::Down);
+    rig.run().await;
+    assert!(rig.nodes().is_empty() && rig.reconciler.is_withdrawn());
+}
+
 #[tokio::test]
 async fn registrations_are_limited_and_removals_are_not() {
     let mut rig = Rig::new(20, manner(5));
