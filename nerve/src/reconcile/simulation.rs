@@ -24,7 +24,7 @@ use crate::registry::{Failure, Refusal, Registry};
 use crate::service::{Hold, Verdict};
 
 /// Seeds of an ordinary run: some seconds on a busy machine.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 400;
 const FOREIGN: i64 = 999;
 /// Of one service in a minute, without a withdrawal or another session in between.
 const MOST_CREATIONS: usize = 10;
