@@ -110,6 +110,7 @@ fn shutdown(map: &Map<'_>) -> (Duration, Duration) {
 fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> {
     let mut services = BTreeMap::new();
     let mut places: HashMap<(String, String, String), String> = HashMap::new();
+    let mut fixed: HashMap<FixedName, (String, String)> = HashMap::new();
     for (name, cursor) in source.services(top) {
         if !cursor.has_value() {
             cursor.error("required, but null");
@@ -118,6 +119,17 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
         let Some(service) = cursor.object(|map| service(map, &name)).flatten() else {
             continue;
         };
+        for (node, path) in fixed_names(&service) {
+            if let Some((other, there)) = fixed.insert(node, (name.clone(), cursor.place())) {
+                cursor.error_hint(
+                    format!(
+                        "makes the node of one fixed name below `{path}`, as `{other}` at {there} does: only one of the two could \
+                         be registered"
+                    ),
+                    "leave `node_type` out (each then has a number of its own), or give one another `zk_path`",
+                );
+            }
+        }
         let endpoint = format!("{} {}", service.host, service.port);
         let taken: Vec<String> = service
             .places
@@ -137,6 +149,33 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
         services.insert(name, service);
     }
     services
+}
+
+/// Ensemble, path, and what the name depends on beside the instance id: the payload, where it is in the name.
+type FixedName = (String, String, Option<String>);
+
+/// The nodes of a fixed name that a service makes, each with its path.
+fn fixed_names(service: &Service) -> Vec<(FixedName, String)> {
+    if service.node_type != NodeType::Ephemeral {
+        return Vec::new();
+    }
+    let payload = service.use_path_encoding.then(|| {
+        let Service {
+            host,
+            port,
+            weight,
+            haproxy_server_options,
+            labels,
+            ..
+        } = service;
+        format!("{host:?} {port:?} {weight:?} {haproxy_server_options:?} {labels:?}")
+    });
+    let name = |place: &Place| {
+        let path = place.ensemble.absolute(&place.path);
+        let hosts = place.ensemble.hosts().to_owned();
+        ((hosts, path.clone(), payload.clone()), path)
+    };
+    service.places.iter().map(name).collect()
 }
 
 fn service(map: &Map<'_>, name: &str) -> Option<Service> {
