@@ -48,8 +48,8 @@ pub(crate) struct Done {
     pub(crate) unsure: Vec<Change>,
     /// Names of the nodes that were created for sure.
     pub(crate) created: Vec<String>,
-    /// A write that was refused for sure; the look is good all the same.
-    pub(crate) refused: Option<Failure>,
+    /// Writes that were refused for sure, with the service that each was for; the look is good all the same.
+    pub(crate) refused: Vec<(Option<String>, Failure)>,
     /// What stands below the parent, or why that is not known.
     pub(crate) look: Result<Option<Vec<Found>>, Failure>,
 }
@@ -60,7 +60,7 @@ struct Progress {
     written: Vec<Change>,
     unsure: Vec<Change>,
     created: Vec<String>,
-    refused: Option<Failure>,
+    refused: Vec<(Option<String>, Failure)>,
     /// Why there will be no look.
     failed: Option<Failure>,
 }
@@ -72,7 +72,7 @@ pub(crate) async fn perform(registry: impl Registry, job: Job) -> Vec<Done> {
         written: Vec::new(),
         unsure: Vec::new(),
         created: Vec::new(),
-        refused: None,
+        refused: Vec::new(),
         failed: None,
     };
     let mut all: Vec<Progress> = job.works.into_iter().map(begin).collect();
@@ -113,7 +113,7 @@ async fn prepare(registry: &impl Registry, one: &mut Progress) {
     for change in removing {
         match registry.apply(&[(&one.work.path, &change)]).await {
             Ok(_) => one.written.push(change),
-            Err(refusal) => note(one, refusal.failure),
+            Err(refusal) => note(one, &change, refusal.failure),
         }
         if one.failed.is_some() {
             return;
@@ -124,11 +124,11 @@ async fn prepare(registry: &impl Registry, one: &mut Progress) {
     }
 }
 
-fn note(one: &mut Progress, failure: Failure) {
+fn note(one: &mut Progress, change: &Change, failure: Failure) {
     if failure.is_unknown() {
         one.failed = Some(failure);
     } else {
-        one.refused = Some(failure);
+        one.refused.push((change.service.clone(), failure));
     }
 }
 
@@ -188,7 +188,7 @@ async fn write(registry: &impl Registry, all: &mut [Progress], batch: Vec<(usize
         };
         if failure.is_unknown() {
             for (at, change) in batch {
-                note(&mut all[at], failure.clone());
+                note(&mut all[at], &change, failure.clone());
                 all[at].unsure.push(change);
             }
             continue;
@@ -196,15 +196,15 @@ async fn write(registry: &impl Registry, all: &mut [Progress], batch: Vec<(usize
         refusals += 1;
         match change.filter(|change| *change < batch.len()) {
             Some(refused) => {
-                let (at, _) = batch.remove(refused);
-                note(&mut all[at], failure);
+                let (at, change) = batch.remove(refused);
+                note(&mut all[at], &change, failure);
                 if refusals < BATCH_REFUSALS {
                     queue.push(batch);
                 } else {
                     queue.extend(batch.into_iter().rev().map(|one| vec![one]));
                 }
             }
-            None if batch.len() == 1 => note(&mut all[batch[0].0], failure),
+            None if batch.len() == 1 => note(&mut all[batch[0].0], &batch[0].1, failure),
             None => queue.extend(batch.into_iter().rev().map(|one| vec![one])),
         }
     }

@@ -79,7 +79,10 @@ struct Group {
     wrote: bool,
     /// Whether it was found settled since the last write.
     calm: bool,
+    /// Why it could not be looked at, or nodes of no service not be removed.
     error: Option<String>,
+    /// Why the last write for a service was refused.
+    refused: BTreeMap<String, String>,
     retry: Backoff,
     brake: Brake,
     /// When the standing of a service last changed, with its nodes then.
@@ -102,6 +105,7 @@ impl Group {
             wrote: false,
             calm: false,
             error: None,
+            refused: BTreeMap::new(),
             retry: Backoff::new(RETRY.0, RETRY.1),
             brake: Brake::default(),
             since: BTreeMap::new(),
@@ -457,7 +461,13 @@ impl Reconciler {
         }
         let changes = std::mem::take(&mut plan.changes);
         group.parents = found.is_none() && changes.iter().any(|change| change.create.is_some());
-        group.error = done.refused.as_ref().map(ToString::to_string);
+        // Nodes of no service: all of the path are told.
+        let of_none = done.refused.iter().find(|(service, _)| service.is_none());
+        group.error = of_none.map(|(_, failure)| failure.to_string());
+        let refused = done.refused.iter();
+        group.refused = refused
+            .filter_map(|(service, failure)| Some((service.clone()?, failure.to_string())))
+            .collect();
         plan.changes.clone_from(&changes);
         group.plan = Some(plan);
         if changes.is_empty() {
@@ -485,9 +495,10 @@ impl Reconciler {
         let nothing = group.changes.is_empty();
         let later = until.into_iter().flatten().min().filter(|_| nothing);
         // A write that was refused once is tried again at once, on the new look; then with pauses.
-        let pause = done
-            .refused
-            .map_or(Duration::ZERO, |_| group.retry.next(&mut self.rng));
+        let pause = match done.refused.is_empty() {
+            true => Duration::ZERO,
+            false => group.retry.next(&mut self.rng),
+        };
         group.due = Some(later.unwrap_or(now).max(now + pause));
     }
 

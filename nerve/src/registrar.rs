@@ -287,7 +287,8 @@ impl Registrar {
                 );
             }
         }
-        for failure in done.look.as_ref().err().into_iter().chain(&done.refused) {
+        let refused = done.refused.iter().map(|(_, failure)| failure);
+        for failure in done.look.as_ref().err().into_iter().chain(refused) {
             count("failed");
             // The operator is told by `tell`, once: the same failure may come back at every try.
             tracing::debug!(ensemble = %self.setup.ensemble, error = %failure, "zookeeper call failed, looking again");

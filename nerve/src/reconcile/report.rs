@@ -102,6 +102,7 @@ impl Reconciler {
                         error: standing
                             .and_then(|s| s.conflict.clone())
                             .or_else(|| group.brake.words(key).filter(|_| unsettled))
+                            .or_else(|| group.refused.get(key).cloned())
                             .or_else(|| group.error.clone()),
                         twins: twins.map(shown).collect(),
                         elsewhere: elsewhere.map(shown).collect(),

@@ -337,6 +337,31 @@ async fn a_wish_that_changes_while_its_creation_waits_creates_nothing() {
     assert_eq!(rig.transactions(), 2, "one creation, one withdrawal");
 }
 
+#[tokio::test]
+async fn what_is_refused_to_one_is_no_error_of_its_siblings() {
+    let mut rig = Rig::new(3, manner(50));
+    for wanted in rig.wants.values_mut() {
+        wanted.registration.path = "/s0".to_owned();
+    }
+    rig.connect(1);
+    rig.run().await;
+    rig.fake.tree.lock().unwrap().no_delete = true;
+    for wanted in rig.wants.values_mut().filter(|w| w.service == "s1") {
+        wanted.verdict = Verdict::Down;
+    }
+    rig.run().await;
+    let with_error = |rig: &Rig| -> Vec<String> {
+        let report = rig.reconciler.report();
+        let wrong = report.values().filter(|there| there.error.is_some());
+        wrong.map(|there| there.service.clone()).collect()
+    };
+    assert_eq!(with_error(&rig), ["s1"]);
+    // What no service claims concerns all of the path.
+    rig.wants.retain(|_, wanted| wanted.service != "s1");
+    rig.run().await;
+    assert_eq!(with_error(&rig), ["s0", "s2"]);
+}
+
 /// The ACL of the path forbids to delete: the node stays, and the ensemble is asked less and less often.
 #[tokio::test]
 async fn a_removal_that_is_denied_is_tried_again_with_growing_pauses() {
