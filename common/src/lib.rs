@@ -8,6 +8,7 @@
 //! backoff  full-jitter exponential back-off
 //! atomic   replace a file so that a crash leaves the old or the new one
 //! net      TCP connections that lead to somebody else
+//! descriptors  as many as the system grants, for those that are started what there was before
 //! process  who is alive: pid + start time + boot id
 //! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
@@ -21,6 +22,7 @@ pub mod admin;
 pub mod atomic;
 pub mod backoff;
 pub mod config;
+pub mod descriptors;
 pub mod instance;
 pub mod net;
 pub mod process;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use smartstack_common::admin::control::{Control, ControlError};
 use smartstack_common::admin::{BindError, Listener};
 use smartstack_common::backoff::Backoff;
+use smartstack_common::descriptors;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
@@ -22,6 +23,7 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
 use self::change::{confirmed, replace, warn_of_restart_keys};
+use crate::check::Names;
 use crate::config::{Config, Place, Service};
 use crate::control::Controls;
 use crate::heartbeat;
@@ -129,6 +131,7 @@ struct App {
     wants: Board<Wanted>,
     boards: Boards,
     metrics: Metrics,
+    names: Names,
     tasks: JoinSet<()>,
     roles: HashMap<Id, Task>,
     /// The sessions' supervisors, which end last, by `closing`.
@@ -154,6 +157,7 @@ impl App {
             wants: Arc::new(watch::Sender::new(Wants::new())),
             boards: Boards::new(),
             metrics,
+            names: Names::default(),
             tasks: JoinSet::new(),
             roles: HashMap::new(),
             services: BTreeMap::new(),
@@ -326,6 +330,8 @@ impl App {
             let start = Start::at_once(service.check_interval, index, count);
             self.take_in(service, running.as_deref(), &config.instance_id, start);
         }
+        let checks = config.services.values().map(|s| s.checks.len()).sum();
+        descriptors::must_suffice(checks, "all checks at once");
         self.config = Config {
             services: BTreeMap::new(),
             ..config
@@ -365,12 +371,8 @@ impl App {
             self.connect(place);
         }
         let same_checks = before.is_some_and(|before| {
-            (&before.checks, before.check_mocked, before.check_interval)
-                == (
-                    &service.checks,
-                    service.check_mocked,
-                    service.check_interval,
-                )
+            let of = |s: &Service| (s.check_mocked, s.check_interval, s.check_grace);
+            before.checks == service.checks && of(before) == of(service)
         });
         let hold = self.boards.holds.borrow().get(&name).map(|held| held.by);
         let fresh = |registration| Wanted {
@@ -410,6 +412,7 @@ impl App {
         }
         let report = ServiceReport {
             health: None,
+            checked: false,
             since: SystemTime::now(),
             checks: Vec::new(),
             progress: Instant::now(),
@@ -435,6 +438,7 @@ impl App {
             wants: Arc::clone(&self.wants),
             boards: self.boards.clone(),
             metrics: self.metrics.clone(),
+            names: self.names.clone(),
         };
         self.spawn(
             Task::Service(service.name.clone()),

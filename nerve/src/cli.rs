@@ -10,6 +10,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use smartstack_common::admin::Bind;
+use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
@@ -156,6 +157,7 @@ async fn run(source: LoadOptions) -> u8 {
         }
     };
     tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "nerve starts");
+    descriptors::raise();
     tell(&warnings);
     let reload = || -> Result<Config, String> {
         let Loaded { config, warnings } =

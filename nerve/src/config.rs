@@ -84,6 +84,8 @@ pub struct Service {
     pub port: serde_json::Value,
     /// Pause between rounds of checks; default 0.5 s.
     pub check_interval: Duration,
+    /// How long a check that this host cannot run leaves the service as it is; default 10 min.
+    pub check_grace: Duration,
     /// All must pass; empty = always up.
     pub checks: Vec<Check>,
     /// Checks are not run, the service is up.

@@ -84,6 +84,7 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let report = |window| ServiceReport {
             health: None,
+            checked: false,
             since: SystemTime::now(),
             checks: Vec::new(),
             progress: start,

@@ -14,6 +14,17 @@ pub enum Health {
     Down,
 }
 
+/// What one attempt says about the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// As it should be.
+    Passed,
+    /// Not as it should be.
+    Failed,
+    /// Nothing: this host could not run the check.
+    NotRun,
+}
+
 /// The memory of one check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hysteresis {

@@ -9,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::hysteresis::Finding;
 use crate::service::Hold;
 use crate::state::Holds;
 
@@ -62,7 +63,7 @@ impl Metrics {
         );
         all.register(
             "checks",
-            "Check attempts by service, check and result",
+            "Check attempts by service, check and result: pass, fail, not_run (this host could not run it)",
             m.checks.clone(),
         );
         all.register(
@@ -132,8 +133,8 @@ impl Metrics {
             self.check_seconds.remove(&labels),
         ];
         for check in checks {
-            for result in ["pass", "fail"] {
-                self.checks.remove(&of_check(service, &check.name, result));
+            for finding in [Finding::Passed, Finding::Failed, Finding::NotRun] {
+                self.checks.remove(&of_check(service, &check.name, finding));
             }
         }
     }
@@ -181,7 +182,12 @@ pub(crate) fn of_write(hosts: &str, result: &str) -> Labels {
     vec![("hosts", hosts.to_owned()), ("result", result.to_owned())]
 }
 
-pub(crate) fn of_check(service: &str, check: &str, result: &str) -> Labels {
+pub(crate) fn of_check(service: &str, check: &str, finding: Finding) -> Labels {
+    let result = match finding {
+        Finding::Passed => "pass",
+        Finding::Failed => "fail",
+        Finding::NotRun => "not_run",
+    };
     vec![
         ("service", service.to_owned()),
         ("check", check.to_owned()),
@@ -198,7 +204,7 @@ mod tests {
         let (metrics, registry) = Metrics::new();
         metrics
             .checks
-            .get_or_create(&of_check("web", "http-x:1/", "pass"))
+            .get_or_create(&of_check("web", "http-x:1/", Finding::Passed))
             .inc();
         let text = text(&registry);
         assert!(

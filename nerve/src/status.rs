@@ -23,8 +23,10 @@ pub(crate) type Board<T> = Arc<watch::Sender<BTreeMap<String, T>>>;
 /// What a service's task knows.
 #[derive(Debug, Clone)]
 pub(crate) struct ServiceReport {
-    /// Over all checks; `None` before the first round.
+    /// Over all checks; `None` before the first results.
     pub(crate) health: Option<Health>,
+    /// Whether a round has ended, be it that its checks could not run.
+    pub(crate) checked: bool,
     /// Since when.
     pub(crate) since: SystemTime,
     /// In the order of the configuration.
@@ -44,6 +46,8 @@ pub(crate) struct CheckReport {
     pub(crate) at: Option<f64>,
     pub(crate) ms: Option<f64>,
     pub(crate) error: Option<String>,
+    /// Since when it could not run, without a break, seconds since 1970.
+    pub(crate) not_run_since: Option<f64>,
 }
 
 /// What a registrar knows.
@@ -99,7 +103,7 @@ impl Boards {
         let services = self.services.borrow();
         let waiting: Vec<&str> = services
             .iter()
-            .filter(|(name, s)| s.health.is_none() && !self.is_disabled(name))
+            .filter(|(name, s)| !s.checked && !self.is_disabled(name))
             .map(|(n, _)| n.as_str())
             .collect();
         (!waiting.is_empty()).then(|| format!("not checked yet: {}", waiting.join(", ")))
@@ -205,12 +209,14 @@ mod tests {
             at: Some(1.5),
             ms: Some(0.1),
             error: None,
+            not_run_since: None,
         };
         boards.services.send_modify(|services| {
             let now = SystemTime::now();
             let (progress, window) = (Instant::now(), Duration::ZERO);
             let up = ServiceReport {
                 health,
+                checked: true,
                 since: now,
                 checks: vec![check],
                 progress,

@@ -11,12 +11,15 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::check::{self, Outcome};
+use crate::check::{self, Names, Outcome};
 use crate::config::Service;
-use crate::hysteresis::Health;
+use crate::hysteresis::{Finding, Health};
 use crate::metrics::{Metrics, of_check, of_service};
 use crate::service::{Machine, Verdict, Wanted};
 use crate::status::{Board, Boards, CheckReport, ServiceReport, disables, unix};
+
+/// The same complaint of a service comes at most this often.
+const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// Where a service's task publishes.
 #[derive(Debug, Clone)]
@@ -24,6 +27,7 @@ pub(crate) struct Outputs {
     pub(crate) wants: Board<Wanted>,
     pub(crate) boards: Boards,
     pub(crate) metrics: Metrics,
+    pub(crate) names: Names,
 }
 
 /// One check's attempt.
@@ -59,6 +63,7 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
     tokio::time::sleep(start.first).await;
     let mut pause = start.second;
     let mut machine = Machine::new(&service);
+    let mut complained = None;
     loop {
         if outputs.boards.is_disabled(&service.name) {
             rest(&service.name, &outputs).await;
@@ -69,14 +74,13 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
         let attempts = if service.check_mocked {
             Vec::new()
         } else {
-            round(&service).await
+            round(&service, &outputs.names).await
         };
-        let passed: Vec<bool> = attempts
-            .iter()
-            .map(|attempt| attempt.outcome.passed())
-            .collect();
-        let verdict = machine.round(&passed);
+        let findings = attempts.iter().map(|attempt| attempt.outcome.finding());
+        let findings: Vec<Finding> = findings.collect();
+        let verdict = machine.round(&findings, Instant::now());
         publish(&service, &machine, &attempts, &outputs);
+        complain(&service, &attempts, &mut complained);
         outputs.wants.send_if_modified(|wants| {
             let (keys, now) = (Wanted::keys_of(&service.name), Instant::now());
             let places = wants.range_mut(keys.clone()..);
@@ -94,6 +98,7 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
 async fn rest(service: &str, outputs: &Outputs) {
     let forget = |report: &mut ServiceReport| {
         report.health = None;
+        report.checked = false;
         report.checks.clear();
         report.since = SystemTime::now();
     };
@@ -129,13 +134,13 @@ fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -
     news
 }
 
-async fn round(service: &Arc<Service>) -> Vec<Attempt> {
+async fn round(service: &Arc<Service>, names: &Names) -> Vec<Attempt> {
     let mut running = JoinSet::new();
     for index in 0..service.checks.len() {
-        let service = Arc::clone(service);
+        let (service, names) = (Arc::clone(service), names.clone());
         running.spawn(async move {
             let begin = Instant::now();
-            let outcome = check::run(&service.checks[index]).await;
+            let outcome = check::run(&service.checks[index], &names).await;
             (
                 index,
                 Attempt {
@@ -151,17 +156,18 @@ async fn round(service: &Arc<Service>) -> Vec<Attempt> {
 }
 
 fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs) {
-    let up = machine.healths().all(|health| health == Some(Health::Up));
-    let health = if up { Health::Up } else { Health::Down };
+    let health = machine.health();
     let now = SystemTime::now();
+    let wall = |since: Instant| Some(unix(now.checked_sub(since.elapsed())?));
     let checks: Vec<CheckReport> = service
         .checks
         .iter()
         .zip(attempts)
-        .zip(machine.healths())
-        .map(|((check, attempt), health)| CheckReport {
+        .zip(machine.checks())
+        .map(|((check, attempt), known)| CheckReport {
             name: check.name.clone(),
-            health,
+            health: known.health(),
+            not_run_since: known.not_run_since().and_then(wall),
             at: Some(unix(now)),
             ms: Some((attempt.took.as_secs_f64() * 1e5).round() / 100.0),
             error: attempt.outcome.error(),
@@ -169,15 +175,8 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
         .collect();
     let metrics = &outputs.metrics;
     for (check, attempt) in service.checks.iter().zip(attempts) {
-        let result = if attempt.outcome.passed() {
-            "pass"
-        } else {
-            "fail"
-        };
-        metrics
-            .checks
-            .get_or_create(&of_check(&service.name, &check.name, result))
-            .inc();
+        let labels = of_check(&service.name, &check.name, attempt.outcome.finding());
+        metrics.checks.get_or_create(&labels).inc();
         metrics
             .check_seconds
             .get_or_create(&of_service(&service.name))
@@ -186,21 +185,46 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
     metrics
         .service_up
         .get_or_create(&of_service(&service.name))
-        .set(i64::from(health == Health::Up));
+        .set(i64::from(health == Some(Health::Up)));
     outputs.boards.services.send_if_modified(|reports| {
         let Some(report) = reports.get_mut(&service.name) else {
             return false;
         };
-        let first = report.health.is_none();
-        if report.health != Some(health) {
-            tell(service, health, &checks);
-            report.health = Some(health);
+        let first = !std::mem::replace(&mut report.checked, true);
+        if report.health != health {
+            if let Some(health) = health {
+                tell(service, health, &checks);
+            }
+            report.health = health;
             report.since = now;
         }
         report.checks = checks;
         report.progress = Instant::now();
         first
     });
+}
+
+/// Names what could not run: at once, then once in [`COMPLAINT`] while that goes on, as it may come and go with every round.
+fn complain(service: &Service, attempts: &[Attempt], last: &mut Option<Instant>) {
+    let checks = service.checks.iter().zip(attempts);
+    let mut not_run = checks.filter_map(|(check, attempt)| match &attempt.outcome {
+        Outcome::NotRun(reason) => Some((check, reason)),
+        _ => None,
+    });
+    let Some((check, reason)) = not_run.next() else {
+        return;
+    };
+    let now = Instant::now();
+    if last.is_none_or(|last| now.saturating_duration_since(last) >= COMPLAINT) {
+        *last = Some(now);
+        let grace = service.check_grace;
+        tracing::warn!(
+            service = service.name,
+            check = check.name,
+            reason,
+            "check could not run: the service is left as it is, for at most {grace:?}"
+        );
+    }
 }
 
 fn tell(service: &Service, health: Health, checks: &[CheckReport]) {

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use smartstack_common::admin::Bind;
+use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::{self, LogFormat};
@@ -135,6 +136,8 @@ async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
         }
     };
     tracing::info!(version = smartstack_common::BUILD, config = %source.path.display(), "synapse starts");
+    descriptors::raise();
+    descriptors::must_suffice(0, "synapse");
     tell(&warnings);
     let reload = || -> Result<Config, String> {
         let Loaded { config, warnings } =

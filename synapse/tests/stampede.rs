@@ -441,6 +441,7 @@ fn nerve(host: usize, ensemble: &Ensemble, dir: &Dir, timeout: Duration) -> nerv
             fall: 1,
             kind: CheckKind::Noop,
         }],
+        check_grace: Duration::ZERO,
         check_mocked: false,
         weight: None,
         haproxy_server_options: None,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::http::{Reply, get};
-use super::server::inside;
+use super::server::{find_program, inside};
 use super::{Dir, Host, Process, eventually};
 use crate::admin::Bind;
 
@@ -64,6 +64,18 @@ impl Program {
         std::fs::copy(Self::path(name), copy).expect("the program can be copied");
         let mut command = Command::new(copy);
         command.uid(user).gid(user);
+        Self::spawn(command, name, dir, args, &[], admin)
+    }
+
+    /// The same by another program that becomes it: `by` is that one and its arguments, e.g. `["prlimit", "--nofile=40"]`.
+    ///
+    /// # Panics
+    /// As [`Program::start`].
+    #[must_use]
+    pub fn start_by(by: &[&str], name: &str, dir: &Dir, args: &[&str], admin: Bind) -> Self {
+        let hint = "`apt-get install util-linux`";
+        let mut command = Command::new(find_program(by[0], hint));
+        command.args(&by[1..]).arg(Self::path(name));
         Self::spawn(command, name, dir, args, &[], admin)
     }
 

@@ -22,17 +22,17 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Outcome, Step, connect};
+use super::{Names, Outcome, Step, connect};
 use crate::config::HttpCheck;
 
-pub(super) async fn run(settings: &HttpCheck) -> Outcome {
+pub(super) async fn run(settings: &HttpCheck, names: &Names) -> Outcome {
     let limit = settings.open_timeout.saturating_add(settings.read_timeout);
     let until = Instant::now() + limit;
     let request = match request(settings) {
         Ok(request) => request,
         Err(reason) => return Outcome::Fail(reason),
     };
-    let stream = match connect(&settings.host, settings.port, settings.open_timeout).await {
+    let stream = match connect(&settings.host, settings.port, settings.open_timeout, names).await {
         Ok(stream) => stream,
         Err(outcome) => return outcome,
     };

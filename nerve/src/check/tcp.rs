@@ -1,10 +1,10 @@
 //! The tcp check: a connection is had within the deadline. Nothing is sent.
 
-use super::{Outcome, connect};
+use super::{Names, Outcome, connect};
 use crate::config::TcpCheck;
 
-pub(super) async fn run(settings: &TcpCheck) -> Outcome {
-    match connect(&settings.host, settings.port, settings.timeout).await {
+pub(super) async fn run(settings: &TcpCheck, names: &Names) -> Outcome {
+    match connect(&settings.host, settings.port, settings.timeout, names).await {
         Ok(_stream) => Outcome::Pass,
         Err(outcome) => outcome,
     }

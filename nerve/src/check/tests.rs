@@ -104,10 +104,13 @@ fn settings(host: &str, port: u16) -> HttpCheck {
 
 async fn answer(text: &'static str, expect: Option<&str>) -> Outcome {
     let server = serve("127.0.0.1", Manner::Say(text)).await;
-    http::run(&HttpCheck {
-        expect: expect.map(str::to_owned),
-        ..settings("127.0.0.1", server.port)
-    })
+    http::run(
+        &HttpCheck {
+            expect: expect.map(str::to_owned),
+            ..settings("127.0.0.1", server.port)
+        },
+        &Names::default(),
+    )
     .await
 }
 
@@ -190,11 +193,14 @@ async fn nothing_outlives_the_deadline() {
         let server = serve("127.0.0.1", manner).await;
         let limit = Duration::from_millis(150);
         let begin = Instant::now();
-        let outcome = http::run(&HttpCheck {
-            open_timeout: limit / 2,
-            read_timeout: limit / 2,
-            ..settings("127.0.0.1", server.port)
-        })
+        let outcome = http::run(
+            &HttpCheck {
+                open_timeout: limit / 2,
+                read_timeout: limit / 2,
+                ..settings("127.0.0.1", server.port)
+            },
+            &Names::default(),
+        )
         .await;
         assert_eq!(outcome, Outcome::Timeout { step, after: limit });
         assert!(begin.elapsed() < limit * 10);
@@ -217,10 +223,13 @@ async fn a_body_may_have_any_length_and_the_text_may_stand_anywhere_in_it() {
             (Some("needles"), false),
         ] {
             let server = serve("127.0.0.1", Manner::Long(head)).await;
-            let outcome = http::run(&HttpCheck {
-                expect: expect.map(str::to_owned),
-                ..settings("127.0.0.1", server.port)
-            })
+            let outcome = http::run(
+                &HttpCheck {
+                    expect: expect.map(str::to_owned),
+                    ..settings("127.0.0.1", server.port)
+                },
+                &Names::default(),
+            )
             .await;
             assert_eq!(outcome.passed(), found, "{head:?} {expect:?}: {outcome:?}");
         }
@@ -231,11 +240,14 @@ async fn a_body_may_have_any_length_and_the_text_may_stand_anywhere_in_it() {
 async fn an_endless_body_ends_with_the_deadline() {
     let server = serve("127.0.0.1", Manner::Endless).await;
     let limit = Duration::from_millis(150);
-    let outcome = http::run(&HttpCheck {
-        open_timeout: limit / 2,
-        read_timeout: limit / 2,
-        ..settings("127.0.0.1", server.port)
-    })
+    let outcome = http::run(
+        &HttpCheck {
+            open_timeout: limit / 2,
+            read_timeout: limit / 2,
+            ..settings("127.0.0.1", server.port)
+        },
+        &Names::default(),
+    )
     .await;
     let step = Step::Body;
     assert_eq!(outcome, Outcome::Timeout { step, after: limit });
@@ -249,7 +261,7 @@ async fn the_request_is_rubys_and_headers_replace() {
     )
     .await;
     let mut check = settings("127.0.0.1", server.port);
-    assert_eq!(http::run(&check).await, Outcome::Pass);
+    assert_eq!(http::run(&check, &Names::default()).await, Outcome::Pass);
     let head = server.heads.recv().await.unwrap().to_ascii_lowercase();
     assert!(head.starts_with("get /health http/1.1\r\n"), "{head}");
     for line in [
@@ -264,7 +276,7 @@ async fn the_request_is_rubys_and_headers_replace() {
         ("Host".to_owned(), "app.example".to_owned()),
         ("X-Check".to_owned(), "1".to_owned()),
     ];
-    assert_eq!(http::run(&check).await, Outcome::Pass);
+    assert_eq!(http::run(&check, &Names::default()).await, Outcome::Pass);
     let head = server.heads.recv().await.unwrap().to_ascii_lowercase();
     assert!(
         head.contains("host: app.example\r\n") && head.contains("x-check: 1\r\n"),
@@ -286,7 +298,7 @@ async fn both_families_names_and_brackets() {
             )
             .await;
             assert_eq!(
-                http::run(&settings(host, server.port)).await,
+                http::run(&settings(host, server.port), &Names::default()).await,
                 Outcome::Pass,
                 "http {host}"
             );
@@ -295,7 +307,11 @@ async fn both_families_names_and_brackets() {
                 port: server.port,
                 timeout: Duration::from_secs(5),
             };
-            assert_eq!(tcp::run(&check).await, Outcome::Pass, "tcp {host}");
+            assert_eq!(
+                tcp::run(&check, &Names::default()).await,
+                Outcome::Pass,
+                "tcp {host}"
+            );
         }
     }
 }
@@ -311,14 +327,42 @@ async fn a_closed_port_and_a_dead_name_fail_with_their_reason() {
         port,
         timeout: Duration::from_secs(5),
     };
-    let refused = tcp::run(&check("127.0.0.1")).await.error().unwrap();
-    assert!(refused.contains("connection refused"), "{refused}");
-    let unresolved = tcp::run(&check("no-such-name.invalid"))
+    let refused = tcp::run(&check("127.0.0.1"), &Names::default())
         .await
         .error()
         .unwrap();
-    assert!(
-        unresolved.contains("no-such-name.invalid") || unresolved.contains("no connection"),
-        "{unresolved}"
-    );
+    assert!(refused.contains("connection refused"), "{refused}");
+    let unresolved = tcp::run(&check("no-such-name.invalid"), &Names::default())
+        .await
+        .error()
+        .unwrap();
+    // "No such name", or, where there is no network, that nobody could be asked.
+    assert!(unresolved.contains("no-such-name.invalid"), "{unresolved}");
+}
+
+#[test]
+fn what_only_this_host_is_to_blame_for_is_no_failure() {
+    for errno in [
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::EADDRNOTAVAIL,
+        Errno::ENOBUFS,
+        Errno::ENOMEM,
+        Errno::EAGAIN,
+    ] {
+        let outcome = refused("x", &io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(outcome.finding(), Finding::NotRun, "{errno}: {outcome:?}");
+        let error = outcome.error().unwrap();
+        assert!(error.starts_with("could not run: x: "), "{error}");
+    }
+    for errno in [
+        Errno::ECONNREFUSED,
+        Errno::ECONNRESET,
+        Errno::ETIMEDOUT,
+        Errno::EHOSTUNREACH,
+        Errno::ENETUNREACH,
+    ] {
+        let outcome = refused("x", &io::Error::from_raw_os_error(errno as i32));
+        assert_eq!(outcome.finding(), Finding::Failed, "{errno}: {outcome:?}");
+    }
 }

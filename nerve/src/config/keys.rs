@@ -172,6 +172,12 @@ pub(super) const KEYS: &[Key] = &[
         "pause between two rounds of checks",
     ),
     honoured(
+        "services.*.check_grace",
+        Kind::Duration,
+        "10m",
+        "how long the service is left as it is while a check cannot run because of this host (no free descriptor, port or memory, a resolver without an answer); from then on it counts as failing",
+    ),
+    honoured(
         "services.*.check_mocked",
         Kind::Boolean,
         "false",

@@ -222,6 +222,10 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
     Some(Service {
         name: name.to_owned(),
         check_interval: check_interval.unwrap_or(Duration::from_millis(500)),
+        check_grace: map
+            .key("check_grace")
+            .duration()
+            .unwrap_or(Duration::from_secs(600)),
         check_mocked: map.key("check_mocked").boolean().unwrap_or(false),
         weight: weight.integer(0..=i128::from(u64::MAX)),
         haproxy_server_options: map.key("haproxy_server_options").json(),

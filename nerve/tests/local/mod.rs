@@ -1,5 +1,8 @@
 //! What this host itself does to the checks: its ports, its descriptors, its resolver. None of it is the app's doing.
 
+mod names;
+
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
@@ -7,9 +10,9 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, listen, socket};
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{Dir, Network, Program, eventually};
+use smartstack_common::testing::{Behaviour, Dir, Network, Program, eventually, free_port};
 
-use crate::rig::SOON;
+use crate::rig::{Host, Observer, SOON};
 
 /// One service with a tcp check every 10 ms, and nothing but a hole where ZooKeeper should be.
 fn checked(dir: &Dir, admin: &Bind, check: &Value) -> String {
@@ -101,4 +104,99 @@ async fn a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port()
     );
     nerve.signal(Signal::SIGTERM);
     assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+}
+
+/// How many attempts of all checks could not run.
+async fn not_run(nerve: &Program) -> f64 {
+    let metrics = nerve.get("/metrics").await.expect("it answers").body;
+    let counts = metrics.lines().filter_map(|line| {
+        let (labels, count) = line.rsplit_once(' ')?;
+        let counts = labels.starts_with("nerve_checks_total") && labels.contains("not_run");
+        counts.then(|| count.parse::<f64>().expect("a number"))
+    });
+    counts.sum()
+}
+
+/// Nerve with `soft:hard` as its limit of open files.
+fn limited(host: &Host, limit: &str, admin: &Bind) -> Program {
+    let (limit, path) = (format!("--nofile={limit}"), host.dir.join("nerve.json"));
+    let arguments = ["-c", path.to_str().expect("a plain name")];
+    Program::start_by(
+        &["prlimit", &limit],
+        "nerve",
+        &host.dir,
+        &arguments,
+        admin.clone(),
+    )
+}
+
+/// 60 services whose checks all take a while, and fewer descriptors than checks: whatever could not be looked at stays.
+#[tokio::test]
+async fn too_few_descriptors_take_no_healthy_app_out() {
+    const SERVICES: usize = 60;
+    let host = Host::start().await;
+    let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+    let mut config = host.config(&admin, &host.zookeeper.hosts(), &json!({}));
+    let mut web = config["services"]["web"].take();
+    web["checks"][0]["fall"] = json!(1);
+    web["checks"][0]["timeout"] = json!(5);
+    let services = (0..SERVICES).map(|number| {
+        let mut service = web.clone();
+        service["port"] = json!(3000 + number);
+        (format!("s{number}"), service)
+    });
+    config["services"] = services.collect::<serde_json::Map<_, _>>().into();
+    host.write(&config);
+    host.app.set(Behaviour::Drip(Duration::from_millis(100)));
+    let all = async || {
+        eventually("all nodes", SOON * 6, async || match host.nodes().await {
+            nodes if nodes.len() == SERVICES => Ok(nodes),
+            nodes => Err(nodes.len()),
+        })
+        .await
+    };
+
+    // The soft limit is no limit.
+    let mut nerve = limited(&host, "40:4096", &admin);
+    all().await;
+    assert_eq!(not_run(&nerve).await, 0.0);
+    let pid = nerve.process().pid();
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("it lives");
+    let files: Vec<&str> = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .map(|line| line.split_whitespace().collect())
+        .expect("the kernel tells");
+    assert_eq!(files[..2], ["4096", "4096"]);
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    assert_eq!(host.nodes().await, Vec::<String>::new());
+
+    let mut nerve = limited(&host, "40:40", &admin);
+    let nodes: BTreeSet<String> = all().await.into_iter().collect();
+    let observer = Observer::start(&host).await;
+    let before = not_run(&nerve).await;
+    let more = eventually("500 checks more could not run", SOON * 6, async || {
+        match not_run(&nerve).await - before {
+            more @ 500.0.. => Ok(more),
+            fewer => Err(fewer),
+        }
+    })
+    .await;
+    assert_eq!(observer.sets(), [nodes], "a node came or went");
+    let ensemble = host.zookeeper.hosts();
+    let withdrawn = format!(r#"nerve_zk_writes_total{{hosts="{ensemble}",result="withdrawn"}}"#);
+    assert_eq!(nerve.metric(&withdrawn).await.unwrap_or_default(), 0.0);
+    println!("{more} checks could not run, 0 withdrawals");
+    let log = nerve.process().log_tail();
+    let log = std::fs::read_to_string(host.dir.join("nerve.log")).unwrap_or(log);
+    for told in [
+        "the limit of open files is too low for all checks at once",
+        "no free file descriptor",
+    ] {
+        assert!(log.contains(told), "{told}");
+    }
+    nerve.signal(Signal::SIGTERM);
+    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    assert_eq!(host.nodes().await, Vec::<String>::new());
 }

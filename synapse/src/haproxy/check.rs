@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smartstack_common::descriptors;
 use tokio::process::Command;
 
 use super::binary::{self, NotFound};
@@ -106,7 +107,7 @@ impl Checker {
         let done = match self {
             Self::Binary(binary) => {
                 let program = binary::find(binary)?;
-                let mut command = Command::new(&program);
+                let mut command = Command::from(descriptors::command(&program));
                 command.arg("-c").arg("-f").arg(candidate);
                 child::run(
                     command,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
+use smartstack_common::descriptors;
 use smartstack_common::process::{ProcessId, boot_id, start_time};
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
@@ -167,7 +168,7 @@ fn members(group: Pid) -> Vec<ProcessId> {
 
 /// A shell command line, as Ruby runs `reload_command` and `check_command`.
 pub(super) fn shell(line: &str) -> Command {
-    let mut command = Command::new("/bin/sh");
+    let mut command = Command::from(descriptors::command("/bin/sh"));
     command.arg("-c").arg(line);
     command
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use smartstack_common::descriptors;
 use smartstack_common::process::{ProcessId, boot_id, start_time};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
@@ -189,7 +190,7 @@ impl Supervisor {
             .map_err(log)?;
         let mut socket = self.master.path().as_os_str().to_owned();
         socket.push(",mode,600");
-        let mut command = Command::new(&program);
+        let mut command = Command::from(descriptors::command(&program));
         command
             .arg("-W")
             .arg("-db")

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use smartstack_common::descriptors;
 use tokio::process::Command;
 
 use super::binary;
@@ -120,7 +121,7 @@ pub async fn installed(binary: &str) -> Option<Version> {
     if super::simulated::Simulated::current().is_some() {
         return None;
     }
-    let mut command = Command::new(binary::find(binary).ok()?);
+    let mut command = Command::from(descriptors::command(binary::find(binary).ok()?));
     command.arg("-v");
     let done = child::run(command, "haproxy -v", LIMIT, Left::Killed).await;
     Version::of_program(&done.ok()?.output)

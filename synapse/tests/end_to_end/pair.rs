@@ -126,6 +126,20 @@ impl Pair {
         Program::start("synapse", &self.dir, &arguments, &[], self.admin.clone())
     }
 
+    /// The same with `soft:hard` as its limit of open files.
+    pub(crate) fn limited(&self, limit: &str) -> Program {
+        let (path, limit) = (self.configure(), format!("--nofile={limit}"));
+        let arguments = ["-c", path.to_str().unwrap()];
+        let admin = self.admin.clone();
+        Program::start_by(
+            &["prlimit", &limit],
+            "synapse",
+            &self.dir,
+            &arguments,
+            admin,
+        )
+    }
+
     /// Starts synapse and waits until haproxy serves what it wants.
     pub(crate) async fn serving(&self) -> Program {
         let mut synapse = self.synapse();

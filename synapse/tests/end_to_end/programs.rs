@@ -404,3 +404,58 @@ async fn it_ends_at_once_whatever_is_under_way() {
         send(pid, Signal::SIGCONT);
     }
 }
+
+/// haproxy takes its size from the limit of open files, and shells' programs may not stand a high one.
+#[tokio::test]
+async fn what_synapse_starts_has_the_limit_of_open_files_that_synapse_began_with() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let mut pair = Pair::start(Way::Supervise).await;
+    let told = pair.dir.join("limits");
+    let note = |what: &str| {
+        format!(
+            "echo {what} $(ulimit -Sn) $(ulimit -Hn) >> {}",
+            told.display()
+        )
+    };
+    let binary = pair.dir.write(
+        "haproxy",
+        format!(
+            "#!/bin/sh\n{}\nexec {} \"$@\"\n",
+            note("\"$1\""),
+            smartstack_common::testing::Haproxy::binary().display()
+        ),
+    );
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    pair.config["haproxy"]["binary"] = json!(binary);
+    let mut synapse = pair.limited("1000:4000");
+    synapse.ready(SOON).await;
+    let pid = synapse.process().pid();
+    let own = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let own = own.lines().find(|line| line.starts_with("Max open files"));
+    let own: Vec<&str> = own.unwrap().split_whitespace().collect();
+    assert_eq!(own[3..5], ["4000", "4000"]);
+    synapse.signal(Signal::SIGTERM);
+    assert_eq!(synapse.wait(SOON).await.code(), Some(0));
+
+    pair.config["haproxy"]["supervise"] = json!(false);
+    pair.config["haproxy"]["do_checks"] = json!(true);
+    pair.config["haproxy"]["check_command"] = json!(note("check"));
+    pair.config["haproxy"]["reload_command"] = json!(note("reload"));
+    pair.config["services"]["web"]["haproxy"]["server_options"] = json!("maxconn 7");
+    let synapse = pair.limited("1000:4000");
+    let lines = eventually("all have been started", SOON, async || {
+        let lines = std::fs::read_to_string(&told).unwrap_or_default();
+        let all = ["-v ", "-c ", "-W ", "check ", "reload "];
+        if all.iter().all(|word| lines.contains(word)) {
+            Ok(lines)
+        } else {
+            Err(lines)
+        }
+    })
+    .await;
+    for line in lines.lines() {
+        assert!(line.ends_with(" 1000 4000"), "{lines}");
+    }
+    drop(synapse);
+}
