@@ -10,6 +10,7 @@
 //! net      TCP connections that lead to somebody else
 //! descriptors  as many as the system grants, for those that are started what there was before
 //! process  who is alive: pid + start time + boot id
+//! sequence the number at the end of a sequential node's name
 //! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
 //! telemetry  logs to stderr, text or JSON; systemd notifications
@@ -27,6 +28,7 @@ pub mod instance;
 pub mod net;
 pub mod process;
 pub mod report;
+pub mod sequence;
 pub mod shutdown;
 pub mod telemetry;
 pub mod terminal;

@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use serde_json::Value;
 use smartstack_common::instance::Payload;
+use smartstack_common::sequence;
 
 use crate::config::{NodeType, Place, Service};
 
@@ -66,7 +67,7 @@ impl Registration {
     pub fn is_met_by(&self, name: &str, data: &[u8]) -> bool {
         let form = match name.strip_prefix(self.prefix.as_str()) {
             Some("") => NodeType::Ephemeral,
-            Some(rest) if is_sequence(rest) => NodeType::EphemeralSequential,
+            Some(rest) if sequence::parse(rest).is_some() => NodeType::EphemeralSequential,
             _ => return false,
         };
         form == self.node_type && data == self.payload
@@ -91,7 +92,7 @@ fn prefix(instance_id: &str, encoded_payload: Option<&[u8]>) -> String {
 pub fn claims(name: &str, instance_id: &str) -> bool {
     let base = match name.rsplit_once('_') {
         Some((base, "")) => base,
-        Some((base, digits)) if is_sequence(digits) => base,
+        Some((base, number)) if sequence::parse(number).is_some() => base,
         _ => return false,
     };
     base == instance_id || encoded_name(base).is_some_and(|name| name == instance_id)
@@ -105,10 +106,6 @@ fn encoded_name(base: &str) -> Option<String> {
     }
     let value: Value = serde_json::from_slice(&URL_SAFE.decode(text).ok()?).ok()?;
     Some(value.get("name")?.as_str()?.to_owned())
-}
-
-fn is_sequence(text: &str) -> bool {
-    text.len() == 10 && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 fn endpoint(data: &[u8]) -> Option<(Value, String)> {
@@ -150,6 +147,8 @@ mod tests {
         for name in [
             "i-abc_",
             "i-abc_0000000007",
+            "i-abc_-2147483648",
+            "i-abc_-000000001",
             ENCODED,
             &format!("{ENCODED}0000000000"),
         ] {
@@ -160,6 +159,8 @@ mod tests {
             "i-abc_7",
             "i-abc_00000000007",
             "i-abc_000000000x",
+            "i-abc_-0000000001",
+            "i-abc_2147483648",
             "i-abc_2_0000000001",
             "i-abc__",
             "xi-abc_0000000001",

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_PAD_INDIFFERENT;
 use serde_json::{Value, json};
 use smartstack_common::instance::Instance;
+use smartstack_common::sequence;
 
 use crate::config::Decode;
 
@@ -34,11 +35,14 @@ pub fn child(znode: &str, data: &[u8], decode: &Decode) -> Result<Instance, Stri
     }
 }
 
-/// The id of a znode: the digits after the last `_` of its name (the whole name without one). `None` when that is not
-/// digits only, or too large for any ZooKeeper sequence.
+/// The id of a znode, in the order of creation: ZooKeeper's number after the last `_` of its name (the whole name without
+/// one), or any other digits, as other tools write them. `None` when it is neither.
 #[must_use]
 pub fn sequence(znode: &str) -> Option<u64> {
     let digits = znode.rsplit_once('_').map_or(znode, |(_, tail)| tail);
+    if let Some(number) = sequence::parse(digits) {
+        return Some(number.into());
+    }
     digits
         .bytes()
         .all(|b| b.is_ascii_digit())
@@ -119,6 +123,9 @@ mod tests {
             ("a_", None),
             ("a_07b", None),
             ("a_-1", None),
+            ("a_2147483647", Some(2_147_483_647)),
+            ("a_-2147483648", Some(2_147_483_648)),
+            ("a_-000000001", Some(4_294_967_295)),
             ("a_99999999999999999999999", None),
         ] {
             assert_eq!(sequence(znode), id, "{znode}");

@@ -30,6 +30,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use smartstack_common::sequence;
+
 use crate::source::{Child, Children};
 
 #[cfg(test)]
@@ -535,8 +537,8 @@ fn same_node(old: &Child, czxid: i64) -> bool {
     old.czxid == 0 || old.czxid == czxid
 }
 
-/// Whether the name ends as ZooKeeper ends sequential ones: `_` and exactly ten digits.
+/// Whether the name ends as ZooKeeper ends sequential ones: `_` and its number.
 pub(crate) fn is_sequential(name: &str) -> bool {
     name.rsplit_once('_')
-        .is_some_and(|(_, digits)| digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit()))
+        .is_some_and(|(_, number)| sequence::parse(number).is_some())
 }
