@@ -59,11 +59,17 @@ async fn haproxy(program: &Path, expected: &str, adds: bool) {
         version.starts_with(expected),
         "haproxy {version} came instead of {expected}: the suite has moved on, and README and this test name another version"
     );
-    for way in [Way::Supervise, Way::MasterSocket] {
-        let name = format!("haproxy {version}, {way}");
-        let scene = Scene::start(ZooKeeper::start().await, program, way).await;
-        tell(&scene.play(&name, adds).await);
-    }
+    // Beside each other: they mostly wait.
+    tokio::join!(
+        play(program, &version, Way::Supervise, adds),
+        play(program, &version, Way::MasterSocket, adds)
+    );
+}
+
+async fn play(program: &Path, version: &str, way: Way, adds: bool) {
+    let name = format!("haproxy {version}, {way}");
+    let scene = Scene::start(ZooKeeper::start().await, program, way).await;
+    tell(&scene.play(&name, adds).await);
 }
 
 #[tokio::test]
