@@ -21,6 +21,7 @@ pub mod bind;
 pub mod check;
 mod child;
 pub mod end;
+mod holder;
 pub mod live;
 pub mod master;
 pub mod probe;
