@@ -19,6 +19,7 @@
 //! ```
 
 mod cursor;
+mod environment;
 #[cfg(feature = "testing")]
 pub mod golden;
 mod keys;
@@ -33,11 +34,12 @@ mod text;
 mod tree;
 
 pub use cursor::{Cursor, Map, may_be_secret};
+pub use environment::Environment;
 pub use keys::{Class, Key, Kind, honoured, known_only, later, schema, tables};
 pub use limits::{Use, beside, fits, must_fit};
 pub use report::{Finding, Loaded, Report, Severity};
 pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path, session, zk_path};
-pub use source::{Environment, Program, Source, Winner};
+pub use source::{Program, Source, Winner};
 pub use text::false_blank;
 
 #[cfg(test)]

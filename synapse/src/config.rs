@@ -3,6 +3,7 @@
 //! Owns the meaning of every key; [`load`] is called by the command line and by the reload on HUP. Touches nothing but the
 //! files it reads. `keys` is the table of keys; `read` (top level), `service` and `text` fill the types below.
 
+mod guard;
 mod keys;
 mod read;
 mod service;

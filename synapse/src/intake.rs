@@ -11,16 +11,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::config::{Decode, Discovery, LabelFilter, Resolver, Service};
-use crate::guard::{
-    self, Address, Clock, Evidence, Guard, Held, Mode, OLD_SEED, Registry, Saved, WhenEmpty,
-};
+use crate::guard::{Address, Clock, Evidence, Guard, Mode, OLD_SEED, Saved};
 use crate::snapshot::Snapshot;
 use crate::source::{SourceKey, SourceView};
 
+mod guarded;
 mod merge;
 #[cfg(test)]
 mod tests;
 
+use guarded::{Guarded, when_empty};
 use merge::{Contribution, Merged};
 
 /// An unconfirmed source that nothing is remembered of is waited for this long, once another one has been read.
@@ -146,38 +146,6 @@ pub struct Intake {
 
 /// What a merged set was made of: identity of the children and revision of the guard.
 type Made = (usize, u64);
-
-#[derive(Debug)]
-struct Guarded {
-    watched: Watched,
-    registry: Registry,
-    guard: Guard,
-    /// The registry has been asked in this process.
-    asked: bool,
-    /// When the source was last seen to agree; `None`: not in this process.
-    agreed: Option<Duration>,
-    /// How old what is remembered of it was at a time; `None`: nothing is.
-    remembered: Option<(Duration, Duration)>,
-    /// What this source has had and removed, and when: another source that cannot be asked may not bring it back.
-    removed: BTreeMap<Address, Duration>,
-    view: SourceView,
-}
-
-struct OfSource<'a> {
-    name: &'a str,
-    facts: &'a dyn Facts,
-}
-
-impl guard::Facts for OfSource<'_> {
-    fn evidence(&self, _address: &Address, held: &Held) -> Evidence {
-        let label = merge::label(self.name, &held.member.znode);
-        self.facts.evidence(&label, held.since)
-    }
-
-    fn elsewhere(&self, address: &Address) -> bool {
-        self.facts.elsewhere(address)
-    }
-}
 
 impl Intake {
     /// The sources of a service, as far as the snapshot knows them.
@@ -531,87 +499,5 @@ impl Intake {
     /// Each source with its latest view, in order.
     pub fn sources(&self) -> impl Iterator<Item = (&Watched, &SourceView)> {
         self.sources.iter().map(|s| (&s.watched, &s.view))
-    }
-}
-
-impl Guarded {
-    fn new(
-        watched: Watched,
-        service: &Service,
-        children: &Arc<crate::source::Children>,
-        old: bool,
-    ) -> Self {
-        let registry = Registry::new(watched.decode.clone(), children);
-        let size = registry.addresses().count();
-        Self {
-            registry,
-            guard: Guard::new(service.guard, when_empty(service), size, old),
-            watched,
-            asked: false,
-            agreed: None,
-            remembered: None,
-            removed: BTreeMap::new(),
-            view: SourceView::default(),
-        }
-    }
-
-    fn look(&mut self, view: SourceView, several: bool, facts: &dyn Facts, now: Duration) {
-        let was_fresh = std::mem::replace(&mut self.view, view).fresh;
-        // What agrees no more did until a moment ago: nobody looks while nothing changes.
-        if self.view.fresh || was_fresh {
-            self.agreed = Some(now);
-        }
-        let look = self.view.confirmed && !(self.asked && self.registry.is_current(&self.view));
-        let change = look.then(|| self.registry.look(&self.view));
-        self.asked |= self.view.confirmed;
-        if let Some(change) = change.as_ref().filter(|_| several) {
-            for gone in &change.gone {
-                self.removed.insert(gone.address.clone(), now);
-            }
-            for (address, _) in &change.new {
-                self.removed.remove(address);
-            }
-        }
-        let facts = OfSource {
-            name: &self.watched.name,
-            facts,
-        };
-        self.guard.step(change, &facts, now);
-    }
-
-    /// How long ago it last agreed.
-    fn age(&self, now: Duration) -> Option<Duration> {
-        let remembered = || {
-            let (age, at) = self.remembered?;
-            Some(age + now.saturating_sub(at))
-        };
-        self.agreed
-            .map(|at| now.saturating_sub(at))
-            .or_else(remembered)
-    }
-
-    /// When it last agreed, for the snapshot.
-    fn agreed_boot(&self, now: Duration) -> Option<Duration> {
-        now.checked_sub(self.age(now)?)
-    }
-
-    /// It agrees with its ensemble, or did a moment ago.
-    fn is_connected(&self, now: Duration) -> bool {
-        self.agreed.is_some_and(|at| now <= at + GRACE)
-    }
-
-    /// Addresses it has to give.
-    fn size(&self) -> usize {
-        self.registry.addresses().count() + self.guard.held().count()
-    }
-}
-
-fn when_empty(service: &Service) -> WhenEmpty {
-    if !service.default_servers.is_empty() {
-        WhenEmpty::Defaults
-    } else if service.use_previous_backends {
-        WhenEmpty::Keep
-    } else {
-        WhenEmpty::Empty
     }
 }

@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
 
+use super::environment::Environment;
 use super::keys::{Key, Kind};
 use super::report::{Loaded, Report};
-use super::source::Environment;
 
 /// Begin of the generated part of a README.
 const TABLE_START: &str = "<!-- keys: made from the table in the code; do not edit -->";

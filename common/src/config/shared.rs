@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::cursor::{Cursor, Map};
+use super::environment::Environment;
 use super::limits::{Use, fits, must_fit};
-use super::source::Environment;
 use crate::admin::Bind;
 use crate::units::{Ensemble, ZkPath};
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
 
+use super::guard::guard;
 use super::read::this_host;
 use super::text::{is_name, line, service_lines, word};
 use super::{
@@ -87,7 +88,7 @@ pub(super) fn service<'a>(
         leader_election: flag("leader_election", false),
         haproxy: rendered,
         disabled: unrendered,
-        guard: super::read::guard(&map.key("guard"), inherited.guard),
+        guard: guard(&map.key("guard"), inherited.guard),
     };
     if matches!(service.discovery, Discovery::Base)
         && service.default_servers.is_empty()
