@@ -290,3 +290,18 @@ pub fn document(
     }
     document
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_fresh_agrees_now_and_what_is_not_agreed_last_when_it_was() {
+        let now = UNIX_EPOCH + Duration::from_secs(200);
+        assert_eq!(agreed_at(true, Some(100.0), now), Some(200.0));
+        assert_eq!(agreed_at(false, Some(100.0), now), Some(100.0));
+        for fresh in [true, false] {
+            assert_eq!(agreed_at(fresh, None, now), None, "never confirmed");
+        }
+    }
+}

@@ -595,6 +595,51 @@ async fn a_swap_never_shows_a_gap() {
     }
 }
 
+/// Ruby's synapse applies a map that lies on the path itself: its keys are known, shortened, so that they can be named.
+#[tokio::test]
+async fn what_lies_on_the_path_itself_is_known_by_its_keys() {
+    let long = "k".repeat(50);
+    let many: BTreeMap<String, u8> = (0..20).map(|n| (format!("key{n:02}"), n)).collect();
+    let cases: [(Vec<u8>, Vec<String>); 5] = [
+        (
+            br#"{"haproxy": {"listen": []}, "leader_election": true}"#.to_vec(),
+            vec!["haproxy".to_owned(), "leader_election".to_owned()],
+        ),
+        (
+            serde_json::to_vec(&serde_json::json!({(long.clone()): 1, "a\nb": 2})).unwrap(),
+            vec![long[..40].to_owned(), "ab".to_owned()],
+        ),
+        (
+            serde_json::to_vec(&many).unwrap(),
+            many.keys().take(10).cloned().collect(),
+        ),
+        (b"[1, 2]".to_vec(), Vec::new()),
+        (vec![0xff, b'{'], Vec::new()),
+    ];
+    let zookeeper = ZooKeeper::start().await;
+    let client = zookeeper.connect().await;
+    for (number, (data, _)) in cases.iter().enumerate() {
+        ZooKeeper::put(&client, &format!("/c{number}"), data).await;
+        ZooKeeper::put(&client, &format!("/c{number}/a"), b"{1}").await;
+    }
+    let mut zookeeper = Some(zookeeper);
+    for (number, (data, keys)) in cases.iter().enumerate() {
+        let (ensemble, path) = (zookeeper.take().unwrap(), format!("/c{number}"));
+        let mut f = Follow::start_on(ensemble, "", &path, SourceView::default()).await;
+        let view = f
+            .until("read", |v| v.fresh && v.children.contains_key("a"))
+            .await;
+        assert_eq!(view.parent_data, data.len());
+        assert_eq!(
+            view.parent_config.to_vec(),
+            *keys,
+            "{}",
+            String::from_utf8_lossy(data)
+        );
+        zookeeper = Some(f.zookeeper);
+    }
+}
+
 #[tokio::test]
 async fn a_chroot_is_part_of_the_path() {
     let zookeeper = ZooKeeper::start().await;

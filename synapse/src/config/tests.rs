@@ -123,6 +123,44 @@ fn load_text(haproxy: &str, services: &str) -> Config {
         .config
 }
 
+/// haproxy takes the first address of a name alone: where `localhost` has two, both are listened at, in every case of the
+/// word and wherever it may be written; what is written otherwise stays.
+#[test]
+fn localhost_is_every_address_that_its_clients_may_try() {
+    let binds = |localhost_v6: bool, haproxy: &str, service: &str| {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!(
+            "haproxy: {{global: [], defaults: [mode http], do_writes: no, do_socket: off, do_reloads: false{haproxy}}}\n\
+             services: {{web: {{discovery: {{method: base}}, default_servers: [{{host: 10.0.0.1, port: 1}}], haproxy: {{port: 3213{service}}}}}}}\n"
+        );
+        write(&directory.path().join("synapse.yaml"), &text);
+        let environment = Environment {
+            directory: directory.path().to_owned(),
+            localhost_v6,
+            ..Environment::default()
+        };
+        let options = LoadOptions {
+            path: PathBuf::from("synapse.yaml"),
+            environment,
+        };
+        let config = load(&options)
+            .unwrap_or_else(|report| panic!("{report}"))
+            .config;
+        let service = config.services[0].haproxy.clone().unwrap();
+        service.bind_address
+    };
+    let both = "127.0.0.1,[::1]";
+    assert_eq!(binds(true, "", ""), both);
+    assert_eq!(binds(true, ", bind_address: localhost", ""), both);
+    assert_eq!(
+        binds(true, ", bind_address: '*'", ", bind_address: LocalHost"),
+        both
+    );
+    assert_eq!(binds(true, ", bind_address: '*'", ""), "*");
+    assert_eq!(binds(true, "", ", bind_address: 127.0.0.1"), "127.0.0.1");
+    assert_eq!(binds(false, "", ""), "localhost");
+}
+
 #[test]
 fn a_seed_of_128_bits_is_kept() {
     let config = load_text("  server_order_seed: 309485009821345068724781055", "  {}");

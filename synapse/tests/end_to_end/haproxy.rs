@@ -1,11 +1,12 @@
 //! What others do to haproxy, and what a reload must not undo or delay.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use smartstack_common::testing::{App, eventually};
+use smartstack_common::testing::{App, Dir, Haproxy, eventually};
 use tokio::time::Instant;
 
 use crate::pair::{Pair, SOON, Traffic, Way, answer, in_step, reloads, status};
@@ -352,4 +353,49 @@ async fn server_name(pair: &Pair, app: &App) -> String {
     let port = app.address.port().to_string();
     let rows = pair.haproxy.servers_state().await;
     rows.iter().find(|row| row["srv_port"] == port).unwrap()["srv_name"].clone()
+}
+
+/// The one that runs stays; another program, by HUP, does the checks from then on and is the one that is started next.
+#[tokio::test]
+async fn another_binary_is_taken_at_the_next_check_and_start() {
+    let mut pair = Pair::start(Way::Supervise).await;
+    let a = App::start("a").await;
+    pair.register(&a).await;
+    let synapse = pair.serving().await;
+    in_step(&synapse).await;
+    let dir = Dir::new();
+    let asked = dir.join("asked");
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" >>{}\nexec {} \"$@\"\n",
+        asked.display(),
+        Haproxy::binary().display()
+    );
+    let binary = dir.write("other-haproxy", script);
+    std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let calls = |flag: &str| {
+        let calls = std::fs::read_to_string(&asked).unwrap_or_default();
+        let with = |line: &&str| line.split(' ').any(|word| word == flag);
+        calls.lines().filter(with).count()
+    };
+
+    pair.config["haproxy"]["binary"] = json!(binary);
+    pair.config["services"]["web"]["haproxy"]["frontend"] = json!(["option dontlognull"]);
+    let _path = pair.configure();
+    let loaded = reloads(&synapse).await;
+    synapse.signal(Signal::SIGHUP);
+    status(&synapse, "the configuration is loaded", |status| {
+        status["haproxy"]["reloads"].as_u64() > Some(loaded)
+    })
+    .await;
+    in_step(&synapse).await;
+    assert!(calls("-c") > 0, "it was not asked to check");
+    assert_eq!(calls("-W"), 0, "the one that runs stays");
+
+    pair.haproxy.kill();
+    eventually("it is started", SOON, async || match calls("-W") {
+        0 => Err("not yet"),
+        _ => Ok(()),
+    })
+    .await;
+    answer(pair.port).await;
 }

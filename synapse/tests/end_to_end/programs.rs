@@ -138,6 +138,10 @@ async fn both_programs_tell_what_they_do() {
     assert_eq!(web["origin"], "live");
     assert!(web["agreed_at"].is_f64() && web["hold"].is_null(), "{web}");
     assert_eq!(web["rejected"], json!([]));
+    // It agrees now, however long nothing has changed.
+    let agreed = |status: &Value| status["services"]["web"]["agreed_at"].as_f64();
+    let moves = |now: &Value| agreed(now) > agreed(&status);
+    crate::pair::status(&synapse, "agreed_at moves", moves).await;
     let server = &web["servers"][0];
     assert_eq!(server["address"], "127.0.0.1");
     assert_eq!(server["port"], app.address.port());
