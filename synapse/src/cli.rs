@@ -307,8 +307,12 @@ fn summary(status: &Value) -> String {
             } else {
                 " (not wanted)"
             };
+            let weight = match server["other_weight"].as_u64() {
+                Some(weight) => format!(" weight {weight}, not set by synapse"),
+                None => String::new(),
+            };
             lines.push(format!(
-                "  {} {}{unwanted}",
+                "  {} {}{weight}{unwanted}",
                 text(&server["name"]),
                 text(&server["haproxy"])
             ));

@@ -48,6 +48,14 @@ impl Generation {
         valid.then(|| Self(text.to_owned()))
     }
 
+    /// The mark in a file's text; `None` = the file is not ours.
+    #[must_use]
+    pub fn of_text(text: &str) -> Option<Self> {
+        let lines = text.lines().map(str::trim_start);
+        let mut descriptions = lines.filter(|line| line.starts_with("description "));
+        descriptions.find_map(|line| parse_description(line).and_then(Self::parse))
+    }
+
     /// The last line of `global`: `description [<the user's text> ]synapse=<generation>`.
     #[must_use]
     pub fn description(&self, user: Option<&str>) -> String {

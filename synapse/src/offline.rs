@@ -76,7 +76,7 @@ fn pieces(
         resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
         awaited: &|_| false,
         named: &[renderer.named()],
-        operator_maint: &BTreeSet::new(),
+        operator_maint: &BTreeMap::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,
         looks: 0,

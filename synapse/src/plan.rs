@@ -4,9 +4,9 @@
 //! servers in maint that await their deletion and for the operator's states; `plan(x, x)` is `Unchanged`.
 //! Called by the reconciler for each change and by the audit; executed through [`crate::runtime_api`].
 //!
-//! Who owns what: membership and address belong to the registry, the weight too unless an agent-check sets it, maint and
-//! drain to the operator. Our removal is `weight 0` and maint; maint with another weight is the operator's and is never
-//! undone.
+//! Who owns what: membership and address belong to the registry, the weight where the registry gives weights and no
+//! agent-check sets it, maint and drain to the operator. Our removal is a maint that we have noted before we sent it
+//! (`reconciler/marks.rs`); any other maint is an operator's or an agent's and is never undone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,6 +32,8 @@ pub struct Desired {
     pub backends: BTreeMap<String, Arc<Backend>>,
     /// Backends in which a checked server that is added takes requests after its first passed check (`admit: checked`).
     pub admits_checked: BTreeSet<String>,
+    /// The registry gives weights (`use_nerve_weights`): another weight is put right. Otherwise it is an operator's.
+    pub weights: bool,
 }
 
 /// What the current worker runs. Only what was read back or confirmed stands here.
@@ -118,8 +120,12 @@ pub struct RunningServer {
     pub weight: u16,
     /// The weight it was loaded or added with (`srv_iweight`).
     pub initial_weight: u16,
+    /// The weight that the file or we have given it last.
+    pub given: u16,
     /// Administrative state.
     pub state: State,
+    /// Whether its agent is listened to; `None` = it has none.
+    pub agent: Option<bool>,
     /// Digest of the options it was loaded with, by this worker; `None` = not known.
     pub digest: Option<Digest>,
     /// It was added to be admitted by its first passed check, which has not come yet.
@@ -132,6 +138,22 @@ impl RunningServer {
     pub fn is_serving(&self) -> bool {
         self.state == State::Ready && self.weight > 0
     }
+
+    /// Its agent is not listened to any more.
+    fn silence(&mut self) {
+        self.agent = self.agent.map(|_| false);
+    }
+
+    fn returns(&mut self, after: Return) {
+        if let Some(weight) = after.weight {
+            (self.weight, self.given) = (weight, weight);
+        } else {
+            self.weight = self.given;
+        }
+        self.agent = self.agent.map(|on| on || after.checks.agent);
+        self.state = State::Ready;
+        self.awaits_check = false;
+    }
 }
 
 /// Administrative state of a server, by owner. Up and down (the checks') is not part of it.
@@ -139,9 +161,9 @@ impl RunningServer {
 pub enum State {
     /// Takes requests if its checks pass.
     Ready,
-    /// Taken out by us: maint and weight 0. Awaits its return or its deletion.
+    /// In maint by our own doing. Awaits its return or its deletion.
     Retired,
-    /// Put in maint by an operator, on the socket or by `disabled` in the file.
+    /// Put in maint by an operator, on the socket or by `disabled` in the file, or by its agent.
     OperatorMaint,
     /// Drained by an operator.
     OperatorDrain,
@@ -163,8 +185,11 @@ pub struct Op {
 pub enum Change {
     /// A server that the worker does not have.
     Add(Addition),
-    /// Weight 0, then maint: no new requests, requests in flight finish.
-    Retire,
+    /// Maint, and weight 0: no new requests, requests in flight finish.
+    Retire {
+        /// It has an agent, which is not listened to from now on.
+        agent: bool,
+    },
     /// A retired server takes requests again.
     Return(Return),
     /// Another address, of a host that is a name.
@@ -177,12 +202,18 @@ pub enum Change {
         /// Which of its checks go with it.
         follows: Follows,
     },
-    /// An operator's maint, lost by a reload of somebody else, again.
-    Maint,
-    /// Another weight, or of a retired server that an operator had put in maint: back to being the operator's.
+    /// An operator's maint again, lost by a reload; one in maint by our own doing becomes the operator's.
+    Maint {
+        /// Its agent is not listened to from now on: the operator had it so.
+        agent: bool,
+    },
+    /// Another weight.
     Weight {
         /// 0..256.
         weight: u16,
+        /// It had weight 0 and takes requests now: by way of maint, for haproxy hands its queue over only to a server that
+        /// becomes ready (measured on 2.6 to 3.2: as long as there is a queue, it gets nothing).
+        queue: bool,
     },
     /// A retired server that nobody wants goes for good; haproxy refuses while it has connections.
     Delete,
@@ -213,10 +244,10 @@ impl Change {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Add(_) => Kind::Add,
-            Self::Retire => Kind::Retire,
+            Self::Retire { .. } => Kind::Retire,
             Self::Return(_) => Kind::Return,
             Self::Readdress { .. } => Kind::Readdress,
-            Self::Maint => Kind::Maint,
+            Self::Maint { .. } => Kind::Maint,
             Self::Weight { .. } => Kind::Weight,
             Self::Delete => Kind::Delete,
         }
@@ -338,17 +369,17 @@ impl fmt::Display for Op {
                     "add {backend}/{server} {address} id {id} weight {weight}{admit}"
                 )
             }
-            Change::Retire => write!(f, "retire {backend}/{server}"),
+            Change::Retire { .. } => write!(f, "retire {backend}/{server}"),
             Change::Readdress { address, .. } => {
                 write!(f, "readdress {backend}/{server} {address}")
             }
-            Change::Maint => write!(f, "maint {backend}/{server}"),
+            Change::Maint { .. } => write!(f, "maint {backend}/{server}"),
             Change::Return(Return {
                 weight: Some(weight),
                 ..
             }) => write!(f, "return {backend}/{server} weight {weight}"),
             Change::Return(Return { weight: None, .. }) => write!(f, "return {backend}/{server}"),
-            Change::Weight { weight } => write!(f, "weight {backend}/{server} {weight}"),
+            Change::Weight { weight, .. } => write!(f, "weight {backend}/{server} {weight}"),
             Change::Delete => write!(f, "delete {backend}/{server}"),
         }
     }
@@ -417,7 +448,7 @@ pub fn before_adds(running: &Running, ops: &[Op]) -> Vec<Op> {
     let (retires, others): (Vec<&Op>, Vec<&Op>) = ops
         .iter()
         .filter(|op| !matches!(op.change, Change::Add(_)))
-        .partition(|op| op.change == Change::Retire);
+        .partition(|op| matches!(op.change, Change::Retire { .. }));
     // The servers that they change, and how those are then.
     let mut after = Running::default();
     for op in retires.iter().chain(&others) {
@@ -510,12 +541,11 @@ impl Running {
             (Change::Delete, Some(_)) => {
                 servers.remove(&op.server);
             }
-            (Change::Retire, Some(server)) => (server.weight, server.state) = (0, State::Retired),
-            (Change::Return(Return { weight, .. }), Some(server)) => {
-                server.weight = weight.unwrap_or(server.weight);
-                server.state = State::Ready;
-                server.awaits_check = false;
+            (Change::Retire { .. }, Some(server)) => {
+                (server.weight, server.state) = (0, State::Retired);
+                server.silence();
             }
+            (Change::Return(after), Some(server)) => server.returns(*after),
             (
                 Change::Readdress {
                     address, around, ..
@@ -523,16 +553,18 @@ impl Running {
                 Some(server),
             ) => {
                 server.address = Some(*address);
-                if let Some(Return { weight, .. }) = around {
-                    server.weight = weight.unwrap_or(server.weight);
+                if let Some(after) = around {
+                    server.returns(*after);
                 }
             }
-            (Change::Maint, Some(server)) => server.state = State::OperatorMaint,
-            (Change::Weight { weight }, Some(server)) => {
-                server.weight = *weight;
-                if server.state == State::Retired && *weight > 0 {
-                    server.state = State::OperatorMaint;
+            (Change::Maint { agent }, Some(server)) => {
+                server.state = State::OperatorMaint;
+                if *agent {
+                    server.silence();
                 }
+            }
+            (Change::Weight { weight, .. }, Some(server)) => {
+                (server.weight, server.given) = (*weight, *weight);
             }
             (Change::Add(_), Some(_)) | (_, None) => {}
         }
@@ -547,6 +579,7 @@ impl Running {
             id: wanted.id.unwrap_or_default(),
             weight: wanted.weight,
             initial_weight: wanted.weight,
+            given: wanted.weight,
             state: if wanted.is_parked() {
                 State::Retired
             } else if wanted.disabled {
@@ -554,6 +587,7 @@ impl Running {
             } else {
                 State::Ready
             },
+            agent: wanted.weight_is_agents().then_some(true),
             digest: Some(wanted.digest.clone()),
             awaits_check: false,
         };
@@ -578,18 +612,20 @@ impl Running {
 impl Addition {
     /// The server once it is there.
     fn running(&self) -> RunningServer {
-        let (weight, state) = match (self.admit, self.weight) {
-            (Admit::Ready, weight) => (weight, State::Ready),
-            (Admit::Checked, _) | (Admit::Disabled, 0) => (0, State::Retired),
-            (Admit::Disabled, weight) => (weight, State::OperatorMaint),
+        let state = match self.admit {
+            Admit::Ready => State::Ready,
+            Admit::Checked => State::Retired,
+            Admit::Disabled => State::OperatorMaint,
         };
+        let agent = Checks::of(&self.options).agent;
         RunningServer {
             address: Some(self.address),
             id: self.id,
-            weight,
-            // It may be added with 0: where that matters none can be added.
+            weight: self.weight,
             initial_weight: self.weight,
+            given: self.weight,
             state,
+            agent: agent.then_some(self.admit != Admit::Checked),
             digest: Some(self.digest.clone()),
             awaits_check: self.admit == Admit::Checked,
         }

@@ -21,6 +21,7 @@ mod guarding;
 pub mod job;
 pub mod limiter;
 mod lingering;
+mod marks;
 mod observed;
 mod runtime;
 #[cfg(test)]
@@ -69,7 +70,8 @@ use guarding::Guarding;
 use job::{Done, Driver, Kept};
 use limiter::Limiter;
 use lingering::Lingering;
-use observed::{Digests, Observed};
+use marks::Marks;
+use observed::{Digests, Observed, OperatorMaint};
 use runtime::{Proven, Retired};
 use socket::Socket;
 use states::States;
@@ -202,7 +204,7 @@ pub struct Reconciler {
     touched: Touched,
     /// haproxy's ids by backend and NAME.
     ids: Ids,
-    operator_maint: BTreeSet<(String, String)>,
+    operator_maint: OperatorMaint,
     refused_options: BTreeMap<(String, String), String>,
     quarantined: BTreeMap<String, Quarantine>,
     refused_frame: Option<RefusedFrame>,
@@ -218,6 +220,7 @@ pub struct Reconciler {
     /// How often the whole table was read.
     looks: u64,
     digests: Digests,
+    marks: Marks,
     proven: Proven,
     fallbacks: Fallbacks,
     /// Backends whose own lines keep new servers from being added without a reload, and why.

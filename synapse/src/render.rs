@@ -242,6 +242,12 @@ impl Renderer {
         self.templates.whole.is_some()
     }
 
+    /// Whether servers get the registry's weights.
+    #[must_use]
+    pub fn gives_weights(&self) -> bool {
+        self.use_nerve_weights
+    }
+
     /// Variables that a template uses and nobody sets: they fail when they are printed. One sentence each.
     #[must_use]
     pub fn check_variables(&self) -> Vec<String> {

@@ -43,9 +43,10 @@ pub enum RowState {
     Ready,
     /// No new sessions.
     Drain,
-    /// In maint with a weight above 0, or `disabled` in the file: an operator's.
+    /// In maint, or `disabled` in the file, by an operator's hand.
     Maint,
-    /// In maint with weight 0: taken away by us, waiting for its deletion.
+    /// In maint by our own doing, waiting for its deletion; or in a haproxy or file that is not ours: nobody uses it now,
+    /// and the registry will tell.
     Retired,
 }
 

@@ -65,7 +65,7 @@ pub struct World<'a> {
     /// Those that have not been looked up yet.
     pub awaited: &'a dyn Fn(&str) -> bool,
     /// Servers an operator has put in maint: `(backend, NAME)`.
-    pub operator_maint: &'a BTreeSet<(String, String)>,
+    pub operator_maint: &'a BTreeMap<(String, String), bool>,
     /// `(backend, options)` that haproxy refused.
     pub refused_options: &'a BTreeMap<(String, String), String>,
     /// A backend of the live table, by NAME.
@@ -311,7 +311,7 @@ impl State {
                 && !world.operator_maint.is_empty()
                 && world
                     .operator_maint
-                    .contains(&(backend.clone(), server.name.clone()))
+                    .contains_key(&(backend.clone(), server.name.clone()))
             {
                 Arc::make_mut(&mut server).disabled = true;
             }

@@ -163,6 +163,8 @@ pub struct ServerView {
     /// haproxy's word: `up`, `down`, `maint`, `drain`, `retired` (taken out by us), `checking` (to be
     /// admitted by its first passed check), or null when haproxy has none.
     pub haproxy: Option<&'static str>,
+    /// Its weight in haproxy, where that is neither the file's nor one that synapse has set: an operator's or its agent's.
+    pub other_weight: Option<u16>,
     /// Kept although the registry does not name it.
     pub held: bool,
 }

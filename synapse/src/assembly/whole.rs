@@ -68,6 +68,7 @@ impl Whole {
                 generation: Generation::of([], &BTreeMap::new()),
                 backends: Backends::new(),
                 admits_checked: BTreeSet::new(),
+                weights: frame.gives_weights(),
             },
             revision: next_number(),
             parts: Arc::default(),
@@ -275,6 +276,7 @@ impl Whole {
             generation,
             backends,
             admits_checked: admits_checked(self.pieces()),
+            weights: self.frame.gives_weights(),
         };
         self.form = Form::Pieces(Box::new(Pieces {
             scope,

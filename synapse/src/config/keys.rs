@@ -37,7 +37,7 @@ pub(super) const KEYS: &[Key] = &[
         "snapshot_path",
         Kind::Path,
         "`$STATE_DIRECTORY/snapshot.json`, else `/var/lib/synapse/snapshot.json`",
-        "what is served after a restart before ZooKeeper answers",
+        "what is served after a restart before ZooKeeper answers; beside it, `.removed`: which servers of the running haproxy synapse itself has put in maint",
     ),
     honoured(
         "audit_interval",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::effective::Digest;
 use crate::generation::Generation;
-use crate::plan::{Running, State};
+use crate::plan::Running;
 use crate::runtime_api::{ApiError, Info, RuntimeApi, ServerRow};
 
 /// A worker's answer.
@@ -50,9 +50,10 @@ impl Live {
         }
     }
 
-    /// As plans see it. `digests` must be of this very worker (compare the pid); what is missing there is unknown.
+    /// As plans see it. `digests` must be of this very worker (compare the pid); what is missing there is unknown. `ours` =
+    /// what is in maint is so by our doing.
     #[must_use]
-    pub fn running(&self, digests: &Digests) -> Running {
+    pub fn running(&self, digests: &Digests, ours: impl Fn(&ServerRow) -> bool) -> Running {
         let mut running = Running {
             generation: self.generation.clone(),
             ..Running::default()
@@ -66,15 +67,8 @@ impl Live {
                 .backends
                 .entry(row.backend.clone())
                 .or_default()
-                .insert(row.name.clone(), row.running(digest));
+                .insert(row.name.clone(), row.running(digest, ours(row)));
         }
         running
-    }
-
-    /// Servers that an operator has put in maint: to be rendered as `disabled`.
-    pub fn operator_maint(&self) -> impl Iterator<Item = &ServerRow> {
-        self.table
-            .iter()
-            .filter(|row| row.state() == State::OperatorMaint)
     }
 }

@@ -1,5 +1,6 @@
 //! A haproxy in memory, for the reconciler's simulation: its table, its stats socket's words, and what goes wrong with them
-//! (answers lost before or after the deed, looks at the worker before, death, reloads that fail). Tests only.
+//! (answers lost before or after the deed, looks at the worker before, death, reloads that fail), and its servers' agents,
+//! which say anything at any time as long as they are listened to. Tests only.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Complaints, ReloadOutcome, Verdict};
 use crate::cfg::{Model, Ours};
@@ -79,6 +80,14 @@ struct World {
     kept: BTreeSet<(String, String)>,
     /// Servers that an operator has put in maint.
     operator: BTreeSet<(String, String)>,
+    /// Servers that an operator or an agent has ever put in maint: it is put back after a reload.
+    theirs: BTreeSet<(String, String)>,
+    /// Servers that something was sent about, and when.
+    sent: BTreeMap<(String, String), Instant>,
+    /// Those of which the sender cannot know who has done it, for want of an answer or because of a reload.
+    unanswered: BTreeMap<(String, String), Instant>,
+    /// Agents say `ready` from now on.
+    well: bool,
     broken: Vec<String>,
 }
 
@@ -101,6 +110,12 @@ struct Server {
     /// Its options say `check`; it is checked.
     has_check: bool,
     checked: bool,
+    /// Whether its agent is listened to; `None` = it has none.
+    agent: Option<bool>,
+    /// In maint and of weight 0 by command, its agent not listened to since: taken out for good.
+    out: bool,
+    /// In maint by command, and was not before.
+    by_command: bool,
 }
 
 impl Simulated {
@@ -118,6 +133,10 @@ impl Simulated {
             reloads: 0,
             kept: BTreeSet::new(),
             operator: BTreeSet::new(),
+            theirs: BTreeSet::new(),
+            sent: BTreeMap::new(),
+            unanswered: BTreeMap::new(),
+            well: true,
             broken: Vec::new(),
         };
         let this = Self(Arc::new(Mutex::new(world)));
@@ -156,21 +175,27 @@ impl Simulated {
         self.world().load(text);
     }
 
-    /// An operator's hand.
-    pub(crate) fn set_maint(&self, backend: &str, name: &str, maint: bool) {
+    /// An operator's hand, which may have set weight 0 before.
+    pub(crate) fn set_maint(&self, backend: &str, name: &str, maint: bool, weightless: bool) {
         let mut world = self.world();
+        let key = (backend.to_owned(), name.to_owned());
         let worker = world.worker.as_mut();
         let servers = worker.and_then(|worker| worker.backends.get_mut(backend));
         let server = servers.and_then(|servers| servers.get_mut(name));
         // One that was taken out is not the operator's to judge.
-        let ours = |server: &Server| server.weight == 0 || server.address.ip() == NOWHERE;
-        let other = |server: &&mut Server| !ours(server) && server.maint != maint;
+        let other = |server: &&mut Server| {
+            let is_ours = server.address.ip() == NOWHERE || !maint && server.out;
+            server.maint != maint && !is_ours
+        };
         let Some(server) = server.filter(other) else {
             return;
         };
-        server.maint = maint;
-        let key = (backend.to_owned(), name.to_owned());
+        (server.maint, server.by_command) = (maint, false);
+        if maint && weightless {
+            server.weight = 0;
+        }
         if maint {
+            world.theirs.insert(key.clone());
             world.operator.insert(key);
         } else {
             world.operator.remove(&key);
@@ -202,6 +227,13 @@ impl Simulated {
                 .map(move |(name, _)| (backend.clone(), name.clone()))
         });
         servers.collect()
+    }
+
+    /// All agents that are listened to say something; from now on only `ready` when all is `well`.
+    pub(crate) fn agents_speak(&self, well: bool) {
+        let mut world = self.world();
+        world.well = well;
+        world.agents_speak();
     }
 
     /// Reloads that we asked for, the first start among them.
@@ -241,6 +273,7 @@ impl Simulated {
         };
         let mut world = self.world();
         world.check_file();
+        world.agents_speak();
         let faults = world.faults;
         if world.happens(faults.lost) {
             return Err(lost(Duration::from_secs(2)));
@@ -251,6 +284,8 @@ impl Simulated {
         } else {
             None
         };
+        let about = about(batch);
+        world.sent.extend(about.clone());
         let mut replies = Vec::new();
         let mut refused = BTreeSet::new();
         for command in &batch[..done.unwrap_or(batch.len())] {
@@ -263,6 +298,7 @@ impl Simulated {
             replies.push(Reply::parse(&text));
         }
         if done.is_some() {
+            world.unanswered.extend(about);
             return Err(ApiError::Closed(path.to_owned()));
         }
         world.count(refused);
@@ -344,6 +380,9 @@ impl World {
                         initial: wanted.weight,
                         has_check: wanted.options.has("check"),
                         checked: true,
+                        agent: wanted.weight_is_agents().then_some(true),
+                        out: false,
+                        by_command: false,
                     };
                     (name.clone(), server)
                 };
@@ -355,6 +394,12 @@ impl World {
             description: description.to_owned(),
             backends: backends.collect(),
         };
+        // It has left: the operator had no time to be heard.
+        self.operator.retain(|(backend, name)| {
+            let found = worker.backends.get(backend).and_then(|b| b.get(name));
+            found.is_some_and(|server| server.address.ip() != NOWHERE)
+        });
+        self.unanswered.append(&mut self.sent);
         self.former = self.worker.replace(worker);
     }
 
@@ -363,6 +408,54 @@ impl World {
         let words = absent(&text).into_iter();
         self.broken
             .extend(words.map(|words| format!("the file does not load: {words}")));
+    }
+
+    fn agents_speak(&mut self) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        for (backend, servers) in &mut worker.backends {
+            for (name, server) in servers.iter_mut().filter(|(_, s)| s.agent == Some(true)) {
+                let word = if self.well { 0 } else { self.rng.u8(0..8) };
+                match word {
+                    0 => server.maint = false,
+                    1 => (server.maint, server.weight) = (false, server.initial),
+                    2 => (server.maint, server.weight) = (true, 0),
+                    3 => server.maint = true,
+                    4 => server.weight = server.initial / 2,
+                    _ => {}
+                }
+                if server.maint {
+                    self.theirs.insert((backend.clone(), name.clone()));
+                } else {
+                    self.operator.remove(&(backend.clone(), name.clone()));
+                    if server.out {
+                        let what = format!("the agent of {backend}/{name} brings it back");
+                        self.broken.push(what);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A command of ours about a server that an operator has put in maint.
+    fn check_operator(&mut self, key: &(String, String), text: &str, change: &[&str]) {
+        if !self.operator.contains(key) {
+            return;
+        }
+        let servers = self.worker.as_ref().and_then(|w| w.backends.get(&key.0));
+        let found = servers.and_then(|servers| servers.get(&key.1));
+        let is_theirs = found.is_some_and(|server| server.maint && !server.by_command);
+        let unsure = |at: &Instant| at.elapsed() < Duration::from_secs(61);
+        match change {
+            // It leaves: the operator had no time to be heard.
+            ["state", "maint"] if is_theirs => _ = self.operator.remove(key),
+            ["state", "ready"] if is_theirs && !self.unanswered.get(key).is_some_and(unsure) => {
+                self.broken
+                    .push(format!("{text}: undoes an operator's maint"));
+            }
+            _ => {}
+        }
     }
 
     /// No server that the registry has named all the time may be missing in a backend that the worker has.
@@ -447,18 +540,26 @@ impl World {
                 ref options @ ..,
             ] => {
                 let (backend, name) = server.split_once('/')?;
-                let reply = add(worker, backend, name, (address, id, weight));
-                let servers = worker.backends.get_mut(backend);
-                if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
-                    server.has_check |= options.contains(&"check");
-                }
-                reply
+                let agent = options.contains(&"agent-check");
+                let check = options.contains(&"check");
+                add(worker, backend, name, (address, id, weight), (agent, check))
             }
             ["enable", "health", server] => {
                 let (backend, name) = server.split_once('/')?;
                 let servers = worker.backends.get_mut(backend);
                 if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
                     server.checked = true;
+                }
+                String::new()
+            }
+            [on @ ("enable" | "disable"), "agent", server] => {
+                let (backend, name) = server.split_once('/')?;
+                let servers = worker.backends.get_mut(backend)?;
+                if let Some(server) = servers.get_mut(name)
+                    && server.agent.is_some()
+                {
+                    server.agent = Some(on == "enable");
+                    server.out &= on != "enable";
                 }
                 String::new()
             }
@@ -473,10 +574,11 @@ impl World {
                 let (backend, name) = server.split_once('/')?;
                 let out = matches!(change, ["state", "maint"]);
                 let key = (backend.to_owned(), name.to_owned());
-                if out && self.kept.contains(&key) && !self.operator.contains(&key) {
+                if out && self.kept.contains(&key) && !self.theirs.contains(&key) {
                     self.broken
                         .push(format!("{text}: the registry has named it all the time"));
                 }
+                self.check_operator(&key, text, change);
                 let worker = self.worker.as_mut()?;
                 set(worker, backend, name, change)
             }
@@ -487,6 +589,16 @@ impl World {
         };
         Some(reply)
     }
+}
+
+/// Servers that commands name.
+fn about(batch: &[String]) -> Vec<((String, String), Instant)> {
+    let now = Instant::now();
+    let named = batch.iter().filter_map(|command| {
+        let (backend, name) = command.split(' ').find_map(|word| word.split_once('/'))?;
+        Some(((backend.to_owned(), name.to_owned()), now))
+    });
+    named.collect()
 }
 
 /// What haproxy says of lines that name servers or backends that are not there.
@@ -535,6 +647,8 @@ fn change(text: &str) -> Option<(String, &'static str)> {
         ["add", "server", server, ..] => (server, "add"),
         ["del", "server", server] => (server, "del"),
         ["enable", _, server] => (server, "enable"),
+        ["set", "server", server, "agent", _] => (server, "enable"),
+        ["disable", _, server] => (server, "maint"),
         ["set", "server", server, "state", "ready"] => (server, "ready"),
         ["set", "server", server, "state", _] => (server, "maint"),
         ["set", "server", server, "weight", _] => (server, "weight"),
@@ -558,7 +672,13 @@ fn is_dynamic(worker: &Worker, text: &str) -> bool {
     server.is_some_and(|server| weight.is_some_and(|w| w != 0 && w != server.initial))
 }
 
-fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str)) -> String {
+fn add(
+    worker: &mut Worker,
+    backend: &str,
+    name: &str,
+    what: (&str, &str, &str),
+    (agent, check): (bool, bool),
+) -> String {
     let (address, id, weight) = what;
     let Some(servers) = worker.backends.get_mut(backend) else {
         return "[3]: No such backend.\n".to_owned();
@@ -579,8 +699,11 @@ fn add(worker: &mut Worker, backend: &str, name: &str, what: (&str, &str, &str))
         disabled: false,
         weight,
         initial: weight,
-        has_check: false,
+        has_check: check,
         checked: false,
+        agent: agent.then_some(false),
+        out: false,
+        by_command: false,
     };
     servers.insert(name.to_owned(), server);
     "[6]: New server registered.\n".to_owned()
@@ -609,9 +732,18 @@ fn set(worker: &mut Worker, backend: &str, name: &str, change: &[&str]) -> Strin
         return "[3]: No such server.\n".to_owned();
     };
     match change {
-        ["state", state] => server.maint = *state == "maint",
+        ["state", state] => {
+            let maint = *state == "maint";
+            server.by_command = maint && (server.by_command || !server.maint);
+            server.maint = maint;
+            server.out &= server.maint;
+        }
+        ["agent", "up"] if server.agent == Some(true) => {}
         ["weight", "100%"] => server.weight = server.initial,
-        ["weight", weight] => server.weight = weight.parse().unwrap_or_default(),
+        ["weight", weight] => {
+            server.weight = weight.parse().unwrap_or_default();
+            server.out = server.maint && server.weight == 0;
+        }
         ["addr", ip, "port", port] => {
             if let (Ok(ip), Ok(port)) = (ip.parse(), port.parse()) {
                 server.address = SocketAddr::new(ip, port);
@@ -624,7 +756,7 @@ fn set(worker: &mut Worker, backend: &str, name: &str, change: &[&str]) -> Strin
 }
 
 fn table(worker: &Worker, only: Option<&str>) -> String {
-    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_state srv_port\n".to_owned();
+    let mut text = "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result srv_check_state srv_agent_state srv_port\n".to_owned();
     for (backend, servers) in &worker.backends {
         if only.is_some_and(|only| only != backend) {
             continue;
@@ -642,11 +774,16 @@ fn table(worker: &Worker, only: Option<&str>) -> String {
             }
             let line = writeln!(
                 text,
-                "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {check} {}",
+                "2 {backend} {} {name} {} {op} {admin} {} {} 0 15 3 {check} {} {}",
                 server.id,
                 server.address.ip(),
                 server.weight,
                 server.initial,
+                match server.agent {
+                    None => 0,
+                    Some(false) => 18,
+                    Some(true) => 22,
+                },
                 server.address.port()
             );
             assert!(line.is_ok());

@@ -27,6 +27,8 @@ fn serving(running: &Running) -> usize {
 pub(super) struct Draft<'a> {
     refuses: &'a Refuses,
     admits_checked: &'a BTreeSet<String>,
+    /// The registry gives weights.
+    weighted: bool,
     adds: Vec<Op>,
     /// Other addresses, each with what goes around it.
     readdressed: Vec<Op>,
@@ -48,6 +50,7 @@ impl<'a> Draft<'a> {
         Self {
             refuses: &running.refuses,
             admits_checked: &desired.admits_checked,
+            weighted: desired.weights,
             adds: Vec::new(),
             readdressed: Vec::new(),
             returns: Vec::new(),
@@ -175,7 +178,11 @@ impl<'a> Draft<'a> {
         if let Some(why) = refuses.of(name, Kind::Retire) {
             return self.by_reload(name, first, Kind::Retire, why);
         }
-        let retires = gone.iter().map(|server| op(server, Change::Retire));
+        let agent = |server: &str| running.get(server).is_some_and(|s| s.agent.is_some());
+        let retires = gone.iter().map(|server| {
+            let agent = agent(server);
+            op(server, Change::Retire { agent })
+        });
         if gains > 0 && !stays && !unreached_stays(reach, running, desired) {
             // Where nothing is added, those that come do so with the reload, and these go with it.
             if self.adds.len() > before {
@@ -229,31 +236,41 @@ impl<'a> Draft<'a> {
         found: &RunningServer,
         wanted: &Effective,
     ) {
-        let weight = match found.state {
-            State::Retired if found.awaits_check => None,
+        let not_out = self.refuses.of(name, Kind::Maint);
+        match found.state {
+            State::Retired if found.awaits_check => return,
             State::Retired if !wanted.disabled => {
                 let change = Change::Return(Return::of(wanted));
                 return self.returns.push(op(server, change));
             }
-            // Weight above 0 makes it the operator's again, who had disabled it.
-            State::Retired => (wanted.weight > 0).then_some(wanted.weight),
-            // Weight 0 in maint would read as our removal.
-            State::OperatorMaint if wanted.weight == 0 => None,
+            // It is the operator's again, who had disabled it.
+            State::Retired => match not_out {
+                Some(why) => self.by_reload(name, server, Kind::Maint, why),
+                None => {
+                    let agent = false;
+                    self.weights.push(op(server, Change::Maint { agent }));
+                }
+            },
             State::OperatorMaint | State::OperatorDrain | State::Ready => {
-                let not_out = self.refuses.of(name, Kind::Maint);
                 if let Some(why) = not_out.filter(|_| wanted.disabled && found.is_serving()) {
                     self.by_reload(name, server, Kind::Maint, why);
                 }
-                let wanted = Return::of(wanted).weight;
-                wanted.filter(|w| *w != found.weight)
             }
-        };
-        let Some(weight) = weight else {
+        }
+        // What the file gives is not what the file and we have given it: ours to change, whoever has changed it since.
+        let ours = self.weighted || wanted.weight != found.given || found.state == State::Retired;
+        if wanted.weight_is_agents() || wanted.weight == found.weight || !ours {
             return;
+        }
+        // Sessions that its maint would end are not worth a queue.
+        let kept = !wanted.options.has("on-marked-down");
+        let change = Change::Weight {
+            weight: wanted.weight,
+            queue: found.state == State::Ready && found.weight == 0 && kept,
         };
-        match self.refuses.weight(name, desired, found, weight) {
+        match self.refuses.weight(name, desired, found, wanted.weight) {
             Some(why) => self.by_reload(name, server, Kind::Weight, why),
-            None => self.weights.push(op(server, Change::Weight { weight })),
+            None => self.weights.push(op(server, change)),
         }
     }
 
@@ -321,15 +338,18 @@ fn wanted_of<'a>(
     }
 }
 
-/// The servers in the worker that a change has reached, that may take requests, and that nobody wants. An operator's maint
-/// takes none and is never touched.
+/// The servers in the worker that a change has reached, that may take requests, and that nobody wants. One that we took out
+/// may, as long as its agent is listened to. An operator's maint takes none and is never touched.
 fn unwanted_of<'a>(
     reach: &Reach,
     running: &'a BTreeMap<String, RunningServer>,
     desired: &Backend,
 ) -> Vec<&'a String> {
-    let may_take =
-        |found: &RunningServer| matches!(found.state, State::Ready | State::OperatorDrain);
+    let may_take = |found: &RunningServer| match found.state {
+        State::Ready | State::OperatorDrain => true,
+        State::Retired => found.agent == Some(true),
+        State::OperatorMaint => false,
+    };
     match reach {
         Reach::Backend => {
             let mut wanted = Walk::of(&desired.servers);

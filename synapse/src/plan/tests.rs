@@ -15,6 +15,7 @@ fn desired(text: &str) -> Desired {
         generation,
         backends: Scope::default().read(&model),
         admits_checked: BTreeSet::new(),
+        weights: true,
     }
 }
 
@@ -343,12 +344,52 @@ fn operators_states_are_never_undone() {
     assert_eq!(plan(&running, &both), Plan::Unchanged);
     // Gone from the registry: drain still serves sticky clients, maint nobody.
     assert_eq!(ops(&plan(&running, &file(&[]))), ["retire b/s2"]);
-    // A weight of 0 would make their maint ours.
+    // Whatever its weight, which is right when the operator makes it ready.
     let weightless = file(&[
         "s1 127.0.0.1:1 id 1 weight 0",
         "s2 127.0.0.1:2 id 2 weight 0",
     ]);
-    assert_eq!(ops(&plan(&running, &weightless)), ["weight b/s2 0"]);
+    assert_eq!(
+        ops(&plan(&running, &weightless)),
+        ["weight b/s1 0", "weight b/s2 0"]
+    );
+    set(&mut running, "s1", 0, State::OperatorMaint);
+    assert_eq!(ops(&plan(&running, &both)), ["weight b/s1 1"]);
+    assert_eq!(trash(&running, &file(&[S2])), []);
+}
+
+#[test]
+fn one_taken_out_whose_agent_is_listened_to_is_taken_out_again() {
+    let agent = "s2 127.0.0.1:2 id 2 agent-check agent-port 9";
+    let mut running = Running::loaded(&file(&[S1, agent]));
+    let silenced = |running: &Running, wanted: &Desired| match plan(running, wanted) {
+        Plan::Runtime(ops) => ops
+            .into_iter()
+            .map(|op| (op.server, op.change))
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    let out = [("s2".to_owned(), Change::Retire { agent: true })];
+    let without = file(&[S1]);
+    assert_eq!(silenced(&running, &without), out);
+    // As after a return that was cut off.
+    set(&mut running, "s2", 0, State::Retired);
+    assert_eq!(silenced(&running, &without), out);
+    let op = Op {
+        backend: "b".to_owned(),
+        server: "s2".to_owned(),
+        change: out[0].1.clone(),
+    };
+    running.apply(&op);
+    assert_eq!(plan(&running, &without), Plan::Unchanged);
+    // Its return says so.
+    let back = silenced(&running, &file(&[S1, agent]));
+    let checks = Checks {
+        health: false,
+        agent: true,
+    };
+    let back_of = |weight| [("s2".to_owned(), Change::Return(Return { weight, checks }))];
+    assert_eq!(back, back_of(None));
 }
 
 #[test]
@@ -356,7 +397,7 @@ fn a_server_known_to_be_disabled_returns_to_its_operator() {
     let mut running = Running::loaded(&file(&[S1, S2]));
     set(&mut running, "s2", 0, State::Retired);
     let back = plan(&running, &file(&[S1, "s2 127.0.0.1:2 id 2 disabled"]));
-    assert_eq!(ops(&back), ["weight b/s2 1"]);
+    assert_eq!(ops(&back), ["maint b/s2", "weight b/s2 1"]);
     assert!(
         matches!(back, Plan::Runtime(ops) if { ops.iter().for_each(|op| running.apply(op)); true })
     );
@@ -398,6 +439,58 @@ fn a_server_that_only_a_line_names_is_out_of_rotation_and_comes_back() {
         ops(&Plan::Runtime(all)),
         ["add b/s3 127.0.0.1:3 id 3 weight 1", "retire b/s2"]
     );
+}
+
+#[test]
+fn an_operators_weight_stays_where_the_registry_gives_none() {
+    let mut wanted = file(&[S1, "s2 127.0.0.1:2 id 2 weight 5"]);
+    wanted.weights = false;
+    let mut running = Running::loaded(&wanted);
+    set(&mut running, "s1", 7, State::Ready);
+    set(&mut running, "s2", 0, State::Ready);
+    assert_eq!(plan(&running, &wanted), Plan::Unchanged);
+    // What the file changes is ours to change, once.
+    let mut other = file(&[
+        "s1 127.0.0.1:1 id 1 weight 3",
+        "s2 127.0.0.1:2 id 2 weight 5",
+    ]);
+    other.weights = false;
+    let Plan::Runtime(changes) = plan(&running, &other) else {
+        panic!()
+    };
+    assert_eq!(ops(&Plan::Runtime(changes.clone())), ["weight b/s1 3"]);
+    changes.iter().for_each(|op| running.apply(op));
+    set(&mut running, "s1", 9, State::Ready);
+    assert_eq!(plan(&running, &other), Plan::Unchanged);
+    other.weights = true;
+    assert_eq!(
+        ops(&plan(&running, &other)),
+        ["weight b/s1 3", "weight b/s2 5"]
+    );
+}
+
+/// From weight 0 a server takes its share of a queue only by way of maint; not where that ends its sessions.
+#[test]
+fn from_weight_0_a_server_comes_in_by_way_of_maint() {
+    let marked_down = "s2 127.0.0.1:2 id 2 on-marked-down shutdown-sessions";
+    let wanted = file(&[S1, marked_down]);
+    let mut running = Running::loaded(&wanted);
+    let queue = |running: &Running| match plan(running, &wanted) {
+        Plan::Runtime(ops) => ops
+            .iter()
+            .map(|op| match op.change {
+                Change::Weight { queue, .. } => queue,
+                _ => panic!("{op}"),
+            })
+            .collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    set(&mut running, "s1", 0, State::Ready);
+    set(&mut running, "s2", 0, State::Ready);
+    assert_eq!(queue(&running), [true, false]);
+    set(&mut running, "s1", 2, State::Ready);
+    set(&mut running, "s2", 0, State::OperatorDrain);
+    assert_eq!(queue(&running), [false, false]);
 }
 
 #[test]
@@ -604,6 +697,7 @@ fn the_users_own_server_lines_are_left_alone() {
         generation,
         backends: Scope::default().read(&model),
         admits_checked: BTreeSet::new(),
+        weights: true,
     };
     let mut running = Running::loaded(&wanted);
     let like = running.backends["b"]["s1"].clone();
@@ -767,8 +861,10 @@ proptest! {
             let mut found = alive(&running);
             for (backend, servers) in &mut expected {
                 for (name, server) in servers.iter_mut().filter(|(n, _)| wanted.backends[backend].servers[*n].weight_is_agents()) {
-                    server.weight = 0;
-                    found.get_mut(backend).and_then(|b| b.get_mut(name)).unwrap().weight = 0;
+                    let found = found.get_mut(backend).and_then(|b| b.get_mut(name)).unwrap();
+                    for server in [server, found] {
+                        (server.weight, server.given) = (0, 0);
+                    }
                 }
             }
             prop_assert_eq!(found, expected);

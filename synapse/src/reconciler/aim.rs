@@ -236,7 +236,9 @@ impl Reconciler {
                 .map(|name| Op {
                     backend: backend.to_owned(),
                     server: name.clone(),
-                    change: Change::Retire,
+                    change: Change::Retire {
+                        agent: shown.get(name).is_some_and(|s| s.agent.is_some()),
+                    },
                 })
                 .collect();
             if gone.is_empty() {

@@ -20,7 +20,8 @@ use super::guarding::Guarding;
 use super::job::Driver;
 use super::limiter::Limiter;
 use super::lingering::Lingering;
-use super::observed::{Digests, file_rows};
+use super::marks::{self, Marks};
+use super::observed::{Digests, OperatorMaint, file_rows};
 use super::runtime::Proven;
 use super::socket::Socket;
 use super::states::States;
@@ -31,6 +32,7 @@ use crate::circles::Circles;
 use crate::config::{Config, Service};
 use crate::desired::Previous;
 use crate::effective::Scope;
+use crate::generation::Generation;
 use crate::good::Good;
 use crate::haproxy::version::{self, Version};
 use crate::intake::{self, Intake};
@@ -38,7 +40,7 @@ use crate::render::{RenderError, Renderer};
 use crate::resolve::Resolved;
 use crate::ruby_state;
 use crate::runtime_api::RuntimeApi;
-use crate::seed;
+use crate::seed::{self, RowState};
 use crate::services::State;
 use crate::snapshot::Snapshot;
 use crate::source::SourceKey;
@@ -46,6 +48,12 @@ use crate::sources::Sources;
 
 /// First words of the registry that come within it are taken in together: many sources speak at one moment.
 const TOGETHER: Duration = Duration::from_millis(5);
+/// Servers named in one line of the log.
+const TOLD: usize = 10;
+/// An operator's maint, as the snapshot has it.
+pub(super) const MAINT: &str = "maint";
+/// The same, its agent not listened to.
+pub(super) const SILENT_MAINT: &str = "maint, agent off";
 
 impl Reconciler {
     /// Reads what runs and what is on disk, and chooses what each service begins with. No network, no change.
@@ -71,6 +79,13 @@ impl Reconciler {
                 State::new(Arc::new(s.clone()), held(snapshot, s), intake)
             })
             .collect();
+        let text = File::new(&config.haproxy.config_file_path).read();
+        let model = text.as_ref().map(|text| Model::parse(text, Ours::All));
+        let file = model.as_ref();
+        let mut digests = Digests::of_snapshot(snapshot);
+        if let Some(file) = file {
+            digests.complete(&Scope::default().read(file));
+        }
         let mut this = Self {
             dirty: (0..services.len()).collect(),
             by_source: BTreeMap::new(),
@@ -95,7 +110,8 @@ impl Reconciler {
             observed: None,
             worker_end: None,
             looks: 0,
-            digests: Digests::of_snapshot(snapshot),
+            marks: Marks::read(&marks::path(&config.snapshot_path), file, digests.pid()),
+            digests,
             proven: Proven::default(),
             fallbacks: Fallbacks::default(),
             reload_only: BTreeMap::new(),
@@ -142,13 +158,8 @@ impl Reconciler {
             guarding,
         };
         this.index_services();
-        let text = this.file.read();
-        let file = text.as_ref().map(|text| Model::parse(text, Ours::All));
-        if let Some(file) = &file {
-            this.digests.complete(&Scope::default().read(file));
-        }
         this.observe().await;
-        this.plant(snapshot, text.as_deref(), file.as_ref());
+        this.plant(snapshot, text.as_deref(), file);
         Ok(this)
     }
 
@@ -171,6 +182,8 @@ impl Reconciler {
             ids.into_iter()
                 .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
+        let is_ours = text.is_some_and(|text| Generation::of_text(text).is_some());
+        let mut disabled = Vec::new();
         let resolved = |host: &str| snapshot.resolved.get(host)?.first().copied();
         for index in 0..self.services.len() {
             let taken = self.take_in(index);
@@ -179,7 +192,10 @@ impl Reconciler {
                 continue;
             };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
-            let file = file.and_then(|model| file_rows(model, &backend));
+            let file = file.and_then(|model| file_rows(model, &backend, is_ours));
+            let unused = file.iter().flatten();
+            let unused = unused.filter(|row| row.state == RowState::Retired);
+            disabled.extend(unused.map(|row| format!("{backend}/{}", row.name)));
             let inputs = seed::Inputs {
                 live: live.as_deref(),
                 file: file.as_deref(),
@@ -196,6 +212,10 @@ impl Reconciler {
             known.extend(seed.ids.iter().map(|(name, id)| (name.clone(), *id)));
             state.plant(seed);
         }
+        tell_foreign(
+            "disabled in a haproxy.cfg that synapse has not written",
+            &disabled,
+        );
         self.stale = true;
     }
 
@@ -367,15 +387,30 @@ pub(crate) fn held(snapshot: &Snapshot, service: &Service) -> Previous {
     hold.map_or(Previous::None, Previous::Children)
 }
 
-fn operator_maint(snapshot: &Snapshot) -> BTreeSet<(String, String)> {
-    let maint = snapshot
-        .operator
-        .iter()
-        .filter(|(_, state)| *state == "maint");
-    maint
-        .filter_map(|(key, _)| key.split_once('/'))
-        .map(|(b, n)| (b.to_owned(), n.to_owned()))
-        .collect()
+fn operator_maint(snapshot: &Snapshot) -> OperatorMaint {
+    let maint = |(key, state): (&String, &String)| {
+        let silent = match state.as_str() {
+            MAINT => false,
+            SILENT_MAINT => true,
+            _ => return None,
+        };
+        let (backend, name) = key.split_once('/')?;
+        Some(((backend.to_owned(), name.to_owned()), silent))
+    };
+    snapshot.operator.iter().filter_map(maint).collect()
+}
+
+/// Says once what is out of use in a haproxy or file that is not ours.
+pub(super) fn tell_foreign(what: &str, servers: &[String]) {
+    if servers.is_empty() {
+        return;
+    }
+    let named = servers.iter().take(TOLD).map(String::as_str);
+    warn!(
+        count = servers.len(),
+        servers = named.collect::<Vec<_>>().join(" "),
+        "servers are {what}: that is no operator's order to synapse, those that the registry has are served"
+    );
 }
 
 /// The host's name: the default seed of the shuffle.

@@ -28,8 +28,9 @@ pub(super) struct Fallbacks {
     doubted: BTreeMap<(String, String, Kind), bool>,
     /// Servers of which a part of a change was refused: backend, NAME; which change, and why.
     unfinished: BTreeMap<(String, String), (Kind, String)>,
-    /// Servers that we have put into maint or taken out of it, and do not know how that ended: backend, NAME.
-    claimed: BTreeSet<(String, String)>,
+    /// Servers that we have put into maint or taken out of it, and do not know how that ended: backend, NAME. Whose their
+    /// maint is stands in [`super::marks`]; these may have been left without their checks.
+    halfway: BTreeSet<(String, String)>,
     /// Servers that an operator had disabled and that this worker does not disable: backend, NAME.
     undisabled: BTreeSet<(String, String)>,
 }
@@ -79,14 +80,14 @@ impl Fallbacks {
         }
     }
 
-    /// A table that was just read, in whole or of these backends: the maint in which a change of ours has left a server is
-    /// not an operator's, nor are checks that it has left off. Tells what holds, too.
-    pub(super) fn claim(&mut self, observed: &mut Observed, backends: Option<&[String]>) {
+    /// A table that was just read, in whole or of these backends: checks that a change of ours has left off are not an
+    /// operator's. Tells what holds, too.
+    pub(super) fn seen(&mut self, observed: &mut Observed, backends: Option<&[String]>) {
         self.begin(observed.pid());
         self.looked(backends);
-        self.claimed.retain(|(backend, name)| {
+        self.halfway.retain(|(backend, name)| {
             let read = backends.is_none_or(|backends| backends.contains(backend));
-            if observed.claim(backend, name) || !read {
+            if !read || observed.is_in_maint(backend, name) {
                 return true;
             }
             if observed.lacks_checks(backend, name) {
@@ -110,7 +111,7 @@ impl Fallbacks {
     pub(super) fn unsure(&mut self, op: &Op, pid: u32) {
         self.begin(pid);
         if moves(op.change.kind()) {
-            self.claimed.insert((op.backend.clone(), op.server.clone()));
+            self.halfway.insert((op.backend.clone(), op.server.clone()));
         }
     }
 
@@ -119,7 +120,7 @@ impl Fallbacks {
             self.pid = pid;
             self.doubted.clear();
             self.unfinished.clear();
-            self.claimed.clear();
+            self.halfway.clear();
             self.undisabled.clear();
         }
     }
@@ -192,13 +193,13 @@ impl Fallbacks {
 
     /// An operation was carried out: what was refused of this server before is made good.
     pub(super) fn done(&mut self, op: &Op) {
-        let nothing = self.unfinished.is_empty() && self.claimed.is_empty();
+        let nothing = self.unfinished.is_empty() && self.halfway.is_empty();
         if nothing && self.doubted.is_empty() && self.undisabled.is_empty() {
             return;
         }
         let server = (op.backend.clone(), op.server.clone());
         self.unfinished.remove(&server);
-        self.claimed.remove(&server);
+        self.halfway.remove(&server);
         self.undisabled.remove(&server);
         // One that was added is another server than the one that was refused.
         let done = op.change.kind();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::marks::Marks;
 use crate::cfg::Model;
 use crate::effective::{Backend, Digest};
 use crate::plan::{Desired, Op, Refuses, Running, RunningServer, State};
@@ -22,39 +23,40 @@ pub(super) struct Observed {
 
 impl Observed {
     /// Reads both; the worker that answers may change in between, so the pid is asked for again.
-    pub(super) async fn read(api: &mut RuntimeApi, digests: &Digests) -> Result<Self, ApiError> {
+    pub(super) async fn read(api: &mut RuntimeApi, notes: &Notes<'_>) -> Result<Self, ApiError> {
         api.tell_apart().await;
         let mut info = api.info().await?;
         loop {
             let servers = api.servers(None).await?;
             let again = api.info().await?;
             if again.pid == info.pid {
-                return Ok(Self::new(again, servers, digests));
+                return Ok(Self::new(again, servers, notes));
             }
             info = again;
         }
     }
 
-    fn new(info: Info, servers: Vec<ServerRow>, digests: &Digests) -> Self {
+    fn new(info: Info, servers: Vec<ServerRow>, notes: &Notes<'_>) -> Self {
+        let generation = info.generation();
         let mut rows: BTreeMap<String, BTreeMap<String, ServerRow>> = BTreeMap::new();
         for row in servers {
             rows.entry(row.backend.clone())
                 .or_default()
                 .insert(row.name.clone(), row);
         }
-        let running = |backend: &String, rows: &BTreeMap<String, ServerRow>| {
-            let server = |row: &ServerRow| row.running(digests.of(info.pid, backend, &row.name));
+        let running = |rows: &BTreeMap<String, ServerRow>| {
+            let server = |row: &ServerRow| notes.running(&info, row);
             rows.iter()
                 .map(|(name, row)| (name.clone(), server(row)))
                 .collect()
         };
         let backends = rows
             .iter()
-            .map(|(backend, rows)| (backend.clone(), running(backend, rows)))
+            .map(|(backend, rows)| (backend.clone(), running(rows)))
             .collect();
         Self {
             running: Running {
-                generation: info.generation(),
+                generation,
                 backends,
                 refuses: Refuses {
                     all: info.refuses_adds(),
@@ -118,7 +120,12 @@ impl Observed {
     }
 
     /// Of these backends, as just read from the same worker, those that are not as they are believed to be.
-    pub(super) fn changed(&self, backends: &[String], rows: &[ServerRow]) -> Vec<String> {
+    pub(super) fn changed(
+        &self,
+        backends: &[String],
+        rows: &[ServerRow],
+        notes: &Notes<'_>,
+    ) -> Vec<String> {
         let mut read: BTreeMap<&str, usize> = BTreeMap::new();
         let mut changed: BTreeSet<&str> = BTreeSet::new();
         for row in rows {
@@ -126,11 +133,14 @@ impl Observed {
             *read.entry(backend).or_default() += 1;
             let known = self.rows.get(backend).and_then(|rows| rows.get(&row.name));
             let same = |found: &RunningServer| {
-                let now = row.running(found.digest.clone());
-                let claimed = found.state == State::Retired && now.state == State::OperatorMaint;
-                let state = if claimed { found.state } else { now.state };
-                (found.address, found.id, found.weight, found.state)
-                    == (now.address, now.id, now.weight, state)
+                let now = notes.running(&self.info, row);
+                (
+                    found.address,
+                    found.id,
+                    found.weight,
+                    found.agent,
+                    found.state,
+                ) == (now.address, now.id, now.weight, now.agent, now.state)
             };
             let found = self.server(backend, &row.name);
             if !found.is_some_and(same) || known.is_none_or(|k| k.op_state != row.op_state) {
@@ -163,18 +173,18 @@ impl Observed {
     }
 
     /// Takes the rows of these backends as just read from the same worker.
-    pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>, digests: &Digests) {
+    pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>, notes: &Notes<'_>) {
         for backend in backends {
             self.rows.remove(backend);
             self.running.backends.remove(backend);
         }
         for row in rows {
-            let digest = digests.of(self.info.pid, &row.backend, &row.name);
+            let found = notes.running(&self.info, &row);
             let running = &mut self.running.backends;
             running
                 .entry(row.backend.clone())
                 .or_default()
-                .insert(row.name.clone(), row.running(digest));
+                .insert(row.name.clone(), found);
             let rows = self.rows.entry(row.backend.clone()).or_default();
             rows.insert(row.name.clone(), row);
         }
@@ -193,14 +203,50 @@ impl Observed {
             .flat_map(BTreeMap::keys)
     }
 
-    /// Servers an operator has put in maint.
-    pub(super) fn operator_maint(&self) -> BTreeSet<(String, String)> {
+    /// Whether a server was in maint when it was last read, whoever put it there.
+    pub(super) fn is_in_maint(&self, backend: &str, name: &str) -> bool {
+        let row = self.rows.get(backend).and_then(|rows| rows.get(name));
+        row.is_some_and(ServerRow::is_in_maint)
+    }
+
+    /// Whether the worker has loaded a file of ours. Of one that has not, no maint is an operator's word to us: Ruby's synapse
+    /// disables what has vanished.
+    pub(super) fn is_ours(&self) -> bool {
+        self.running.generation.is_some()
+    }
+
+    /// Servers in maint, by our doing or as found in a worker of somebody else.
+    pub(super) fn retired(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.of_state(State::Retired)
+    }
+
+    /// It is known whose maint it is.
+    pub(super) fn owned(&mut self, backend: &str, name: &str, state: State) {
+        let servers = self.running.backends.get_mut(backend);
+        if let Some(server) = servers.and_then(|servers| servers.get_mut(name)) {
+            server.state = state;
+        }
+    }
+
+    fn of_state(&self, state: State) -> impl Iterator<Item = (&String, &String)> {
+        let backends = self.running.backends.iter();
+        backends.flat_map(move |(backend, servers)| {
+            let found = servers.iter().filter(move |(_, s)| s.state == state);
+            found.map(move |(name, _)| (backend, name))
+        })
+    }
+
+    /// Servers an operator has put in maint, and whether each has an agent that is not listened to.
+    pub(super) fn operator_maint(&self) -> OperatorMaint {
         let of = |(backend, servers): (&String, &BTreeMap<String, RunningServer>)| {
             let maint = servers
                 .iter()
                 .filter(|(_, server)| server.state == State::OperatorMaint);
             maint
-                .map(|(name, _)| (backend.clone(), name.clone()))
+                .map(|(name, server)| {
+                    let silent = server.agent == Some(false);
+                    ((backend.clone(), name.clone()), silent)
+                })
                 .collect::<Vec<_>>()
         };
         self.running.backends.iter().flat_map(of).collect()
@@ -214,38 +260,35 @@ impl Observed {
         let mut over = Vec::new();
         for (backend, name) in added {
             let row = self.rows.get(backend).and_then(|rows| rows.get(name));
-            let waits = row.is_some_and(|row| !row.passed && row.state() == State::Retired);
+            let waits = row.is_some_and(|row| !row.passed);
             let server = self.running.backends.get_mut(backend);
             match server.and_then(|servers| servers.get_mut(name)) {
-                Some(server) if waits => server.awaits_check = true,
+                Some(server) if waits && server.state == State::Retired => {
+                    server.awaits_check = true;
+                }
                 _ => over.push((backend.clone(), name.clone())),
             }
         }
         over
     }
 
-    /// A server whose maint is ours, whatever its weight. Returns whether it is in maint.
-    pub(super) fn claim(&mut self, backend: &str, name: &str) -> bool {
-        let servers = self.running.backends.get_mut(backend);
-        let Some(server) = servers.and_then(|servers| servers.get_mut(name)) else {
-            return false;
-        };
-        if server.state == State::OperatorMaint {
-            server.state = State::Retired;
-        }
-        server.state == State::Retired
-    }
-
     /// It takes requests, has checks, and they are off.
     pub(super) fn lacks_checks(&self, backend: &str, name: &str) -> bool {
         let row = self.rows.get(backend).and_then(|rows| rows.get(name));
-        row.is_some_and(|row| row.state() == State::Ready && row.checks_are_off())
+        row.is_some_and(|row| row.state(false) == State::Ready && row.checks_are_off())
     }
 
     /// Its line in the loaded file says `disabled`: should it be ready, an operator has made it so.
     pub(super) fn was_disabled(&self, backend: &str, name: &str) -> bool {
         let row = self.rows.get(backend).and_then(|rows| rows.get(name));
         row.is_some_and(ServerRow::was_disabled)
+    }
+
+    /// The weight of a server that somebody else has set; one that we have taken out has none that matters.
+    pub(super) fn other_weight(&self, backend: &str, name: &str) -> Option<u16> {
+        let found = self.server(backend, name)?;
+        let other = found.weight != found.given && found.state != State::Retired;
+        other.then_some(found.weight)
     }
 
     /// The word for a server in `/status`.
@@ -261,7 +304,7 @@ impl Observed {
                     .rows
                     .get(backend)
                     .and_then(|rows| rows.get(name))
-                    .is_some_and(|row| row.op_state == 0 && row.state() == State::Ready) =>
+                    .is_some_and(|row| row.op_state == 0 && !row.is_in_maint()) =>
             {
                 "down"
             }
@@ -271,13 +314,13 @@ impl Observed {
 
     /// The rows of a backend for the seed; `None` = the worker has no servers there.
     pub(super) fn seed_rows(&self, backend: &str) -> Option<Vec<Row>> {
-        let row = |(name, row): (&String, &ServerRow)| Row {
+        let row = |(name, server): (&String, &RunningServer)| Row {
             name: name.clone(),
-            address: row.address.map(|a| a.ip()),
-            port: row.address.map_or(0, |a| a.port()),
-            id: Some(row.id),
-            weight: Some(row.weight),
-            state: match row.state() {
+            address: server.address.map(|a| a.ip()),
+            port: server.address.map_or(0, |a| a.port()),
+            id: Some(server.id),
+            weight: Some(server.weight),
+            state: match server.state {
                 State::Ready => RowState::Ready,
                 State::Retired => RowState::Retired,
                 State::OperatorMaint => RowState::Maint,
@@ -285,12 +328,43 @@ impl Observed {
             },
             options: None,
         };
-        Some(self.rows.get(backend)?.iter().map(row).collect())
+        let servers = self.running.backends.get(backend)?;
+        Some(servers.iter().map(row).collect())
     }
 }
 
-/// The rows of a backend in haproxy.cfg for the seed.
-pub(super) fn file_rows(model: &Model, backend: &str) -> Option<Vec<Row>> {
+/// Servers that an operator has put in maint, by backend and NAME, and whether their agent was not listened to then: it is
+/// not later either.
+pub(crate) type OperatorMaint = BTreeMap<(String, String), bool>;
+
+/// What only we know of a worker's servers.
+pub(super) struct Notes<'a> {
+    pub(super) digests: &'a Digests,
+    pub(super) marks: &'a Marks,
+    /// In a worker of somebody else's these are the only maints that are an operator's.
+    pub(super) operator_maint: &'a OperatorMaint,
+}
+
+impl Notes<'_> {
+    /// A row, and what does not stand in it.
+    fn running(&self, info: &Info, row: &ServerRow) -> RunningServer {
+        let (pid, backend, name) = (info.pid, &row.backend, &row.name);
+        // At no address because a line names it: no operator has done that.
+        let is_parked = row.address.is_some_and(|at| at.ip() == NOWHERE);
+        let is_remembered = || {
+            let key = (backend.clone(), name.clone());
+            self.operator_maint.contains_key(&key)
+        };
+        let is_foreign = info.generation().is_none() && !is_remembered();
+        let ours = is_foreign || is_parked || self.marks.has(pid, backend, name);
+        let mut found = row.running(self.digests.of(pid, backend, name), ours);
+        found.given = self.marks.given(pid, backend, name).unwrap_or(found.given);
+        found
+    }
+}
+
+/// The rows of a backend in haproxy.cfg for the seed. In a file that is not `ours`, `disabled` is no operator's word to us.
+pub(super) fn file_rows(model: &Model, backend: &str, ours: bool) -> Option<Vec<Row>> {
     let servers = model.servers.get(backend)?;
     let row = |(name, line): (&String, &crate::cfg::ServerLine)| {
         let mut row = Row {
@@ -309,7 +383,8 @@ pub(super) fn file_rows(model: &Model, backend: &str) -> Option<Vec<Row>> {
                 "id" => row.id = words.next().and_then(|w| w.parse().ok()),
                 "weight" => row.weight = words.next().and_then(|w| w.parse().ok()),
                 "cookie" => _ = words.next(),
-                "disabled" => row.state = RowState::Maint,
+                "disabled" if ours => row.state = RowState::Maint,
+                "disabled" => row.state = RowState::Retired,
                 other => options.push(other),
             }
         }

@@ -13,7 +13,7 @@ use tracing::{debug, error, info, warn};
 
 use super::aim::Touched;
 use super::fallbacks::Means;
-use super::observed::Observed;
+use super::observed::{Notes, Observed};
 use super::{InFlight, LOOK_AT_CHECKS, Reconciler};
 use crate::assembly::Whole;
 use crate::effective::Digest;
@@ -196,11 +196,13 @@ impl Reconciler {
             return;
         };
         self.see(ops.iter().map(|op| &op.backend));
+        self.marks.intend(pid, ops).await;
         // Known before it is sent: should the answer be lost, the server is still known for ours.
         let former: Vec<Option<Digest>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
         let results = match self.api.apply(ops).await {
             Ok(results) => results,
             Err(error) => {
+                self.marks.unanswered(ops);
                 ops.iter().for_each(|op| self.fallbacks.unsure(op, pid));
                 self.socket_failed(&Chain(&error).to_string());
                 return self.doubt();
@@ -211,6 +213,7 @@ impl Reconciler {
                 Ok(()) => {
                     info!(%op, "applied over the stats socket");
                     self.tally.runtime_ops += 1;
+                    self.marks.done(op);
                     self.fallbacks.done(op);
                     if let Some(observed) = &mut self.observed {
                         observed.apply(op);
@@ -277,11 +280,17 @@ impl Reconciler {
 
     /// Rows of these backends, just read from the same worker.
     pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>) {
+        let notes = Notes {
+            digests: &self.digests,
+            marks: &self.marks,
+            operator_maint: &self.operator_maint,
+        };
         let Some(observed) = &mut self.observed else {
             return;
         };
-        observed.take(backends, rows, &self.digests);
-        self.fallbacks.claim(observed, Some(backends));
+        observed.take(backends, rows, &notes);
+        self.marks.settle(observed, Some(backends));
+        self.fallbacks.seen(observed, Some(backends));
         for key in observed.await_checks(&self.awaited) {
             self.awaited.remove(&key);
         }
@@ -438,6 +447,7 @@ impl Reconciler {
                 self.retired.remove(&key);
                 self.see([&op.backend]);
                 self.digests.note(pid, &op.backend, &op.server, None);
+                self.marks.done(op);
                 if let Some(observed) = &mut self.observed {
                     observed.apply(op);
                 }

@@ -1,11 +1,13 @@
 //! The reconciler against a haproxy in memory, under a clock that does not wait: random states of the registry, of the
-//! configuration and of haproxy, with answers lost, looks that are stale, deaths, and reloads by others. Seeds as in
+//! configuration and of haproxy, with answers lost, looks that are stale, deaths, reloads by others, agents that say
+//! anything, and a synapse that is killed at any moment and started again. Seeds as in
 //! [`crate::simulation`]; replayed alone, a seed prints its steps.
 //!
 //! What must hold: the file on disk loads at every step, although lines name servers and services that come and go; a
 //! server that every state of the registry has named since the last quiet moment is never taken out;
 //! once nothing goes wrong any more, the table and the file are what the registry says; changes of servers alone never
-//! reload.
+//! reload; a server that was taken out is never in rotation, whatever its agent says; an operator's maint is never undone,
+//! whatever its weight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::{mpsc, watch};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::sleep;
 
 use super::{Outputs, Reconciler};
@@ -48,6 +50,8 @@ const WORDS: [&str; 7] = [
     "Already exists a server with the same name in backend.",
     "'id' : custom id 1 already used at x:1 ('server y').",
 ];
+/// The service whose servers have agents.
+const AGENTS: &str = "c";
 
 /// Address (its last part) and weight of each server of a service.
 type Registered = BTreeMap<u8, u16>;
@@ -62,6 +66,9 @@ struct Simulation {
     configs: watch::Sender<Arc<Config>>,
     publish: Publish,
     view: watch::Receiver<Arc<View>>,
+    snapshot: watch::Receiver<Arc<Snapshot>>,
+    task: Option<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
     registry: BTreeMap<String, Registered>,
     /// Of each service, the servers named by every state since the last quiet moment.
     always: BTreeMap<String, BTreeSet<u8>>,
@@ -243,6 +250,60 @@ impl Simulation {
         self.haproxy.refuse(what);
     }
 
+    fn operator_event(&mut self) {
+        let name = name_of("a", self.rng.u8(1..8));
+        let (maint, weightless) = (self.rng.bool(), self.rng.bool());
+        self.note(format!(
+            "an operator sets maint {maint} on a/{name}, weight 0: {weightless}"
+        ));
+        self.haproxy.set_maint("a", &name, maint, weightless);
+    }
+
+    /// Synapse is killed, and started again on what it has left behind.
+    async fn kill(&mut self) -> Result<(), String> {
+        self.note("synapse is killed".to_owned());
+        if let Some(task) = self.task.take() {
+            task.abort();
+            let _killed = task.await.is_err();
+        }
+        if self.rng.bool() {
+            self.operator_event();
+        }
+        let known = self.snapshot.borrow().clone();
+        self.start(&known).await?;
+        for name in self.services() {
+            self.tell(&name);
+        }
+        Ok(())
+    }
+
+    async fn start(&mut self, known: &Snapshot) -> Result<(), String> {
+        let (stop, shutdown) = Shutdown::channel();
+        let (view_sender, view) = watch::channel(Arc::new(View::default()));
+        let (snapshot_sender, snapshot) = watch::channel(Arc::new(known.clone()));
+        let outputs = Outputs {
+            board: Arc::new(Board::default()),
+            view: view_sender,
+            snapshot: snapshot_sender,
+        };
+        let shared = Arc::new(self.config.clone());
+        let reconciler =
+            Reconciler::start(Arc::clone(&shared), known, shutdown.clone(), outputs, false)
+                .await
+                .map_err(|e| e.to_string())?;
+        self.publish = Box::new(reconciler.sources().publisher());
+        let (configs, changes) = watch::channel(shared);
+        (self.configs, self.view, self.snapshot) = (configs, view, snapshot);
+        self.stop = stop;
+        self.task = Some(tokio::task::spawn_local(async move {
+            let (_nobody, orders) = mpsc::channel(1);
+            reconciler
+                .run(changes, orders, Progress::new(), shutdown)
+                .await;
+        }));
+        Ok(())
+    }
+
     /// Whether it may have cost a reload.
     fn haproxy_event(&mut self) {
         match self.rng.u8(0..9) {
@@ -251,12 +312,7 @@ impl Simulation {
                 self.note("haproxy refuses nothing any more".to_owned());
                 self.haproxy.take_all();
             }
-            5 => {
-                let name = name_of("a", self.rng.u8(1..8));
-                let maint = self.rng.bool();
-                self.note(format!("an operator sets maint {maint} on a/{name}"));
-                self.haproxy.set_maint("a", &name, maint);
-            }
+            5 => self.operator_event(),
             0 => {
                 self.note("haproxy dies".to_owned());
                 self.haproxy.kill();
@@ -291,6 +347,14 @@ impl Simulation {
 
     /// What is wrong although nothing is on its way; `None` = nothing.
     fn difference(&self) -> Option<String> {
+        // Where there are agents, weights are theirs.
+        let plain = |found: BTreeSet<(String, String, u16)>| -> BTreeSet<(String, String, u16)> {
+            let known = |weight, backend: &str| if backend == AGENTS { 0 } else { weight };
+            let found = found.into_iter();
+            found
+                .map(|(backend, name, w)| (backend.clone(), name, known(w, &backend)))
+                .collect()
+        };
         let wanted: BTreeSet<(String, String, u16)> = self
             .services()
             .iter()
@@ -310,7 +374,8 @@ impl Simulation {
             })
             .collect();
         let view = self.view.borrow().clone();
-        match self.haproxy.serving() {
+        let (wanted, written) = (plain(wanted), plain(written));
+        match self.haproxy.serving().map(plain) {
             None => Some("nobody runs".to_owned()),
             Some(found) if found != wanted => Some(format!(
                 "haproxy serves {found:?}, the registry says {wanted:?}"
@@ -334,14 +399,19 @@ impl Simulation {
         // The longest back-off is 60 s.
         for _ in 0..700 {
             for number in 1..8 {
-                self.haproxy.set_maint("a", &name_of("a", number), false);
+                self.haproxy
+                    .set_maint("a", &name_of("a", number), false, false);
             }
+            self.haproxy.agents_speak(true);
             if self.difference().is_none() {
                 break;
             }
             sleep(Duration::from_millis(250)).await;
         }
-        sleep(Duration::from_secs(5)).await;
+        for _ in 0..50 {
+            sleep(Duration::from_millis(100)).await;
+            self.haproxy.agents_speak(true);
+        }
         if let Some(difference) = self.difference() {
             let view = self.view.borrow().clone();
             return Err(format!(
@@ -365,8 +435,10 @@ impl Simulation {
             return Err(format!("{reloads} loads at the first start"));
         }
         for _ in 0..self.rng.u8(5..25) {
-            match self.rng.u8(0..10) {
+            self.haproxy.agents_speak(servers_only);
+            match self.rng.u8(0..11) {
                 0..=5 => self.change_registry(),
+                10 => self.kill().await?,
                 6 if !servers_only => self.change_structure(),
                 7 if !servers_only => self.haproxy_event(),
                 8 => {
@@ -420,11 +492,16 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                 unreachable!("services of these tests are discovered in ZooKeeper")
             };
             let path = ZkPath::new(&format!("/{name}")).unwrap();
-            let mut template = service(name);
-            if let (Some(haproxy), "b") = (&mut template.haproxy, name) {
-                haproxy.server_options = "check inter 5s".to_owned();
+            let mut haproxy = service(name).haproxy;
+            if let Some(haproxy) = &mut haproxy {
+                haproxy.server_options = match name {
+                    "b" => "check inter 5s".to_owned(),
+                    AGENTS => "agent-check agent-port 1".to_owned(),
+                    _ => std::mem::take(&mut haproxy.server_options),
+                };
             }
             Service {
+                haproxy,
                 discovery: Discovery::Zookeeper {
                     ensemble,
                     path,
@@ -435,7 +512,7 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                     mode: guard::Mode::Off,
                     ..guard::Settings::default()
                 },
-                ..template
+                ..service(name)
             }
         })
         .collect();
@@ -478,33 +555,16 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
     let file = folder.path().join("haproxy.cfg");
     let haproxy = Simulated::start(seed, &file);
     let config = base(&file, &folder.path().join("snapshot.json"));
-    let (stop, shutdown) = Shutdown::channel();
-    let (view_sender, view) = watch::channel(Arc::new(View::default()));
-    let outputs = Outputs {
-        board: Arc::new(Board::default()),
-        view: view_sender,
-        snapshot: watch::channel(Arc::new(Snapshot::default())).0,
-    };
-    let known = Snapshot::default();
-    let shared = Arc::new(config.clone());
-    let reconciler = Reconciler::start(
-        Arc::clone(&shared),
-        &known,
-        shutdown.clone(),
-        outputs,
-        false,
-    )
-    .await
-    .map_err(|e| e.to_string())?;
-    let publish = Box::new(reconciler.sources().publisher());
-    let (configs, changes) = watch::channel(shared);
     let mut simulation = Simulation {
         rng: fastrand::Rng::with_seed(seed ^ 0x5eed),
         haproxy: haproxy.clone(),
+        configs: watch::channel(Arc::new(config.clone())).0,
         config,
-        configs,
-        publish,
-        view,
+        publish: Box::new(|_, _| {}),
+        view: watch::channel(Arc::new(View::default())).1,
+        snapshot: watch::channel(Arc::new(Snapshot::default())).1,
+        task: None,
+        stop: watch::channel(false).0,
         registry: BTreeMap::new(),
         always: BTreeMap::new(),
         moved: BTreeSet::new(),
@@ -514,11 +574,13 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         steps: Vec::new(),
         created: 0,
     };
-    let (_nobody, orders) = mpsc::channel(1);
-    let task = tokio::task::spawn_local(reconciler.run(changes, orders, Progress::new(), shutdown));
+    simulation.start(&Snapshot::default()).await?;
     let result = simulation.run(seed.is_multiple_of(3)).await;
-    stop.send_replace(true);
-    let ended = task.await.map_err(|e| e.to_string());
+    simulation.stop.send_replace(true);
+    let ended = match simulation.task.take() {
+        Some(task) => task.await.map_err(|e| e.to_string()),
+        None => Ok(()),
+    };
     haproxy.end();
     let broken = haproxy.broken();
     if let Some(first) = broken.first() {

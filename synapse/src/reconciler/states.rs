@@ -103,10 +103,10 @@ impl Reconciler {
         };
         self.states.read();
         self.fallbacks.looked(Some(&backends));
-        let Some(observed) = &self.observed else {
-            return false;
-        };
-        let changed = observed.changed(&backends, &rows);
+        let notes = self.notes();
+        let changed = self.observed.as_ref();
+        let changed = changed.map(|observed| observed.changed(&backends, &rows, &notes));
+        let changed = changed.unwrap_or_default();
         if changed.is_empty() {
             return false;
         }
@@ -121,8 +121,7 @@ impl Reconciler {
         let Some(mut observed) = self.observed.take() else {
             return false;
         };
-        let known = Some(observed.pid());
-        self.note_operator(&mut observed, known).await;
+        self.note_operator(&mut observed).await;
         for (name, before) in changed.iter().zip(&before) {
             for (kind, count) in observed.differs(name, before.as_ref()) {
                 self.differs(kind, count);

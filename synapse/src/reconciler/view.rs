@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::boot::{MAINT, SILENT_MAINT};
 use super::observed::Observed;
 use super::runtime::Next;
 use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
@@ -235,6 +236,8 @@ impl Reconciler {
                 znode: s.server.znode.clone(),
                 wanted: !s.server.is_parked(),
                 haproxy: backend.and_then(|b| self.observed.as_ref()?.word(b, &s.server.name)),
+                other_weight: backend
+                    .and_then(|b| self.observed.as_ref()?.other_weight(b, &s.server.name)),
                 held: desired.is_some_and(|d| d.held.contains(&s.server.name)),
             })
             .collect();
@@ -357,10 +360,10 @@ impl Reconciler {
             let saved = state.intake.save(&self.guarding.clock);
             (!saved.is_empty()).then(|| (state.service.name.clone(), saved))
         };
-        let operator = self
-            .operator_maint
-            .iter()
-            .map(|(backend, name)| (format!("{backend}/{name}"), "maint".to_owned()));
+        let operator = self.operator_maint.iter().map(|((backend, name), silent)| {
+            let state = if *silent { SILENT_MAINT } else { MAINT };
+            (format!("{backend}/{name}"), state.to_owned())
+        });
         Snapshot {
             machine: self.machine.clone(),
             boot: self.guarding.clock.boot().to_owned(),
@@ -445,6 +448,7 @@ fn unwanted<'a>(
                 znode: None,
                 wanted: false,
                 haproxy: observed.word(backend, name),
+                other_weight: None,
                 held: false,
             })
         })

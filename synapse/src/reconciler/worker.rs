@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
-use super::observed::{Digests, Observed};
+use super::boot::tell_foreign;
+use super::fallbacks::Means;
+use super::observed::{Digests, Notes, Observed};
 use super::{InFlight, RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::cfg::{Model, Ours};
 use crate::circles::own_addresses;
@@ -24,6 +26,7 @@ impl Reconciler {
         let now = Instant::now();
         self.file.sync(now);
         self.lingering.look(self.observed.as_ref());
+        self.marks.tidy().await;
         let due = |q: &super::Quarantine| {
             let waited = now.duration_since(q.since) >= RETRY_QUARANTINED;
             !q.until_changed && waited || q.blames.have_changed()
@@ -173,17 +176,16 @@ impl Reconciler {
             self.stale = false;
             return;
         }
-        let known = self.digests.pid();
-        let mut first = Observed::read(&mut self.api, &self.digests).await;
+        let mut first = self.read_worker().await;
         if matches!(&first, Err(error) if error.is_useless()) {
             // A worker may have ended within its answer.
-            first = Observed::read(&mut self.api, &self.digests).await;
+            first = self.read_worker().await;
         }
         let read = match first {
             Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
                 self.adopt_worker(observed.pid());
-                Observed::read(&mut self.api, &self.digests).await
+                self.read_worker().await
             }
             Err(error) => Err(error),
         };
@@ -191,12 +193,13 @@ impl Reconciler {
             Ok(mut observed) => {
                 self.stale = false;
                 self.proven.runs(&observed.running);
-                self.fallbacks.claim(&mut observed, None);
+                self.fallbacks.seen(&mut observed, None);
                 if self.socket.answered() {
                     info!("the stats socket answers again");
                 }
                 self.states.all_read(SystemTime::now());
-                self.note_operator(&mut observed, known).await;
+                self.note_maint(&mut observed);
+                self.note_operator(&mut observed).await;
                 if self
                     .observed
                     .as_ref()
@@ -240,6 +243,24 @@ impl Reconciler {
         }
     }
 
+    async fn read_worker(&mut self) -> Result<Observed, ApiError> {
+        let notes = Notes {
+            digests: &self.digests,
+            marks: &self.marks,
+            operator_maint: &self.operator_maint,
+        };
+        Observed::read(&mut self.api, &notes).await
+    }
+
+    /// What only we know of the worker's servers.
+    pub(super) fn notes(&self) -> Notes<'_> {
+        Notes {
+            digests: &self.digests,
+            marks: &self.marks,
+            operator_maint: &self.operator_maint,
+        }
+    }
+
     /// A worker that we did not start has loaded the file as it stands now, which may not be the one we wrote.
     fn adopt_worker(&mut self, pid: u32) {
         if let Some(text) = self.read_disk() {
@@ -267,54 +288,60 @@ impl Reconciler {
         *self.tally.differences.entry(kind).or_default() += count;
     }
 
-    /// Servers that an operator disabled are rendered so, and servers made ready again are not.
-    /// `known` is the worker that we knew before.
-    pub(super) async fn note_operator(&mut self, observed: &mut Observed, known: Option<u32>) {
-        let mut maint = observed.operator_maint();
-        if known != Some(observed.pid()) {
-            // A worker that we did not load was not told of what an operator did to the one before.
-            let lost = self.operator_maint.difference(&maint);
-            let lost: Vec<Op> = lost
-                .filter(|(backend, name)| {
-                    let found = observed.server(backend, name);
-                    found.is_some_and(|server| server.state == State::Ready)
-                        && !observed.was_disabled(backend, name)
-                })
-                .map(|(backend, name)| Op {
-                    backend: backend.clone(),
-                    server: name.clone(),
-                    change: Change::Maint,
-                })
-                .collect();
-            maint.extend(self.operator_maint.iter().cloned());
-            if !lost.is_empty() {
-                info!(
-                    count = lost.len(),
-                    "servers that an operator had disabled are again"
-                );
-                match self.api.apply(&lost).await {
-                    Ok(results) => {
-                        for (op, result) in lost.iter().zip(results) {
-                            match result {
-                                Ok(()) => observed.apply(op),
-                                Err(refusal) => {
-                                    self.note_refusal(op, &refusal, observed.pid());
-                                    self.fallbacks.tell(observed);
-                                }
-                            }
-                        }
-                    }
-                    Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
-                }
+    /// Whose the maints are that were found.
+    fn note_maint(&mut self, observed: &mut Observed) {
+        self.marks.settle(observed, None);
+        let pid = observed.pid();
+        if !observed.is_ours() {
+            if self.observed.as_ref().is_none_or(|o| o.pid() != pid) {
+                let found = observed.retired();
+                let found = found.filter(|(backend, _)| self.by_backend.contains_key(*backend));
+                let found: Vec<String> = found.map(|(b, n)| format!("{b}/{n}")).collect();
+                tell_foreign("in maint in a haproxy that runs another's file", &found);
             }
+            return;
+        }
+        let Some(is_left) = self.marks.leftovers() else {
+            return;
+        };
+        let left: Vec<(String, String)> = observed
+            .operator_maint()
+            .into_keys()
+            .filter(|key| is_left(&key.0, &key.1) && !self.operator_maint.contains_key(key))
+            .collect();
+        for (backend, name) in left {
+            self.marks.claim(pid, &backend, &name);
+            observed.owned(&backend, &name, State::Retired);
+        }
+    }
+
+    /// Servers that an operator disabled are rendered so, and servers made ready again are not.
+    pub(super) async fn note_operator(&mut self, observed: &mut Observed) {
+        let pid = observed.pid();
+        let mut maint = observed.operator_maint();
+        if self.marks.restored == Some(pid) {
+            let undisabled = self.fallbacks.undisabled();
+            let known = self.operator_maint.iter();
+            maint.extend(
+                known
+                    .filter(|(key, _)| undisabled.contains(key))
+                    .map(|(k, v)| (k.clone(), *v)),
+            );
         } else {
-            maint.extend(self.fallbacks.undisabled().iter().cloned());
+            // This worker was not told of what an operator did to the one before.
+            let lost = self.lost_maint(observed);
+            maint.extend(self.operator_maint.clone());
+            if lost.is_empty() || self.put_back(&lost, observed).await {
+                self.marks.restored = Some(pid);
+            }
         }
         if maint == self.operator_maint {
             return;
         }
         let touched: BTreeSet<&str> = maint
-            .symmetric_difference(&self.operator_maint)
+            .keys()
+            .chain(self.operator_maint.keys())
+            .filter(|key| maint.contains_key(*key) != self.operator_maint.contains_key(*key))
             .map(|(backend, _)| backend.as_str())
             .collect();
         let dirty = self.indexes(|state| {
@@ -325,6 +352,57 @@ impl Reconciler {
         self.dirty.extend(dirty);
         self.operator_maint = maint;
         self.saves_at_once = true;
+    }
+
+    /// What a new worker lacks of the operator's maints. One whose line says `disabled` and that is ready was made so by an
+    /// operator, unless it has an agent that the operator had switched off: then by that.
+    fn lost_maint(&self, observed: &Observed) -> Vec<Op> {
+        let lost = |((backend, name), silent): (&(String, String), &bool)| {
+            let found = observed.server(backend, name)?;
+            let agent = *silent && found.agent == Some(true);
+            let is_lost = match found.state {
+                State::Ready => agent || !observed.was_disabled(backend, name),
+                State::OperatorMaint => agent,
+                State::Retired | State::OperatorDrain => false,
+            };
+            is_lost.then(|| Op {
+                backend: backend.clone(),
+                server: name.clone(),
+                change: Change::Maint { agent },
+            })
+        };
+        self.operator_maint.iter().filter_map(lost).collect()
+    }
+
+    /// Whether it is done with, as far as this worker does it.
+    async fn put_back(&mut self, lost: &[Op], observed: &mut Observed) -> bool {
+        info!(
+            count = lost.len(),
+            "servers that an operator had disabled are again"
+        );
+        let results = match self.api.apply(lost).await {
+            Ok(results) => results,
+            Err(error) => {
+                self.socket_failed(&Chain(&error).to_string());
+                self.doubt();
+                return false;
+            }
+        };
+        let mut done = true;
+        for (op, result) in lost.iter().zip(results) {
+            match result {
+                Ok(()) => observed.apply(op),
+                Err(refusal) => {
+                    let means = self.note_refusal(op, &refusal, observed.pid());
+                    done &= means != Means::LookAgain;
+                    self.fallbacks.tell(observed);
+                }
+            }
+        }
+        if !done {
+            self.doubt();
+        }
+        done
     }
 
     /// The worker has to be read again before anything is believed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::ApiError;
 use crate::effective::{Options, is_sendable};
-use crate::plan::{Addition, Admit, Change, Checks, Op, Return};
+use crate::plan::{Admit, Change, Checks, Op, Return};
 
 /// Longest name sent; haproxy takes more, but some lengths hang it.
 const NAME: usize = 128;
@@ -86,6 +86,21 @@ pub enum Command {
         /// Which check.
         check: Check,
     },
+    /// `disable agent B/S`: what it says from now on changes nothing, also in the answer under way (measured on 2.6 to 3.2).
+    DisableAgent {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+    },
+    /// `set server B/S agent up`: as a server of the file begins. One that was added stays down without it until its agent
+    /// says `up`, `ready` and weights being no such word (measured on 2.6 to 3.2).
+    AgentUp {
+        /// Backend.
+        backend: String,
+        /// Server.
+        server: String,
+    },
     /// `del server B/S`.
     Delete {
         /// Backend.
@@ -130,38 +145,53 @@ impl Command {
             state,
         };
         let enable = |checks: Checks| {
-            let wanted = [(Check::Health, checks.health), (Check::Agent, checks.agent)];
-            wanted
-                .into_iter()
-                .filter(|(_, on)| *on)
-                .map(|(check, _)| Self::Enable {
-                    backend: op.backend.clone(),
-                    server: op.server.clone(),
-                    check,
-                })
+            let enable = |check| Self::Enable {
+                backend: op.backend.clone(),
+                server: op.server.clone(),
+                check,
+            };
+            let agent_up = Self::AgentUp {
+                backend: op.backend.clone(),
+                server: op.server.clone(),
+            };
+            let health = checks.health.then(|| enable(Check::Health));
+            let agent = checks.agent.then(|| [enable(Check::Agent), agent_up]);
+            health.into_iter().chain(agent.into_iter().flatten())
         };
-        let retire = || [weight(Some(0)), state(AdminState::Maint)].into_iter();
-        // In this order: cut off in between it is ready with weight 0, which is put right, and not in maint with a weight,
-        // which would be an operator's.
-        let ready = |to| [state(AdminState::Ready), weight(to)];
+        // The agent first: one that answers `ready` would end any maint.
+        let maint = |agent: bool| {
+            let disable = agent.then(|| Self::DisableAgent {
+                backend: op.backend.clone(),
+                server: op.server.clone(),
+            });
+            disable.into_iter().chain([state(AdminState::Maint)])
+        };
+        // Weight 0 as well: should anybody make it ready, it gets nothing. Whose maint it is does not hang on that.
+        let retire = |agent| maint(agent).chain([weight(Some(0))]);
+        // The weight first: haproxy hands its queue over when a server becomes ready, and to none of weight 0.
+        let ready = |to| [weight(to), state(AdminState::Ready)];
         let returns = |after: Return| enable(after.checks).chain(ready(after.weight));
         match &op.change {
             Change::Add(addition) => {
-                let initial = initial_weight(addition);
-                let mut commands = vec![Self::Add {
+                let checks = Checks::of(&addition.options);
+                // Until it is admitted, its agent has no say.
+                let begun = Checks {
+                    agent: checks.agent && addition.admit != Admit::Checked,
+                    ..checks
+                };
+                let add = Self::Add {
                     backend: op.backend.clone(),
                     server: op.server.clone(),
                     address: addition.address,
                     id: addition.id,
-                    weight: initial,
+                    weight: addition.weight,
                     options: Arc::clone(&addition.options),
-                }];
-                commands.extend(enable(Checks::of(&addition.options)));
-                if addition.admit == Admit::Ready {
-                    let steps = if initial == addition.weight { 1 } else { 2 };
-                    commands.extend(ready(Some(addition.weight)).into_iter().take(steps));
-                }
-                commands
+                };
+                let admit = (addition.admit == Admit::Ready).then(|| state(AdminState::Ready));
+                std::iter::once(add)
+                    .chain(enable(begun))
+                    .chain(admit)
+                    .collect()
             }
             Change::Readdress {
                 address,
@@ -177,24 +207,44 @@ impl Command {
                     (Check::Health, follows.health),
                     (Check::Agent, follows.agent),
                 ];
+                // An agent that is not listened to takes no address (measured on 2.6, 3.0 and 3.2).
+                let silenced = around.is_some_and(|after| after.checks.agent);
                 let checks = checks.into_iter().filter(|(_, follows)| *follows);
-                let checks = checks.map(|(check, _)| Self::CheckAddress {
-                    backend: op.backend.clone(),
-                    server: op.server.clone(),
-                    check,
-                    address: address.ip(),
+                let checks = checks.flat_map(|(check, _)| {
+                    let listen = silenced && check == Check::Agent;
+                    let listen = listen.then(|| Self::Enable {
+                        backend: op.backend.clone(),
+                        server: op.server.clone(),
+                        check,
+                    });
+                    listen.into_iter().chain([Self::CheckAddress {
+                        backend: op.backend.clone(),
+                        server: op.server.clone(),
+                        check,
+                        address: address.ip(),
+                    }])
                 });
                 // The server itself last: cut off in between it is still elsewhere, and all of it is sent again.
                 let moves = checks.chain(std::iter::once(own));
                 match around {
                     None => moves.collect(),
-                    Some(after) => retire().chain(moves).chain(returns(*after)).collect(),
+                    Some(after) => retire(after.checks.agent)
+                        .chain(moves)
+                        .chain(returns(*after))
+                        .collect(),
                 }
             }
-            Change::Maint => vec![state(AdminState::Maint)],
-            Change::Retire => retire().collect(),
+            Change::Maint { agent } => maint(*agent).collect(),
+            Change::Retire { agent } => retire(*agent).collect(),
             Change::Return(after) => returns(*after).collect(),
-            Change::Weight { weight: wanted } => vec![weight(Some(*wanted))],
+            Change::Weight {
+                weight: wanted,
+                queue: false,
+            } => vec![weight(Some(*wanted))],
+            Change::Weight {
+                weight: wanted,
+                queue: true,
+            } => maint(false).chain(ready(Some(*wanted))).collect(),
             Change::Delete => vec![Self::Delete {
                 backend: op.backend.clone(),
                 server: op.server.clone(),
@@ -318,21 +368,16 @@ impl Command {
                 };
                 format!("enable {check} {}/{}", name(backend)?, name(server)?)
             }
+            Self::DisableAgent { backend, server } => {
+                format!("disable agent {}/{}", name(backend)?, name(server)?)
+            }
+            Self::AgentUp { backend, server } => {
+                format!("set server {}/{} agent up", name(backend)?, name(server)?)
+            }
             Self::Delete { backend, server } => {
                 format!("del server {}/{}", name(backend)?, name(server)?)
             }
         })
-    }
-}
-
-/// A server is added with weight 0: should we end before it is ready, it reads as retired by us and returns, not as put in
-/// maint by an operator. An agent's weight is a share of the initial one, so that has to be right from the start.
-fn initial_weight(addition: &Addition) -> u16 {
-    let by_agent = addition.options.has("agent-check");
-    if addition.admit == Admit::Checked || (addition.admit == Admit::Ready && !by_agent) {
-        0
-    } else {
-        addition.weight
     }
 }
 

@@ -12,7 +12,6 @@ use crate::generation::{self, Generation};
 use crate::guard::Evidence;
 use crate::haproxy::version::{self, Since, Version};
 use crate::plan::{RunningServer, State};
-use crate::server::NOWHERE;
 
 /// The answer to one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -292,6 +291,8 @@ pub struct ServerRow {
     pub check_result: u8,
     /// Its last check passed (`srv_check_result`, `CHK_RES_PASSED` and above in haproxy's `check-t.h`).
     pub passed: bool,
+    /// Of its agent check: bits as of [`Self::check`].
+    pub agent: u32,
 }
 
 const CHECK_FAILED: u8 = 2;
@@ -349,22 +350,35 @@ impl ServerRow {
                 .and_then(|v| v.parse().ok())
                 .unwrap_or(0),
             passed: value("srv_check_result")?.parse::<u8>().ok()? >= CHECK_PASSED,
+            agent: value("srv_agent_state")
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(0),
         })
     }
 
-    /// Whose state it is. Maint with weight 0 is our removal, unless the file itself says both.
+    /// In maint, whoever put it there: that does not show. An agent and an operator can both write any weight and maint.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn is_in_maint(&self) -> bool {
         // `disabled` in the file sets both bits and keeps its own after `state ready`, also while a check has put the server
         // down (measured on 2.6, 3.0 and 3.2): it says nothing.
-        let maint = self.admin & FORCED_MAINT != 0;
-        let written_so = self.admin & CONFIG_MAINT != 0 && self.initial_weight == 0;
-        // Written by us because a line names it: no operator has done that.
-        let is_parked = self.address.is_some_and(|at| at.ip() == NOWHERE);
-        if maint && (is_parked || self.weight == 0 && !written_so) {
-            State::Retired
-        } else if maint {
-            State::OperatorMaint
+        self.admin & FORCED_MAINT != 0
+    }
+
+    /// Whether its agent is listened to; `None` = it has none.
+    #[must_use]
+    pub fn agent(&self) -> Option<bool> {
+        (self.agent & CHECK_CONFIGURED != 0).then_some(self.agent & CHECK_ENABLED != 0)
+    }
+
+    /// Whose state it is; `ours` = it was put in maint by us, as far as it is.
+    #[must_use]
+    pub fn state(&self, ours: bool) -> State {
+        if self.is_in_maint() {
+            if ours {
+                State::Retired
+            } else {
+                State::OperatorMaint
+            }
         } else if self.admin & FORCED_DRAIN != 0 {
             State::OperatorDrain
         } else {
@@ -404,18 +418,20 @@ impl ServerRow {
     /// Takes new requests now, as far as the worker knows.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        self.op_state != 0 && self.weight > 0 && self.state() == State::Ready
+        self.op_state != 0 && self.weight > 0 && self.state(false) == State::Ready
     }
 
-    /// As plans see it; `digest` of its options when that is known for this worker.
+    /// As plans see it; `digest` of its options when that is known for this worker, `ours` as of [`Self::state`].
     #[must_use]
-    pub fn running(&self, digest: Option<Digest>) -> RunningServer {
+    pub fn running(&self, digest: Option<Digest>, ours: bool) -> RunningServer {
         RunningServer {
             address: self.address,
             id: self.id,
             weight: self.weight,
             initial_weight: self.initial_weight,
-            state: self.state(),
+            given: self.initial_weight,
+            state: self.state(ours),
+            agent: self.agent(),
             digest,
             awaits_check: false,
         }

@@ -232,26 +232,156 @@ fn table_is_read_by_column_name() {
 
 #[test]
 fn states_have_owners() {
-    for (op, admin, weight, initial, state) in [
-        (2, 0, 1, 1, State::Ready),
-        (0, 0, 1, 1, State::Ready),
-        (0, 1, 0, 1, State::Retired),
-        (0, 1, 1, 1, State::OperatorMaint),
-        // `disabled` in the file; made ready later; retired after that.
-        (0, 5, 1, 1, State::OperatorMaint),
-        (2, 4, 1, 1, State::Ready),
-        (0, 4, 1, 1, State::Ready),
-        (0, 5, 0, 1, State::Retired),
-        // `weight 0 disabled` in the file.
-        (0, 5, 0, 0, State::OperatorMaint),
-        (2, 8, 1, 1, State::OperatorDrain),
+    for (op, admin, theirs, ours) in [
+        (2, 0, State::Ready, State::Ready),
+        (0, 0, State::Ready, State::Ready),
+        (0, 1, State::OperatorMaint, State::Retired),
+        // `disabled` in the file; made ready later; in maint after that.
+        (0, 5, State::OperatorMaint, State::Retired),
+        (2, 4, State::Ready, State::Ready),
+        (0, 4, State::Ready, State::Ready),
+        (2, 8, State::OperatorDrain, State::OperatorDrain),
         // Tracks a server in maint.
-        (0, 2, 1, 1, State::Ready),
+        (0, 2, State::Ready, State::Ready),
     ] {
+        // An agent and an operator can write any weight.
+        for (weight, initial) in [(0, 0), (0, 1), (1, 1), (7, 1), (256, 256)] {
+            let row = row(op, admin, weight, initial);
+            let shown = format!("{op} {admin} {weight} {initial}");
+            assert_eq!(row.state(false), theirs, "{shown}");
+            assert_eq!(row.state(true), ours, "{shown}");
+        }
+    }
+}
+
+/// The weight goes out no later than the state, an agent is silenced before anything else and heard after all else but that.
+#[test]
+fn what_an_operation_sends() {
+    use crate::effective::Options;
+    use crate::plan::{Addition, Admit, Checks, Return};
+    let add = |admit, options: &str| {
+        let options = Options::of(options);
+        Change::Add(Addition {
+            address: "127.0.0.1:1".parse().unwrap(),
+            id: 1,
+            weight: 9,
+            digest: options.digest(),
+            options: std::sync::Arc::new(options),
+            admit,
+        })
+    };
+    let both = "check agent-check agent-port 1";
+    let back = |weight| Return {
+        weight,
+        checks: Checks::of(&Options::of(both)),
+    };
+    let plain = Return {
+        weight: Some(3),
+        checks: Checks::of(&Options::default()),
+    };
+    let address = "127.0.0.2:2".parse().unwrap();
+    let agent_on = "enable agent s; set server s agent up";
+    for (change, sent) in [
+        (
+            add(Admit::Ready, ""),
+            "add server s weight 9; set server s state ready".to_owned(),
+        ),
+        (
+            add(Admit::Ready, both),
+            format!("add server s weight 9; enable health s; {agent_on}; set server s state ready"),
+        ),
+        (
+            add(Admit::Checked, both),
+            "add server s weight 9; enable health s".to_owned(),
+        ),
+        (
+            add(Admit::Disabled, both),
+            format!("add server s weight 9; enable health s; {agent_on}"),
+        ),
+        (
+            Change::Retire { agent: false },
+            "set server s state maint; set server s weight 0".to_owned(),
+        ),
+        (
+            Change::Retire { agent: true },
+            "disable agent s; set server s state maint; set server s weight 0".to_owned(),
+        ),
+        (
+            Change::Return(plain),
+            "set server s weight 3; set server s state ready".to_owned(),
+        ),
+        (
+            Change::Return(back(None)),
+            format!(
+                "enable health s; {agent_on}; set server s weight 100%; set server s state ready"
+            ),
+        ),
+        (
+            Change::Readdress {
+                address,
+                around: Some(back(None)),
+                follows: crate::effective::Follows::default(),
+            },
+            format!(
+                "disable agent s; set server s state maint; set server s weight 0; set server s addr; enable health s; {agent_on}; set server s weight 100%; set server s state ready"
+            ),
+        ),
+        // An agent takes another address only while it is listened to.
+        (
+            Change::Readdress {
+                address,
+                around: Some(back(None)),
+                follows: crate::effective::Follows {
+                    health: true,
+                    agent: true,
+                },
+            },
+            format!(
+                "disable agent s; set server s state maint; set server s weight 0; set server s check-addr 127.0.0.2; enable agent s; set server s agent-addr 127.0.0.2; set server s addr; enable health s; {agent_on}; set server s weight 100%; set server s state ready"
+            ),
+        ),
+        (
+            Change::Maint { agent: false },
+            "set server s state maint".to_owned(),
+        ),
+        (
+            Change::Maint { agent: true },
+            "disable agent s; set server s state maint".to_owned(),
+        ),
+        (
+            Change::Weight {
+                weight: 4,
+                queue: false,
+            },
+            "set server s weight 4".to_owned(),
+        ),
+        (
+            Change::Weight {
+                weight: 4,
+                queue: true,
+            },
+            "set server s state maint; set server s weight 4; set server s state ready".to_owned(),
+        ),
+    ] {
+        let op = Op {
+            backend: "b".to_owned(),
+            server: "s".to_owned(),
+            change,
+        };
+        let texts = Command::of(&op).into_iter().map(|c| c.text().unwrap());
+        let short = |text: String| {
+            let text = text.replace("b/s", "s");
+            let weight = text.split(' ').skip_while(|w| *w != "weight").nth(1);
+            match text.split(' ').collect::<Vec<_>>()[..] {
+                ["add", ..] => format!("add server s weight {}", weight.unwrap_or_default()),
+                ["set", _, _, "addr", ..] => "set server s addr".to_owned(),
+                _ => text,
+            }
+        };
         assert_eq!(
-            row(op, admin, weight, initial).state(),
-            state,
-            "{op} {admin} {weight} {initial}"
+            texts.map(short).collect::<Vec<_>>().join("; "),
+            sent,
+            "{op}"
         );
     }
 }

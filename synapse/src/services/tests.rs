@@ -58,7 +58,9 @@ fn row(id: u32) -> RunningServer {
         id,
         weight: 1,
         initial_weight: 1,
+        given: 1,
         state: ServerState::Ready,
+        agent: None,
         digest: None,
         awaits_check: false,
     }
@@ -108,7 +110,7 @@ proptest! {
                     awaited: &|_| false,
                     named: &[],
                     resolved: &|_| Some([10, 1, 1, 1].into()),
-                    operator_maint: &BTreeSet::new(),
+                    operator_maint: &BTreeMap::new(),
                     refused_options: &BTreeMap::new(),
                     live: &|_| Some(&live),
                     looks,
@@ -166,7 +168,7 @@ fn a_named_server_keeps_its_place() {
         let world = World {
             resolved: &|_| None,
             awaited: &|_| false,
-            operator_maint: &BTreeSet::new(),
+            operator_maint: &BTreeMap::new(),
             refused_options: &BTreeMap::new(),
             live: &|_| None,
             looks: 0,

@@ -3,8 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod agents;
 mod balance;
 mod haproxy;
+mod maint;
 mod named;
 mod pair;
 mod programs;

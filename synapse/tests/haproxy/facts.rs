@@ -53,8 +53,14 @@ async fn retiring_a_server_hurts_no_request_in_flight() {
             change,
         };
         let ops = [
-            op("s2", Change::Weight { weight: 1 }),
-            op("s1", Change::Retire),
+            op(
+                "s2",
+                Change::Weight {
+                    weight: 1,
+                    queue: false,
+                },
+            ),
+            op("s1", Change::Retire { agent: false }),
         ];
         assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(()), Ok(())]);
         for _ in 0..50 {

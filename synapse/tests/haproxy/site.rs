@@ -12,6 +12,7 @@ use synapse::effective::Scope;
 use synapse::generation::Generation;
 use synapse::haproxy::{Digests, Haproxy};
 use synapse::plan::Desired;
+use synapse::runtime_api::ServerRow;
 
 /// One service `b` behind a local port.
 pub(crate) struct Site {
@@ -86,6 +87,7 @@ impl Site {
                 generation,
                 backends: Scope::default().read(&model),
                 admits_checked: Default::default(),
+                weights: true,
             }
         };
         let plain = desired(&self.text(backend, sections, ""));
@@ -147,6 +149,11 @@ impl Site {
 /// `server NAME ADDRESS id N ...`, numbered from 1.
 pub(crate) fn server(number: u32, address: SocketAddr, options: &str) -> String {
     format!("server s{number} {address} id {number} {options}")
+}
+
+/// What we have taken out in these tests is what has weight 0.
+pub(crate) fn taken_out(row: &ServerRow) -> bool {
+    row.weight == 0
 }
 
 /// What the worker was loaded with.

@@ -16,7 +16,7 @@ use synapse::runtime_api::{AdminState, Command, Refusal, Reply, RuntimeApi};
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 
-use crate::site::{Site, digests, server};
+use crate::site::{Site, digests, server, taken_out};
 
 fn runtime(plan: Plan) -> Vec<Op> {
     match plan {
@@ -47,7 +47,7 @@ async fn what_was_loaded_reads_back_as_unchanged_and_plans_take() {
     let mut haproxy = site.haproxy(Reload::Supervise);
     assert!(haproxy.start(Some(&all.generation), 3).await.succeeded());
     let known = digests(&all);
-    let running = haproxy.live().await.unwrap().running(&known);
+    let running = haproxy.live().await.unwrap().running(&known, taken_out);
     assert_eq!(plan(&running, &all), Plan::Unchanged);
     assert_eq!(running.backends["b"]["s3"].state, State::OperatorMaint);
 
@@ -67,7 +67,7 @@ async fn what_was_loaded_reads_back_as_unchanged_and_plans_take() {
     assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(()), Ok(())]);
     let mut expected = running.clone();
     ops.iter().for_each(|op| expected.apply(op));
-    let running = haproxy.live().await.unwrap().running(&known);
+    let running = haproxy.live().await.unwrap().running(&known, taken_out);
     assert_eq!(running, expected, "haproxy does what the model says");
     assert_eq!(plan(&running, &fewer), Plan::Unchanged);
 
@@ -80,7 +80,10 @@ async fn what_was_loaded_reads_back_as_unchanged_and_plans_take() {
     );
     assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(()), Ok(())]);
     let live = haproxy.live().await.unwrap();
-    assert_eq!(plan(&live.running(&known), &all), Plan::Unchanged);
+    assert_eq!(
+        plan(&live.running(&known, taken_out), &all),
+        Plan::Unchanged
+    );
     let row = live.table.iter().find(|r| r.name == "s2").unwrap();
     assert_eq!(
         (row.weight, row.initial_weight, row.is_serving()),
@@ -111,19 +114,21 @@ async fn an_operators_states_are_read_as_such() {
         [Reply::Done, Reply::Done]
     );
     let live = haproxy.live().await.unwrap();
-    let states: Vec<State> = live.table.iter().map(|r| r.state()).collect();
+    let states: Vec<State> = live.table.iter().map(|r| r.state(false)).collect();
     assert_eq!(
         states,
         [State::OperatorMaint, State::OperatorDrain, State::Ready]
     );
     assert_eq!(
-        live.operator_maint()
+        live.table
+            .iter()
+            .filter(|r| r.state(false) == State::OperatorMaint)
             .map(|r| r.name.as_str())
             .collect::<Vec<_>>(),
         ["s1"]
     );
     assert_eq!(
-        plan(&live.running(&digests(&desired)), &desired),
+        plan(&live.running(&digests(&desired), taken_out), &desired),
         Plan::Unchanged
     );
 }
@@ -161,7 +166,7 @@ async fn checks_at_the_servers_own_address_follow_it() {
     checked(&here).await;
     // There, and back.
     for (former, now, listener) in [(from, to, &there), (to, from, &here)] {
-        let running = haproxy.live().await.unwrap().running(&digests(&at(former)));
+        let running = haproxy.live().await.unwrap().running(&digests(&at(former)), taken_out);
         let after = at(now);
         let ops = runtime(plan(&running, &after));
         assert_eq!(
@@ -172,7 +177,7 @@ async fn checks_at_the_servers_own_address_follow_it() {
         checked(listener).await;
         let live = haproxy.live().await.unwrap();
         assert_eq!(
-            plan(&live.running(&digests(&after)), &after),
+            plan(&live.running(&digests(&after), taken_out), &after),
             Plan::Unchanged
         );
         assert_eq!(live.table[0].op_state, 2, "up: {:?}", live.table[0]);
@@ -243,9 +248,15 @@ async fn refusals_are_recognised() {
         change,
     };
     let ops = [
-        op("s1", Change::Retire),
-        op("nope", Change::Retire),
-        op("s2", Change::Weight { weight: 3 }),
+        op("s1", Change::Retire { agent: false }),
+        op("nope", Change::Retire { agent: false }),
+        op(
+            "s2",
+            Change::Weight {
+                weight: 3,
+                queue: false,
+            },
+        ),
     ];
     assert_eq!(
         haproxy.api().apply(&ops).await.unwrap(),
@@ -253,8 +264,14 @@ async fn refusals_are_recognised() {
     );
     // What must not be sent costs itself alone.
     let bad = [
-        op("s1;disable frontend f", Change::Retire),
-        op("s2", Change::Weight { weight: 4 }),
+        op("s1;disable frontend f", Change::Retire { agent: false }),
+        op(
+            "s2",
+            Change::Weight {
+                weight: 4,
+                queue: false,
+            },
+        ),
     ];
     let results = haproxy.api().apply(&bad).await.unwrap();
     assert!(
@@ -284,7 +301,7 @@ async fn a_socket_below_admin_is_told() {
     let op = Op {
         backend: "b".to_owned(),
         server: "s".to_owned(),
-        change: Change::Retire,
+        change: Change::Retire { agent: false },
     };
     assert_eq!(api.apply(&[op]).await.unwrap(), [Err(Refusal::Denied)]);
 }
@@ -321,12 +338,20 @@ async fn servers_are_added_as_planned_and_deleted() {
         "server s4 [::1]:9 id 4 send-proxy ssl verify none sni str(x) alpn h2".to_owned(),
     ];
     let all = site.write(&lines, "");
-    let running = haproxy.live().await.unwrap().running(&digests(&all));
+    let running = haproxy
+        .live()
+        .await
+        .unwrap()
+        .running(&digests(&all), taken_out);
     let ops = runtime(plan(&running, &all));
     assert_eq!(ops.len(), 4);
     let results = haproxy.api().apply(&ops).await.unwrap();
     assert!(results.iter().all(Result::is_ok), "{results:?}");
-    let running = haproxy.live().await.unwrap().running(&digests(&all));
+    let running = haproxy
+        .live()
+        .await
+        .unwrap()
+        .running(&digests(&all), taken_out);
     assert_eq!(plan(&running, &all), Plan::Unchanged, "{running:#?}");
     assert_eq!(running.backends["b"]["s3"].state, State::OperatorMaint);
     let mut expected = Running::loaded(&all);
@@ -350,7 +375,11 @@ async fn servers_are_added_as_planned_and_deleted() {
     let mut with_half = lines.to_vec();
     with_half.push("server s5 127.0.0.1:9 id 5".to_owned());
     let wanted = site.write(&with_half, "");
-    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    let running = haproxy
+        .live()
+        .await
+        .unwrap()
+        .running(&digests(&wanted), taken_out);
     let ops = runtime(plan(&running, &wanted));
     assert_eq!(ops[0].to_string(), "return b/s5 weight 1");
     assert_eq!(haproxy.api().apply(&ops).await.unwrap(), [Ok(())]);
@@ -367,7 +396,11 @@ async fn servers_are_added_as_planned_and_deleted() {
         haproxy.api().apply(&again).await.unwrap(),
         [Err(Refusal::IdUsed)]
     );
-    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    let running = haproxy
+        .live()
+        .await
+        .unwrap()
+        .running(&digests(&wanted), taken_out);
     assert_eq!(plan(&running, &wanted), Plan::Unchanged);
 
     let ops = runtime(plan(&running, &none));
@@ -380,7 +413,11 @@ async fn servers_are_added_as_planned_and_deleted() {
             .iter()
             .all(Result::is_ok)
     );
-    let running = haproxy.live().await.unwrap().running(&digests(&wanted));
+    let running = haproxy
+        .live()
+        .await
+        .unwrap()
+        .running(&digests(&wanted), taken_out);
     let ops = garbage(&running, &none, none.backends.keys());
     // The operator's stays.
     assert_eq!(ops.len(), 4);
@@ -418,7 +455,7 @@ async fn thousands_of_changes_go_through() {
             .succeeded()
     );
     let known = digests(&desired);
-    let running = haproxy.live().await.unwrap().running(&known);
+    let running = haproxy.live().await.unwrap().running(&known, taken_out);
     let one = site.write(&lines[..1], "");
     let ops = runtime(plan(&running, &one));
     assert_eq!(ops.len(), 2_999);
@@ -432,7 +469,10 @@ async fn thousands_of_changes_go_through() {
             .all(Result::is_ok)
     );
     assert_eq!(
-        plan(&haproxy.live().await.unwrap().running(&known), &one),
+        plan(
+            &haproxy.live().await.unwrap().running(&known, taken_out),
+            &one
+        ),
         Plan::Unchanged
     );
 }
