@@ -78,7 +78,7 @@ pub(crate) async fn inherits(stage: &mut Stage) {
         .said(&format!("add server inherits/{} ", server.name));
     for word in [
         " id ",
-        " weight 0 ",
+        " weight 1 ",
         " pool-purge-delay 5s ",
         " pool-max-conn -1 ",
         " inter 700",
