@@ -33,7 +33,12 @@ impl Reconciler {
         let reload = self.reload_reason(&next.wanted);
         if let Some(reason) = reload {
             let Some(at) = self.reload_due(now) else {
-                return self.start_heavy(Some(reason), false, true);
+                // What a worker loads is no older than what was last seen of the one before: an operator's word that is not
+                // rendered yet would be undone by the file, and read as the operator's from then on.
+                if self.observed.is_none() || self.unrendered.is_empty() {
+                    self.start_heavy(Some(reason), false, true);
+                }
+                return;
             };
             self.again_at(at);
             if self.observed.is_none() {
