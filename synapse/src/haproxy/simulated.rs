@@ -12,12 +12,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use operator::{Key, Loaded, Operator, Shown};
+
 use super::{Complaints, ReloadOutcome, Verdict};
 use crate::cfg::{Model, Ours};
 use crate::effective::Scope;
 use crate::generation::Generation;
 use crate::runtime_api::{ApiError, Reply};
 use crate::server::NOWHERE;
+
+mod operator;
+
+/// So long a maint that is found is the sender's when the answer to a command about its server was lost.
+const UNSURE: Duration = Duration::from_secs(61);
 
 thread_local! {
     static CURRENT: RefCell<Option<Simulated>> = const { RefCell::new(None) };
@@ -66,6 +73,8 @@ const PATIENCE: usize = 8;
 
 #[derive(Debug)]
 struct World {
+    /// What it does is printed.
+    trace: bool,
     refusing: Vec<(Refusing, Option<u32>)>,
     /// Exchanges in which a command was refused: of which worker, in which backend, which.
     asked: BTreeMap<(u32, String, &'static str), usize>,
@@ -77,15 +86,14 @@ struct World {
     next_pid: u32,
     reloads: u64,
     /// Servers that every state of the registry since the last quiet moment has named: none of them may be taken out.
-    kept: BTreeSet<(String, String)>,
-    /// Servers that an operator has put in maint.
-    operator: BTreeSet<(String, String)>,
-    /// Servers that an operator or an agent has ever put in maint: it is put back after a reload.
-    theirs: BTreeSet<(String, String)>,
+    kept: BTreeSet<Key>,
+    /// Servers that none of them has named: none of them may take requests.
+    gone: BTreeSet<Key>,
+    operator: Operator,
     /// Servers that something was sent about, and when.
-    sent: BTreeMap<(String, String), Instant>,
+    sent: BTreeMap<Key, Instant>,
     /// Those of which the sender cannot know who has done it, for want of an answer or because of a reload.
-    unanswered: BTreeMap<(String, String), Instant>,
+    unanswered: BTreeMap<Key, Instant>,
     /// Agents say `ready` from now on.
     well: bool,
     broken: Vec<String>,
@@ -112,16 +120,17 @@ struct Server {
     checked: bool,
     /// Whether its agent is listened to; `None` = it has none.
     agent: Option<bool>,
-    /// In maint and of weight 0 by command, its agent not listened to since: taken out for good.
+    /// The last command about its state said maint, and no agent has ended that.
+    commanded: bool,
+    /// So, and of weight 0: taken out for good.
     out: bool,
-    /// In maint by command, and was not before.
-    by_command: bool,
 }
 
 impl Simulated {
     /// Makes one and drives it on this thread from now on.
-    pub(crate) fn start(seed: u64, file: &Path) -> Self {
+    pub(crate) fn start(seed: u64, file: &Path, trace: bool) -> Self {
         let world = World {
+            trace,
             refusing: Vec::new(),
             asked: BTreeMap::new(),
             rng: fastrand::Rng::with_seed(seed),
@@ -132,8 +141,8 @@ impl Simulated {
             next_pid: 0x4000_0000,
             reloads: 0,
             kept: BTreeSet::new(),
-            operator: BTreeSet::new(),
-            theirs: BTreeSet::new(),
+            gone: BTreeSet::new(),
+            operator: Operator::default(),
             sent: BTreeMap::new(),
             unanswered: BTreeMap::new(),
             well: true,
@@ -161,45 +170,62 @@ impl Simulated {
         self.world().faults = faults;
     }
 
-    pub(crate) fn set_kept(&self, kept: BTreeSet<(String, String)>) {
-        self.world().kept = kept;
+    /// Servers that every state of the registry since the last quiet moment has named, and those that none has.
+    pub(crate) fn set_kept(&self, kept: BTreeSet<Key>, gone: BTreeSet<Key>) {
+        let mut world = self.world();
+        (world.kept, world.gone) = (kept, gone);
     }
 
     /// Nobody runs any more.
     pub(crate) fn kill(&self) {
-        self.world().worker = None;
+        let mut world = self.world();
+        world.worker = None;
+        // The next one is started as soon as that is seen: what was heard may not be in the file yet.
+        world.operator.forgotten(&BTreeSet::new(), &Shown::new());
+        world.operator.load(&[], None);
     }
 
     /// Somebody else reloads, with this file.
     pub(crate) fn foreign_reload(&self, text: &str) {
-        self.world().load(text);
+        self.world().load(text, None);
+    }
+
+    /// Who drove it is dead, and has left this as what an operator has put in maint.
+    pub(crate) fn forgotten(&self, noted: &BTreeSet<Key>) {
+        let mut world = self.world();
+        let shown = world.shown();
+        world.operator.forgotten(noted, &shown);
+    }
+
+    /// Servers that are in maint by an operator's word; those that may be, or by an agent's.
+    pub(crate) fn held(&self) -> (BTreeSet<Key>, BTreeSet<Key>) {
+        let world = self.world();
+        (world.operator.held(), world.operator.maybe())
     }
 
     /// An operator's hand, which may have set weight 0 before.
     pub(crate) fn set_maint(&self, backend: &str, name: &str, maint: bool, weightless: bool) {
         let mut world = self.world();
         let key = (backend.to_owned(), name.to_owned());
+        let is_theirs = world.operator.may_hold(&key);
         let worker = world.worker.as_mut();
         let servers = worker.and_then(|worker| worker.backends.get_mut(backend));
         let server = servers.and_then(|servers| servers.get_mut(name));
         // One that was taken out is not the operator's to judge.
         let other = |server: &&mut Server| {
             let is_ours = server.address.ip() == NOWHERE || !maint && server.out;
-            server.maint != maint && !is_ours
+            server.maint != maint && !is_ours && (maint || is_theirs)
         };
         let Some(server) = server.filter(other) else {
             return;
         };
-        (server.maint, server.by_command) = (maint, false);
+        (server.maint, server.commanded) = (maint, false);
         if maint && weightless {
             server.weight = 0;
         }
-        if maint {
-            world.theirs.insert(key.clone());
-            world.operator.insert(key);
-        } else {
-            world.operator.remove(&key);
-        }
+        let sent = world.unanswered.get(&key);
+        let unsure = maint && sent.is_some_and(|at| at.elapsed() < UNSURE);
+        world.operator.says(key, maint, unsure);
     }
 
     /// It refuses this as well from now on.
@@ -302,6 +328,8 @@ impl Simulated {
             return Err(ApiError::Closed(path.to_owned()));
         }
         world.count(refused);
+        world.tell_of_looks(batch, stale);
+        world.check_gone("a command");
         Ok(replies)
     }
 
@@ -326,6 +354,7 @@ impl Simulated {
 
     /// A start or a reload of ours.
     pub(crate) async fn reload(&self) -> ReloadOutcome {
+        let began = Instant::now();
         sleep(Duration::from_millis(60)).await;
         let mut world = self.world();
         let faults = world.faults;
@@ -341,8 +370,9 @@ impl Simulated {
                 format!("[ALERT] (1) : config : {words}\n"),
             );
         }
-        world.load(&text);
+        world.load(&text, Some(began));
         world.check_kept("a reload");
+        world.check_gone("a reload");
         let worker = world.worker.as_ref();
         let generation = worker.and_then(|worker| {
             Generation::parse(crate::generation::parse_description(&worker.description)?)
@@ -360,7 +390,8 @@ impl World {
         self.rng.u16(0..1000) < thousandths
     }
 
-    fn load(&mut self, text: &str) {
+    /// `began` = when a reload of ours did.
+    fn load(&mut self, text: &str, began: Option<Instant>) {
         let model = Model::parse(text, Ours::All);
         let description = text
             .lines()
@@ -381,24 +412,38 @@ impl World {
                         has_check: wanted.options.has("check"),
                         checked: true,
                         agent: wanted.weight_is_agents().then_some(true),
+                        commanded: false,
                         out: false,
-                        by_command: false,
                     };
                     (name.clone(), server)
                 };
                 (name, backend.servers.iter().map(server).collect())
             });
         self.next_pid += 1;
+        if self.trace {
+            let whose = if began.is_some() { "ours" } else { "another's" };
+            println!(
+                "  worker {} loads a file, a reload of {whose}",
+                self.next_pid
+            );
+        }
         let worker = Worker {
             pid: self.next_pid,
             description: description.to_owned(),
             backends: backends.collect(),
         };
-        // It has left: the operator had no time to be heard.
-        self.operator.retain(|(backend, name)| {
-            let found = worker.backends.get(backend).and_then(|b| b.get(name));
-            found.is_some_and(|server| server.address.ip() != NOWHERE)
+        let loaded = worker.backends.iter().flat_map(|(backend, servers)| {
+            servers.iter().map(|(name, server)| Loaded {
+                key: (backend.clone(), name.clone()),
+                disabled: server.disabled,
+                parked: server.address.ip() == NOWHERE,
+            })
         });
+        let loaded: Vec<Loaded> = loaded.collect();
+        // Where nobody runs, haproxy is started on what is there.
+        let began_with = began.filter(|_| self.worker.is_some());
+        let broken = self.operator.load(&loaded, began_with);
+        self.broken.extend(broken);
         self.unanswered.append(&mut self.sent);
         self.former = self.worker.replace(worker);
     }
@@ -415,7 +460,10 @@ impl World {
             return;
         };
         for (backend, servers) in &mut worker.backends {
-            for (name, server) in servers.iter_mut().filter(|(_, s)| s.agent == Some(true)) {
+            // Each is asked at its server's own address: nobody is at the one of a server that is named only.
+            let asked =
+                |server: &Server| server.agent == Some(true) && server.address.ip() != NOWHERE;
+            for (name, server) in servers.iter_mut().filter(|(_, server)| asked(server)) {
                 let word = if self.well { 0 } else { self.rng.u8(0..8) };
                 match word {
                     0 => server.maint = false,
@@ -426,35 +474,77 @@ impl World {
                     _ => {}
                 }
                 if server.maint {
-                    self.theirs.insert((backend.clone(), name.clone()));
+                    let key = (backend.clone(), name.clone());
+                    self.operator.may_be(&key);
                 } else {
-                    self.operator.remove(&(backend.clone(), name.clone()));
                     if server.out {
                         let what = format!("the agent of {backend}/{name} brings it back");
                         self.broken.push(what);
                     }
+                    (server.commanded, server.out) = (false, false);
                 }
             }
         }
+        self.check_gone("an agent's word");
     }
 
     /// A command of ours about a server that an operator has put in maint.
-    fn check_operator(&mut self, key: &(String, String), text: &str, change: &[&str]) {
-        if !self.operator.contains(key) {
+    fn check_operator(&mut self, key: &Key, text: &str, change: &[&str]) {
+        if !self.operator.holds(key) {
             return;
         }
-        let servers = self.worker.as_ref().and_then(|w| w.backends.get(&key.0));
-        let found = servers.and_then(|servers| servers.get(&key.1));
-        let is_theirs = found.is_some_and(|server| server.maint && !server.by_command);
-        let unsure = |at: &Instant| at.elapsed() < Duration::from_secs(61);
         match change {
-            // It leaves: the operator had no time to be heard.
-            ["state", "maint"] if is_theirs => _ = self.operator.remove(key),
-            ["state", "ready"] if is_theirs && !self.unanswered.get(key).is_some_and(unsure) => {
+            // It leaves the registry: when it returns, that is another matter.
+            ["state", "maint"] if !self.kept.contains(key) => self.operator.may_be(key),
+            ["state", "ready"] => {
                 self.broken
                     .push(format!("{text}: undoes an operator's maint"));
             }
             _ => {}
+        }
+    }
+
+    /// Answers that show what an operator has said.
+    fn tell_of_looks(&mut self, batch: &[String], stale: bool) {
+        let Some(pid) = self.worker.as_ref().map(|worker| worker.pid) else {
+            return;
+        };
+        let shown = self.shown();
+        let operator = &mut self.operator;
+        for command in batch.iter().filter(|_| !stale) {
+            match command.split(' ').collect::<Vec<_>>()[..] {
+                ["show", "servers", "state"] => operator.looked(pid, None, &shown),
+                ["show", "servers", "state", name] => operator.looked(pid, Some(name), &shown),
+                ["show", "info"] => operator.is(pid, &shown),
+                _ => {}
+            }
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        let backends = self.worker.iter().flat_map(|worker| &worker.backends);
+        let servers = backends.flat_map(|(backend, servers)| {
+            let server = |(name, server): (&String, &Server)| {
+                ((backend.clone(), name.clone()), server.maint)
+            };
+            servers.iter().map(server)
+        });
+        servers.collect()
+    }
+
+    /// No server may take requests that the registry has not named all the time.
+    fn check_gone(&mut self, what: &str) {
+        let Some(worker) = &self.worker else {
+            return;
+        };
+        let serves = |(backend, name): &&Key| {
+            let servers = worker.backends.get(backend);
+            let server = servers.and_then(|servers| servers.get(name));
+            server.is_some_and(|server| !server.maint)
+        };
+        if let Some((backend, name)) = self.gone.iter().find(serves) {
+            let words = format!("after {what} {backend}/{name} serves, which was taken out");
+            self.broken.push(words);
         }
     }
 
@@ -507,6 +597,10 @@ impl World {
 
     /// The reply with its severity tag; `None` = nobody runs.
     fn command(&mut self, text: &str, stale: bool) -> Option<String> {
+        if self.trace && !text.starts_with("show") {
+            let pid = self.worker.as_ref().map_or(0, |worker| worker.pid);
+            println!("  worker {pid}: {text}");
+        }
         self.worker.as_ref()?;
         if let Some(words) = self.refusal(text) {
             return Some(format!("[3]: {words}\n"));
@@ -574,7 +668,7 @@ impl World {
                 let (backend, name) = server.split_once('/')?;
                 let out = matches!(change, ["state", "maint"]);
                 let key = (backend.to_owned(), name.to_owned());
-                if out && self.kept.contains(&key) && !self.theirs.contains(&key) {
+                if out && self.kept.contains(&key) && !self.operator.may_hold(&key) {
                     self.broken
                         .push(format!("{text}: the registry has named it all the time"));
                 }
@@ -702,8 +796,8 @@ fn add(
         has_check: check,
         checked: false,
         agent: agent.then_some(false),
+        commanded: false,
         out: false,
-        by_command: false,
     };
     servers.insert(name.to_owned(), server);
     "[6]: New server registered.\n".to_owned()
@@ -733,16 +827,15 @@ fn set(worker: &mut Worker, backend: &str, name: &str, change: &[&str]) -> Strin
     };
     match change {
         ["state", state] => {
-            let maint = *state == "maint";
-            server.by_command = maint && (server.by_command || !server.maint);
-            server.maint = maint;
+            server.maint = *state == "maint";
+            server.commanded = server.maint;
             server.out &= server.maint;
         }
         ["agent", "up"] if server.agent == Some(true) => {}
         ["weight", "100%"] => server.weight = server.initial,
         ["weight", weight] => {
             server.weight = weight.parse().unwrap_or_default();
-            server.out = server.maint && server.weight == 0;
+            server.out = server.commanded && server.weight == 0;
         }
         ["addr", ip, "port", port] => {
             if let (Ok(ip), Ok(port)) = (ip.parse(), port.parse()) {

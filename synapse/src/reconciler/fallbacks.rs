@@ -22,15 +22,16 @@ pub(super) struct Fallbacks {
     /// Every change is refused; by whom, as in [`Fallback::pid`].
     denied: Option<Option<u32>>,
     backends: BTreeMap<(String, Kind), Fallback>,
+    /// Servers that we have put into maint or taken out of it, and do not know how that ended: backend, NAME. Whose their
+    /// maint is stands in [`super::marks`]; these may have been left without their checks, also by a worker that somebody
+    /// else had started before it was seen.
+    halfway: BTreeSet<(String, String)>,
     /// What follows is this worker's.
     pid: u32,
     /// Refused in a way that the table may explain: backend, NAME; whether the table was read since.
     doubted: BTreeMap<(String, String, Kind), bool>,
     /// Servers of which a part of a change was refused: backend, NAME; which change, and why.
     unfinished: BTreeMap<(String, String), (Kind, String)>,
-    /// Servers that we have put into maint or taken out of it, and do not know how that ended: backend, NAME. Whose their
-    /// maint is stands in [`super::marks`]; these may have been left without their checks.
-    halfway: BTreeSet<(String, String)>,
     /// Servers that an operator had disabled and that this worker does not disable: backend, NAME.
     undisabled: BTreeSet<(String, String)>,
 }
@@ -120,7 +121,6 @@ impl Fallbacks {
             self.pid = pid;
             self.doubted.clear();
             self.unfinished.clear();
-            self.halfway.clear();
             self.undisabled.clear();
         }
     }

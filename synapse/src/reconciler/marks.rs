@@ -24,7 +24,7 @@ use tracing::warn;
 
 use super::observed::Observed;
 use crate::cfg::Model;
-use crate::plan::{Admit, Change, Op, Return};
+use crate::plan::{Admit, Change, Op, Return, State};
 
 /// How long a change waits for its note: a memory of the kernel's, unless the disk stands still.
 const WAIT: Duration = Duration::from_millis(50);
@@ -199,11 +199,18 @@ impl Marks {
         }
     }
 
-    /// Takes note of what is about to be sent.
-    pub(super) async fn intend(&mut self, pid: u32, ops: &[Op]) {
+    /// Takes note of what is about to be sent. A server that is only named is known for ours by its address: before it gets
+    /// another one, it is noted.
+    pub(super) async fn intend(&mut self, observed: &Observed, ops: &[Op]) {
+        let pid = observed.pid();
         self.begin(pid);
+        let is_ours = |op: &Op| {
+            let found = observed.server(&op.backend, &op.server);
+            found.is_some_and(|server| server.state == State::Retired)
+        };
         for op in ops {
-            if by_way_of_maint(&op.change) {
+            let moves = matches!(op.change, Change::Readdress { .. }) && is_ours(op);
+            if moves || by_way_of_maint(&op.change) {
                 self.claim(pid, &op.backend, &op.server);
             } else if matches!(op.change, Change::Maint { .. }) {
                 self.release(&op.backend, &op.server);

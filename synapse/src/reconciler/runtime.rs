@@ -192,11 +192,12 @@ impl Reconciler {
     }
 
     pub(super) async fn apply(&mut self, ops: &[Op]) {
-        let Some(pid) = self.observed.as_ref().map(Observed::pid) else {
+        let Some(observed) = &self.observed else {
             return;
         };
+        let pid = observed.pid();
+        self.marks.intend(observed, ops).await;
         self.see(ops.iter().map(|op| &op.backend));
-        self.marks.intend(pid, ops).await;
         // Known before it is sent: should the answer be lost, the server is still known for ours.
         let former: Vec<Option<Digest>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
         let results = match self.api.apply(ops).await {
@@ -273,7 +274,10 @@ impl Reconciler {
         let backends: BTreeSet<String> = self.awaited.iter().map(|(b, _)| b.clone()).collect();
         let backends: Vec<String> = backends.into_iter().collect();
         match self.api.servers_of(&backends).await {
-            Ok(rows) => self.take(&backends, rows),
+            Ok(rows) => {
+                self.take(&backends, rows);
+                self.hear().await;
+            }
             Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
         }
     }
@@ -319,6 +323,7 @@ impl Reconciler {
         self.awaited
             .extend(awaited.map(|op| (op.backend.clone(), op.server.clone())));
         self.take(&touched, rows);
+        self.hear().await;
         let Some(observed) = &self.observed else {
             return;
         };

@@ -1,13 +1,19 @@
 //! The reconciler against a haproxy in memory, under a clock that does not wait: random states of the registry, of the
 //! configuration and of haproxy, with answers lost, looks that are stale, deaths, reloads by others, agents that say
 //! anything, and a synapse that is killed at any moment and started again. Seeds as in
-//! [`crate::simulation`]; replayed alone, a seed prints its steps.
+//! [`crate::simulation`]; replayed alone, a seed prints its steps and what
+//! haproxy does.
 //!
 //! What must hold: the file on disk loads at every step, although lines name servers and services that come and go; a
 //! server that every state of the registry has named since the last quiet moment is never taken out;
 //! once nothing goes wrong any more, the table and the file are what the registry says; changes of servers alone never
-//! reload; a server that was taken out is never in rotation, whatever its agent says; an operator's maint is never undone,
-//! whatever its weight.
+//! reload; a server that no state of the registry has named since the last quiet moment is never in rotation, whatever its
+//! agent says; what an operator has put in maint stays there, whatever its weight, and nothing else does: an operator
+//! releases only what an operator has put in maint, so what we put there has to return by itself.
+//!
+//! Nobody can keep an operator's word that is lost before the table was looked at, with its worker: such servers may be in
+//! maint or not. The same holds for a minute after the answer to a command about that very server was lost: a haproxy that
+//! was stopped may do it so late, and our own removal must not stay out for good.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -72,6 +78,8 @@ struct Simulation {
     registry: BTreeMap<String, Registered>,
     /// Of each service, the servers named by every state since the last quiet moment.
     always: BTreeMap<String, BTreeSet<u8>>,
+    /// Of each service, the servers named by any of them.
+    ever: BTreeMap<String, BTreeSet<u8>>,
     /// Services that were left out or came back since the last quiet moment.
     moved: BTreeSet<String>,
     /// The file as it was at some time.
@@ -138,6 +146,7 @@ impl Simulation {
             .entry(name.to_owned())
             .or_insert_with(|| named.clone());
         always.retain(|number| named.contains(number));
+        self.ever.entry(name.to_owned()).or_default().extend(named);
         self.tell_kept();
         (self.publish)(&key, view);
     }
@@ -152,7 +161,15 @@ impl Simulation {
                 .iter()
                 .map(move |number| (service.clone(), name_of(service, *number)))
         });
-        self.haproxy.set_kept(kept.collect());
+        let told = self
+            .ever
+            .iter()
+            .filter(|(name, _)| !self.moved.contains(*name));
+        let gone = told.flat_map(|(service, numbers)| {
+            let others = (1..8).filter(|number| !numbers.contains(number));
+            others.map(move |number| (service.clone(), name_of(service, number)))
+        });
+        self.haproxy.set_kept(kept.collect(), gone.collect());
     }
 
     /// Nothing is on its way: what is registered now is what was, until something changes.
@@ -167,7 +184,9 @@ impl Simulation {
                 .get(&name)
                 .into_iter()
                 .flat_map(BTreeMap::keys);
-            self.always.insert(name.clone(), named.copied().collect());
+            let named: BTreeSet<u8> = named.copied().collect();
+            self.ever.insert(name.clone(), named.clone());
+            self.always.insert(name.clone(), named);
         }
         self.tell_kept();
     }
@@ -266,10 +285,14 @@ impl Simulation {
             task.abort();
             let _killed = task.await.is_err();
         }
+        let known = self.snapshot.borrow().clone();
+        let noted = known.operator.keys();
+        let noted = noted.filter_map(|key| key.split_once('/'));
+        let noted = noted.map(|(backend, name)| (backend.to_owned(), name.to_owned()));
+        self.haproxy.forgotten(&noted.collect());
         if self.rng.bool() {
             self.operator_event();
         }
-        let known = self.snapshot.borrow().clone();
         self.start(&known).await?;
         for name in self.services() {
             self.tell(&name);
@@ -304,6 +327,15 @@ impl Simulation {
         Ok(())
     }
 
+    /// It serves what that file says, which may be an older one, until it is seen.
+    fn foreign_reload(&mut self, text: &str) {
+        for numbers in self.ever.values_mut() {
+            numbers.extend(1..8);
+        }
+        self.tell_kept();
+        self.haproxy.foreign_reload(text);
+    }
+
     /// Whether it may have cost a reload.
     fn haproxy_event(&mut self) {
         match self.rng.u8(0..9) {
@@ -324,13 +356,13 @@ impl Simulation {
             2 => {
                 self.note("somebody reloads with the file".to_owned());
                 if let Ok(text) = std::fs::read_to_string(&self.file) {
-                    self.haproxy.foreign_reload(&text);
+                    self.foreign_reload(&text);
                 }
             }
             3 => {
                 if let Some(text) = self.older.clone() {
                     self.note("somebody reloads with an older file".to_owned());
-                    self.haproxy.foreign_reload(&text);
+                    self.foreign_reload(&text);
                 }
             }
             _ => {
@@ -345,8 +377,12 @@ impl Simulation {
         services.any(|service| service.name == name && service.haproxy.is_none())
     }
 
-    /// What is wrong although nothing is on its way; `None` = nothing.
-    fn difference(&self) -> Option<String> {
+    /// What is wrong although nothing is on its way; `None` = nothing. `held` = an operator's maints stand.
+    fn difference(&self, held: bool) -> Option<String> {
+        let (theirs, unsure) = match held {
+            true => self.haproxy.held(),
+            false => (BTreeSet::new(), BTreeSet::new()),
+        };
         // Where there are agents, weights are theirs.
         let plain = |found: BTreeSet<(String, String, u16)>| -> BTreeSet<(String, String, u16)> {
             let known = |weight, backend: &str| if backend == AGENTS { 0 } else { weight };
@@ -375,10 +411,18 @@ impl Simulation {
             .collect();
         let view = self.view.borrow().clone();
         let (wanted, written) = (plain(wanted), plain(written));
+        let is = |keys: &BTreeSet<(String, String)>, server: &(String, String, u16)| {
+            keys.contains(&(server.0.clone(), server.1.clone()))
+        };
+        let serves = |found: &BTreeSet<(String, String, u16)>| {
+            let may = |server: &_| wanted.contains(server) && !is(&theirs, server);
+            let must = |server: &_| is(&theirs, server) || is(&unsure, server);
+            found.iter().all(may) && wanted.iter().all(|s| must(s) || found.contains(s))
+        };
         match self.haproxy.serving().map(plain) {
             None => Some("nobody runs".to_owned()),
-            Some(found) if found != wanted => Some(format!(
-                "haproxy serves {found:?}, the registry says {wanted:?}"
+            Some(found) if !serves(&found) => Some(format!(
+                "haproxy serves {found:?}, the registry says {wanted:?}, in maint are {theirs:?}, perhaps {unsure:?}"
             )),
             Some(_) if written != wanted => Some(format!(
                 "the file says {written:?}, the registry {wanted:?}"
@@ -393,17 +437,38 @@ impl Simulation {
         }
     }
 
-    /// Nothing goes wrong any more: everything must become what the registry says, whatever haproxy refuses.
+    /// Nothing goes wrong any more: everything must become what the registry says, whatever haproxy refuses, but for what an
+    /// operator has put in maint; and that, too, once the operator has released it.
     async fn settle(&mut self) -> Result<(), String> {
         self.haproxy.set_faults(Faults::default());
+        let (held, unsure) = self.haproxy.held();
+        if !held.is_empty() || !unsure.is_empty() {
+            self.wait(true).await;
+            self.judge(true)?;
+        }
+        // A release may be lost with a worker, too: then there is another one.
+        for _ in 0..3 {
+            self.wait(false).await;
+            if self.difference(false).is_none() {
+                break;
+            }
+        }
+        self.judge(false)?;
+        self.quiet();
+        Ok(())
+    }
+
+    async fn wait(&mut self, held: bool) {
         // The longest back-off is 60 s.
         for _ in 0..700 {
-            for number in 1..8 {
-                self.haproxy
-                    .set_maint("a", &name_of("a", number), false, false);
+            if !held {
+                let (theirs, unsure) = self.haproxy.held();
+                for (backend, name) in theirs.union(&unsure).filter(|(b, _)| b != AGENTS) {
+                    self.haproxy.set_maint(backend, name, false, false);
+                }
             }
             self.haproxy.agents_speak(true);
-            if self.difference().is_none() {
+            if self.difference(held).is_none() {
                 break;
             }
             sleep(Duration::from_millis(250)).await;
@@ -412,15 +477,17 @@ impl Simulation {
             sleep(Duration::from_millis(100)).await;
             self.haproxy.agents_speak(true);
         }
-        if let Some(difference) = self.difference() {
-            let view = self.view.borrow().clone();
-            return Err(format!(
-                "not in step after all is well: {difference}; {:?}, problems {:?}",
-                view.haproxy, view.problems
-            ));
-        }
-        self.quiet();
-        Ok(())
+    }
+
+    fn judge(&self, held: bool) -> Result<(), String> {
+        let Some(difference) = self.difference(held) else {
+            return Ok(());
+        };
+        let view = self.view.borrow().clone();
+        Err(format!(
+            "not in step after all is well: {difference}; {:?}, problems {:?}",
+            view.haproxy, view.problems
+        ))
     }
 
     async fn run(&mut self, servers_only: bool) -> Result<(), String> {
@@ -553,7 +620,7 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
     };
     let folder = tempfile::tempdir_in(folder).map_err(|e| e.to_string())?;
     let file = folder.path().join("haproxy.cfg");
-    let haproxy = Simulated::start(seed, &file);
+    let haproxy = Simulated::start(seed, &file, trace);
     let config = base(&file, &folder.path().join("snapshot.json"));
     let mut simulation = Simulation {
         rng: fastrand::Rng::with_seed(seed ^ 0x5eed),
@@ -567,6 +634,7 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         stop: watch::channel(false).0,
         registry: BTreeMap::new(),
         always: BTreeMap::new(),
+        ever: BTreeMap::new(),
         moved: BTreeSet::new(),
         older: None,
         file,

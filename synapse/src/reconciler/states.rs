@@ -118,10 +118,10 @@ impl Reconciler {
             .into_iter()
             .filter(|row| changed.contains(&row.backend));
         self.take(&changed, rows.collect());
-        let Some(mut observed) = self.observed.take() else {
+        self.hear().await;
+        let Some(observed) = self.observed.take() else {
             return false;
         };
-        self.note_operator(&mut observed).await;
         for (name, before) in changed.iter().zip(&before) {
             for (kind, count) in observed.differs(name, before.as_ref()) {
                 self.differs(kind, count);

@@ -352,6 +352,16 @@ impl Reconciler {
         self.dirty.extend(dirty);
         self.operator_maint = maint;
         self.saves_at_once = true;
+        self.again_at(Instant::now());
+    }
+
+    /// An operator's word that a look at some backends has shown is heard at once: the next worker may be another's, and a
+    /// later look finds nothing that it does not know.
+    pub(super) async fn hear(&mut self) {
+        if let Some(mut observed) = self.observed.take() {
+            self.note_operator(&mut observed).await;
+            self.observed = Some(observed);
+        }
     }
 
     /// What a new worker lacks of the operator's maints. One whose line says `disabled` and that is ready was made so by an

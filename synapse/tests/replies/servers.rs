@@ -186,13 +186,13 @@ pub(crate) async fn removed(stage: &mut Stage) {
         let said: Vec<&str> = said
             .iter()
             .map(|said| said.command.as_str())
-            .skip_while(|command| !command.ends_with("weight 0"))
+            .skip_while(|command| !command.ends_with("state maint"))
             .collect();
         assert_eq!(
             said[..2],
             [
-                format!("set server {b} weight 0"),
-                format!("set server {b} state maint")
+                format!("set server {b} state maint"),
+                format!("set server {b} weight 0")
             ]
         );
         assert!(
