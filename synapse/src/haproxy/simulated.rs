@@ -668,7 +668,11 @@ impl World {
                 let (backend, name) = server.split_once('/')?;
                 let out = matches!(change, ["state", "maint"]);
                 let key = (backend.to_owned(), name.to_owned());
-                if out && self.kept.contains(&key) && !self.operator.may_hold(&key) {
+                // One of weight 0 takes no requests: it gets its weight by way of maint.
+                let servers = worker.backends.get(backend);
+                let takes = servers.and_then(|servers| servers.get(name));
+                let takes = takes.is_some_and(|server| server.weight > 0);
+                if out && takes && self.kept.contains(&key) && !self.operator.may_hold(&key) {
                     self.broken
                         .push(format!("{text}: the registry has named it all the time"));
                 }

@@ -176,7 +176,15 @@ impl<'a> Draft<'a> {
             });
         }
         if let Some(why) = refuses.of(name, Kind::Retire) {
-            return self.by_reload(name, first, Kind::Retire, why);
+            // One that is only named is in maint after a reload as it is now, its agent listened to: that would have no end.
+            let is_as_written = |server: &str| {
+                let out = running.get(server).map(|found| found.state) == Some(State::Retired);
+                out && desired.servers.contains_key(server)
+            };
+            if let Some(first) = gone.iter().find(|server| !is_as_written(server)) {
+                self.by_reload(name, first, Kind::Retire, why);
+            }
+            return;
         }
         let agent = |server: &str| running.get(server).is_some_and(|s| s.agent.is_some());
         let retires = gone.iter().map(|server| {

@@ -87,6 +87,7 @@ struct Simulation {
     file: std::path::PathBuf,
     trace: bool,
     steps: Vec<String>,
+    kills: u64,
     created: i64,
 }
 
@@ -281,6 +282,7 @@ impl Simulation {
     /// Synapse is killed, and started again on what it has left behind.
     async fn kill(&mut self) -> Result<(), String> {
         self.note("synapse is killed".to_owned());
+        self.kills += 1;
         if let Some(task) = self.task.take() {
             task.abort();
             let _killed = task.await.is_err();
@@ -531,8 +533,13 @@ impl Simulation {
         self.note("the end".to_owned());
         self.settle().await?;
         let cost = self.haproxy.reloads() - reloads;
-        if servers_only && cost > 0 {
-            let last = self.view.borrow().haproxy.last_reload.clone();
+        let last = self.view.borrow().haproxy.last_reload.clone();
+        // Who is killed before the snapshot has the options of a server that came and went meanwhile does not know them when
+        // it returns: one reload for each kill.
+        let unknown = last
+            .as_ref()
+            .is_some_and(|last| last.reason.starts_with("unknown options"));
+        if servers_only && cost > if unknown { self.kills } else { 0 } {
             return Err(format!(
                 "{cost} reloads for changes of servers only: {last:?}"
             ));
@@ -640,6 +647,7 @@ async fn simulate(seed: u64, trace: bool) -> Result<(), String> {
         file,
         trace,
         steps: Vec::new(),
+        kills: 0,
         created: 0,
     };
     simulation.start(&Snapshot::default()).await?;
