@@ -383,6 +383,7 @@ impl Reconciler {
             self.finish(done);
         }
         self.jobs.shutdown().await;
+        self.marks.tidy().await;
         self.save();
         let rest = async {
             self.file.close().await;

@@ -193,7 +193,7 @@ impl Reconciler {
             };
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
             let file = file.and_then(|model| file_rows(model, &backend, is_ours));
-            let unused = file.iter().flatten();
+            let unused = file.iter().flatten().filter(|_| !is_ours);
             let unused = unused.filter(|row| row.state == RowState::Retired);
             disabled.extend(unused.map(|row| format!("{backend}/{}", row.name)));
             let inputs = seed::Inputs {

@@ -287,9 +287,13 @@ impl Marks {
         let Some(pid) = self.pid else {
             return;
         };
+        if self.is_writing().await {
+            return;
+        }
         let now = self.note(pid);
         let same = self.written.as_ref().is_some_and(|written| *written == now);
-        if !same && !(now.servers.is_empty() && self.written.is_none()) {
+        let is_nothing = now.servers.is_empty() && self.written.is_none();
+        if !same && !is_nothing {
             self.write(pid).await;
         }
     }
@@ -310,6 +314,8 @@ impl Marks {
             return;
         }
         let (path, note) = (self.path.clone(), self.note(pid));
+        // What is on the disk is what this leaves there, as soon as it is known.
+        self.written = None;
         self.writing = Some(spawn_blocking(move || {
             let text = serde_json::to_vec(&note).unwrap_or_default();
             replace(&path, [text], Mode::Private(0o600), Durability::Rename).map(|()| note)

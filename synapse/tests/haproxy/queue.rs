@@ -61,7 +61,6 @@ async fn takes_its_share(app: &App, way: &str) {
         }
     })
     .await;
-    println!("{way}: {} requests", app.state.requests() - before);
 }
 
 #[tokio::test]
@@ -103,7 +102,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
 
     // A weight of 0 is raised.
     apply(
-        &api,
+        api,
         &[op(
             "s2",
             Change::Weight {
@@ -122,13 +121,13 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
             agent: false,
         },
     };
-    apply(&api, &[retire("s2", false)]).await;
+    apply(api, &[retire("s2", false)]).await;
 
     let added = slow("add").await;
-    apply(&api, &[op("s3", addition(3, added.address, "maxconn 2"))]).await;
+    apply(api, &[op("s3", addition(3, added.address, "maxconn 2"))]).await;
     takes_its_share(&added, "added").await;
-    apply(&api, &[retire("s3", false)]).await;
-    apply(&api, &[op("s3", Change::Return(plain(8)))]).await;
+    apply(api, &[retire("s3", false)]).await;
+    apply(api, &[op("s3", Change::Return(plain(8)))]).await;
     takes_its_share(&added, "returned").await;
 
     let moved = slow("new").await;
@@ -137,13 +136,13 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
         around: Some(plain(8)),
         follows: Follows::default(),
     };
-    apply(&api, &[op("s3", change)]).await;
+    apply(api, &[op("s3", change)]).await;
     takes_its_share(&moved, "re-addressed").await;
 
     // An operator's maint, in which the registry's weight has changed, and its release.
-    apply(&api, &[op("s3", Change::Maint { agent: false })]).await;
+    apply(api, &[op("s3", Change::Maint { agent: false })]).await;
     apply(
-        &api,
+        api,
         &[op(
             "s3",
             Change::Weight {
@@ -160,7 +159,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
     let rows = site.real().servers_state().await;
     let row = rows.iter().find(|row| row["srv_name"] == "s3").unwrap();
     assert_eq!(row["srv_uweight"], "4", "half of the 8 it was added with");
-    apply(&api, &[retire("s3", false)]).await;
+    apply(api, &[retire("s3", false)]).await;
 
     // With checks, and with an agent that never says `up`.
     let agent = Agent::start("75%").await;
@@ -169,9 +168,9 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
         "maxconn 2 check inter 500ms agent-check agent-port {} agent-inter 200ms",
         agent.port
     );
-    apply(&api, &[op("s4", addition(4, checked.address, &options))]).await;
+    apply(api, &[op("s4", addition(4, checked.address, &options))]).await;
     takes_its_share(&checked, "added with an agent").await;
-    apply(&api, &[retire("s4", true)]).await;
+    apply(api, &[retire("s4", true)]).await;
     let back = Return {
         weight: None,
         checks: Checks {
@@ -179,7 +178,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
             agent: true,
         },
     };
-    apply(&api, &[op("s4", Change::Return(back))]).await;
+    apply(api, &[op("s4", Change::Return(back))]).await;
     takes_its_share(&checked, "returned with an agent").await;
     assert!(queued().await > Some(WAITING / 3), "{:?}", queued().await);
     clients.abort_all();
