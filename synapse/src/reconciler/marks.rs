@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use smartstack_common::atomic::{Durability, Mode, ReplaceError, replace};
+use smartstack_common::atomic::{Durability, Mode, ReplaceError, replace, sweep};
 use smartstack_common::process::start_time;
 use smartstack_common::report::Chain;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -93,6 +93,7 @@ impl Marks {
     /// Reads what was noted before this process, for a worker that lives. `restored` = the worker that this synapse last
     /// agreed with.
     pub(super) fn read(path: &Path, file: Option<&Model>, restored: Option<u32>) -> Self {
+        sweep(path);
         let text = std::fs::read(path).ok();
         let note: Option<Note> = text.and_then(|text| serde_json::from_slice(&text).ok());
         let live = |note: &Note| start_time(note.pid) == note.start;

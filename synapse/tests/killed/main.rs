@@ -57,7 +57,15 @@ fn beside(snapshot: &Path) -> Vec<String> {
     let names = std::fs::read_dir(snapshot.parent().unwrap()).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names
-        .filter(|name| !matches!(name.as_str(), "snapshot.json" | "snapshot.json.lock"))
+        .filter(|name| {
+            // The lock, and the notes of removals.
+            let others = [
+                "snapshot.json",
+                "snapshot.json.lock",
+                "snapshot.json.removed",
+            ];
+            !others.contains(&name.as_str())
+        })
         .collect()
 }
 
@@ -126,7 +134,13 @@ impl Found {
             self.servers = servers;
         }
         let left = beside(path);
-        assert!(left.len() <= 1, "files pile up: {left:?}");
+        // The notes are replaced beside it.
+        let is_note = |name: &String| name.contains("snapshot.json.removed");
+        let (notes, left): (Vec<String>, Vec<String>) = left.into_iter().partition(is_note);
+        assert!(
+            left.len() <= 1 && notes.len() <= 1,
+            "files pile up: {left:?} {notes:?}"
+        );
         self.half_way.extend(left);
     }
 }
