@@ -6,7 +6,10 @@ use std::hash::Hasher;
 use std::path::{Path, PathBuf};
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Asked when it runs: a path compiled in would name the former folder after the build folder was moved or copied.
+    let manifest =
+        std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo names the package's folder");
+    let root = Path::new(&manifest).join("..");
     let mut files = vec![root.join("Cargo.lock")];
     for folder in ["common/src", "nerve/src", "synapse/src", "templates"] {
         let folder = root.join(folder);
@@ -17,7 +20,8 @@ fn main() {
     let mut hasher = DefaultHasher::new();
     for file in files {
         if let Ok(bytes) = std::fs::read(&file) {
-            hasher.write(file.to_string_lossy().as_bytes());
+            let name = file.strip_prefix(&root).unwrap_or(&file);
+            hasher.write(name.to_string_lossy().as_bytes());
             hasher.write(&bytes);
         }
     }
