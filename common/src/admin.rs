@@ -157,18 +157,22 @@ impl Listener {
     /// Serves until `shutdown`.
     pub async fn serve(self, routes: Routes, mut shutdown: Shutdown) {
         let mut connections = JoinSet::new();
+        let mut fails = false;
         loop {
             // Accepts and joins are cancel-safe; the wait is a watch receive.
             tokio::select! {
                 () = shutdown.wait() => return,
                 Some(_) = connections.join_next() => {}
-                accepted = self.socket.accept() => match accepted {
-                    Ok(stream) if connections.len() < 64 => {
+                accepted = self.socket.accept() => match (accepted, std::mem::take(&mut fails)) {
+                    (Ok(stream), _) if connections.len() < 64 => {
                         connections.spawn(answer(stream, Arc::clone(&routes)));
                     }
-                    Ok(_) => tracing::debug!("64 connections on the admin listener: one more refused"),
-                    Err(error) => {
-                        tracing::warn!(%error, "admin listener");
+                    (Ok(_), _) => tracing::debug!("64 connections on the admin listener: one more refused"),
+                    (Err(error), failed) => {
+                        if !failed {
+                            tracing::warn!(%error, "the admin listener takes no connection");
+                        }
+                        fails = true;
                         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
                     }
                 },

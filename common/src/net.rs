@@ -1,4 +1,4 @@
-//! TCP connections that lead to somebody else.
+//! TCP connections that lead to somebody else, and those that could not even be tried.
 //!
 //! A connect to a port of this host that nobody listens on, but that is one of those the kernel gives to connections
 //! (`ip_local_port_range`), may get that very port as its own: TCP then connects the socket with itself (RFC 9293,
@@ -9,6 +9,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use nix::errno::Errno;
 use tokio::net::TcpStream;
 
 /// A connection to somebody else at `address`.
@@ -33,6 +34,18 @@ fn somebody_else(stream: TcpStream) -> io::Result<TcpStream> {
              (keep it from that: `sysctl net.ipv4.ip_local_reserved_ports={port}`)"
         ),
     ))
+}
+
+/// What this host or this process is short of, when that is all that an error says: nothing about who was to be reached.
+#[must_use]
+pub fn shortage(error: &io::Error) -> Option<&'static str> {
+    Some(match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EMFILE => "this program has no free file descriptor (its limit of open files)",
+        Errno::ENFILE => "this host has no free file descriptor (fs.file-max)",
+        Errno::EADDRNOTAVAIL => "this host has no free port or no such address of its own",
+        Errno::ENOBUFS | Errno::ENOMEM => "this host has no free memory for it",
+        _ => return None,
+    })
 }
 
 /// One end of a connection, whatever scope or flow an IPv6 address carries beside it.

@@ -166,14 +166,10 @@ fn refused(what: &str, error: &io::Error) -> Outcome {
 
 /// What this host is short of, when the error says so.
 fn local(error: &io::Error) -> Option<&'static str> {
-    Some(match Errno::from_raw(error.raw_os_error()?) {
-        Errno::EMFILE => "nerve has no free file descriptor (its limit of open files)",
-        Errno::ENFILE => "this host has no free file descriptor (fs.file-max)",
-        Errno::EADDRNOTAVAIL => "this host has no free port or no such address of its own",
-        Errno::ENOBUFS | Errno::ENOMEM => "this host has no free memory for it",
-        Errno::EAGAIN => "this host has no free port or process for it",
-        _ => return None,
-    })
+    match Errno::from_raw(error.raw_os_error()?) {
+        Errno::EAGAIN => Some("this host has no free port or process for it"),
+        _ => net::shortage(error),
+    }
 }
 
 /// An error of the system without its number.

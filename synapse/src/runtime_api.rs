@@ -20,6 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use smartstack_common::net;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -70,6 +71,14 @@ pub enum ApiError {
     /// The connection ended before the answer did. What was sent may have been done.
     #[error("stats socket `{0}` closed before it had answered")]
     Closed(PathBuf),
+    /// The attempt could not be made, for want of something here: it says nothing of haproxy.
+    #[error("cannot ask haproxy on stats socket `{path}`: {what}")]
+    Short {
+        /// The socket.
+        path: PathBuf,
+        /// Of what, in words.
+        what: &'static str,
+    },
     /// Any other failure.
     #[error("stats socket `{path}` failed")]
     Io {
@@ -108,6 +117,12 @@ impl ApiError {
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Missing(_) | Self::Refused(_))
+    }
+
+    /// It says something of this host alone, not of haproxy.
+    #[must_use]
+    pub fn is_ours(&self) -> bool {
+        matches!(self, Self::Short { .. })
     }
 
     /// Somebody listens, and asking again would change nothing: it is as if there were no socket.
@@ -383,6 +398,10 @@ impl RuntimeApi {
             Err(_) => Err(ApiError::Timeout {
                 path: path.to_owned(),
                 limit: self.limit,
+            }),
+            Ok(Err(source)) if let Some(what) = net::shortage(&source) => Err(ApiError::Short {
+                path: path.to_owned(),
+                what,
             }),
             Ok(Err(source)) => Err(match source.kind() {
                 io::ErrorKind::NotFound => ApiError::Missing(path.to_owned()),

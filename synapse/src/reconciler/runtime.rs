@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
@@ -205,7 +204,7 @@ impl Reconciler {
             Err(error) => {
                 self.marks.unanswered(ops);
                 ops.iter().for_each(|op| self.fallbacks.unsure(op, pid));
-                self.socket_failed(&Chain(&error).to_string());
+                self.socket_failed(&error);
                 return self.doubt();
             }
         };
@@ -278,7 +277,7 @@ impl Reconciler {
                 self.take(&backends, rows);
                 self.hear().await;
             }
-            Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
+            Err(error) => _ = self.socket_failed(&error),
         }
     }
 
@@ -314,7 +313,7 @@ impl Reconciler {
         let rows = match self.api.servers_of(&touched).await {
             Ok(rows) => rows,
             Err(error) => {
-                self.socket_failed(&Chain(&error).to_string());
+                self.socket_failed(&error);
                 return self.doubt();
             }
         };
@@ -425,7 +424,7 @@ impl Reconciler {
                     }
                 }
                 Err(error) => {
-                    self.socket_failed(&Chain(&error).to_string());
+                    self.socket_failed(&error);
                     return self.doubt();
                 }
             }

@@ -8,8 +8,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
-use smartstack_common::report::Chain;
-
 use super::aim::Touched;
 use super::{InFlight, Reconciler};
 use crate::plan::RunningServer;
@@ -97,7 +95,7 @@ impl Reconciler {
         let rows = match self.api.servers_of(&backends).await {
             Ok(rows) => rows,
             Err(error) => {
-                self.socket_failed(&Chain(&error).to_string());
+                self.socket_failed(&error);
                 return false;
             }
         };

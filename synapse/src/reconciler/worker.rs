@@ -72,7 +72,7 @@ impl Reconciler {
                 lost || retry
             }
             Err(error) => {
-                let news = self.socket_failed(&Chain(&error).to_string());
+                let news = self.socket_failed(&error);
                 // Whether it is of no use is found out by reading everything.
                 self.stale |= error.is_useless();
                 self.replace_hung().await | news | error.is_useless() | retry
@@ -104,7 +104,7 @@ impl Reconciler {
         );
         if self
             .socket
-            .failed(&problem, (Instant::now(), SystemTime::now()))
+            .failed(&problem, true, (Instant::now(), SystemTime::now()))
         {
             error!("{problem}");
         }
@@ -116,12 +116,14 @@ impl Reconciler {
         }
     }
 
-    /// It gives no answer. Returns whether that is news.
-    pub(super) fn socket_failed(&mut self, problem: &str) -> bool {
-        let news = self
-            .socket
-            .failed(problem, (Instant::now(), SystemTime::now()));
-        if news {
+    /// It gives no answer, or cannot be asked. Returns whether that is news.
+    pub(super) fn socket_failed(&mut self, error: &ApiError) -> bool {
+        let problem = Chain(error).to_string();
+        let now = (Instant::now(), SystemTime::now());
+        let news = self.socket.failed(&problem, !error.is_ours(), now);
+        if news && error.is_ours() {
+            warn!("{problem}; what runs goes on, and nothing is changed meanwhile");
+        } else if news {
             warn!(
                 problem,
                 "the stats socket gives no answer; nothing is reloaded for that"
@@ -239,7 +241,7 @@ impl Reconciler {
                 }
             }
             Err(error) if error.is_useless() => self.give_up_socket(&error),
-            Err(error) => _ = self.socket_failed(&Chain(&error).to_string()),
+            Err(error) => _ = self.socket_failed(&error),
         }
     }
 
@@ -393,7 +395,7 @@ impl Reconciler {
         let results = match self.api.apply(lost).await {
             Ok(results) => results,
             Err(error) => {
-                self.socket_failed(&Chain(&error).to_string());
+                self.socket_failed(&error);
                 self.doubt();
                 return false;
             }

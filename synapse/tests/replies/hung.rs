@@ -6,7 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use smartstack_common::testing::{ask_once, eventually};
+use smartstack_common::testing::{Load, SteadyClient, ask_once, eventually};
 
 use crate::rig::SOON;
 use crate::stage::Stage;
@@ -69,7 +69,66 @@ pub(crate) async fn it_is_told(stage: &mut Stage) {
     }
 }
 
-/// The same with a limit: the worker is killed, alone or with a master that hangs as well, and another one serves.
+/// Synapse itself has no descriptor left to ask with: haproxy is not blamed and not killed, whatever time passes; what the
+/// registry says meanwhile is served afterwards, and no request notices anything.
+pub(crate) async fn it_cannot_be_asked(stage: &mut Stage) {
+    stage.config["haproxy"]["replace_hung_after"] = json!("5s");
+    stage.rig.configure(&stage.config);
+    let before = stage.settled().await;
+    let target = SocketAddr::from(([127, 0, 0, 1], stage.port("one")));
+    let client = SteadyClient::start(Load::new(target));
+    let synapse = stage.rig.synapse.process().pid();
+    let told = || {
+        let log = stage.rig.whole_log();
+        log.matches("this program has no free file descriptor")
+            .count()
+    };
+    let former = told();
+    descriptors(synapse, Some(0));
+    eventually("it tells what it is short of", SOON, async || {
+        match told() {
+            now if now > former => Ok(()),
+            _ => Err(stage.rig.log()),
+        }
+    })
+    .await;
+    let server = stage.server("one");
+    stage.register("one", &server).await;
+    // At 100 a second: nearly twice the time after which a haproxy that does not answer is replaced.
+    let tally = client.more(900, SOON).await;
+    assert_eq!(tally.failed(), 0, "{tally}");
+    let lines = stage.rig.whole_log();
+    let lines = lines
+        .lines()
+        .filter(|line| line.contains("admin listener takes"));
+    assert!(lines.count() <= 1, "{}", stage.rig.log());
+    descriptors(synapse, None);
+    ready(stage, 200).await;
+    let after = stage.settled().await;
+    for what in ["pid", "reloads", "reload_failures", "foreign_reloads"] {
+        assert_eq!(after[what], before[what], "{what}\n{}", stage.rig.log());
+    }
+    let tally = client.snapshot();
+    println!("  {tally}");
+    assert_eq!(tally.failed(), 0, "{tally}");
+}
+
+/// Another soft limit of open files for a program that runs; `None` = the hard one.
+fn descriptors(pid: u32, soft: Option<u64>) {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let hard = line.unwrap().split_ascii_whitespace().nth(4).unwrap();
+    let soft = soft.map_or(hard.to_owned(), |soft| soft.to_string());
+    let status = std::process::Command::new("prlimit")
+        .args([format!("--pid={pid}"), format!("--nofile={soft}:{hard}")])
+        .status()
+        .expect("prlimit runs (Debian: util-linux)");
+    assert!(status.success(), "prlimit: {status}");
+}
+
+/// A haproxy that hangs, with a limit: the worker is killed, alone or with a master that hangs as well, and another one serves.
 pub(crate) async fn it_is_replaced(stage: &mut Stage) {
     stage.config["haproxy"]["replace_hung_after"] = json!("5s");
     stage.rig.configure(&stage.config);

@@ -141,6 +141,7 @@ async fn a_haproxy_that_hangs_or_cannot_be_asked_is_not_said_to_serve() {
     rows!(
         stage,
         hung::it_is_told,
+        hung::it_cannot_be_asked,
         hung::it_is_replaced,
         hung::without_a_socket
     );
