@@ -26,6 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Error, SessionInfo, StateWatcher};
 
+use self::link::BRAKE_LIMIT;
 pub use self::link::{Doubt, Link, LinkStatus, Live};
 use self::machine::{Action, Event, Machine, Phase, Refusal};
 pub use self::trouble::{CallError, Trouble, call};
@@ -94,10 +95,14 @@ struct Supervisor {
     /// The last client's session.
     session: Option<SessionInfo>,
     backoff: Backoff,
+    /// Before a session when the one before did not last.
+    brake: Backoff,
     /// Since when there is no connection.
     away: Option<Instant>,
     /// Whether the present run of failures was logged.
     complained: bool,
+    /// Whether it was logged that sessions do not last.
+    warned: bool,
     rng: fastrand::Rng,
 }
 
@@ -114,8 +119,10 @@ impl Supervisor {
             doubt: Doubt::default(),
             session: None,
             backoff,
+            brake: Backoff::new(RETRY.0, BRAKE_LIMIT),
             away: Some(Instant::now()),
             complained: false,
+            warned: false,
             rng: fastrand::Rng::new(),
         }
     }
@@ -131,6 +138,10 @@ impl Supervisor {
                     self.sync(pause).await
                 }
                 Action::Connect => self.connect(Duration::ZERO).await,
+                Action::ConnectBraked => {
+                    let pause = self.brake.next(&mut self.rng);
+                    self.connect(pause).await
+                }
                 Action::ConnectLater => {
                     let pause = self.backoff.next(&mut self.rng);
                     self.connect(pause).await
@@ -138,9 +149,20 @@ impl Supervisor {
                 Action::ConnectMuchLater => self.connect(FATAL_RETRY).await,
             };
             let (phase, epoch) = (self.machine.phase.clone(), self.machine.epoch);
+            let lasted = event == Event::Lasted;
             action = self.machine.step(event, Instant::now());
+            if self.machine.short_lived == 0 {
+                self.brake.reset();
+                self.warned = false;
+            }
             if (&phase, epoch) != (&self.machine.phase, self.machine.epoch) {
                 self.publish();
+            } else if lasted {
+                self.link.send_modify(|link| {
+                    if let Link::Live(live) = link {
+                        live.short_lived = 0;
+                    }
+                });
             }
         }
     }
@@ -157,7 +179,8 @@ impl Supervisor {
     async fn attend(&mut self) -> Event {
         let doubt = self.doubt.clone();
         let ensemble = self.settings.ensemble.clone();
-        // A watch receive and a notification: both cancel-safe. State first: the end of a session fails its calls as well.
+        let lasts_at = self.machine.lasts_at();
+        // A watch receive, a notification and a deadline: all cancel-safe. State first: the end of a session fails its calls as well.
         tokio::select! {
             biased;
             event = next_state(self.open().1) => event,
@@ -165,6 +188,7 @@ impl Supervisor {
                 tracing::warn!(%ensemble, "zookeeper does not know the session of a connection that stands");
                 Event::Doubted
             }
+            () = until(lasts_at) => Event::Lasted,
         }
     }
 
@@ -188,8 +212,9 @@ impl Supervisor {
                 self.session = Some(client.session().clone());
                 self.doubt = Doubt::default();
                 let states = client.state_watcher();
+                let granted = client.session_timeout();
                 self.open = Some((client, states));
-                Event::Opened
+                Event::Opened { granted }
             }
             Err(error) => Event::OpenFailed(self.refused(error)),
         }
@@ -252,6 +277,7 @@ impl Supervisor {
                     session: client.session_id().0,
                     since: Instant::now(),
                     away,
+                    short_lived: self.machine.short_lived,
                     client: client.clone(),
                     doubt: self.doubt.clone(),
                 };
@@ -268,9 +294,21 @@ impl Supervisor {
                 Link::Suspended { since: *since }
             }
             Phase::Lost { since } => {
-                tracing::warn!(%ensemble, gap = ?since.elapsed(), "zookeeper session given up, trying to resume it");
+                let short_lived = self.machine.short_lived;
+                match link::do_not_last(short_lived).filter(|_| !self.warned) {
+                    Some(reason) => {
+                        self.warned = true;
+                        tracing::error!(%ensemble, reason, "zookeeper sessions do not last");
+                    }
+                    None => {
+                        tracing::warn!(%ensemble, gap = ?since.elapsed(), "zookeeper session given up, trying to resume it")
+                    }
+                }
                 self.away = Some(*since);
-                Link::Lost { since: *since }
+                Link::Lost {
+                    since: *since,
+                    short_lived,
+                }
             }
             Phase::Fatal(reason) => {
                 tracing::error!(%ensemble, reason, "zookeeper refuses us, trying again every {FATAL_RETRY:?}");
@@ -299,6 +337,14 @@ impl Supervisor {
         } else {
             tracing::warn!(%ensemble, %session, "zookeeper session not closed within {CLOSE_LIMIT:?}: it will time out");
         }
+    }
+}
+
+/// Waits for the deadline; for ever when there is none. Cancel-safe.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 

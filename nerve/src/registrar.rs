@@ -133,6 +133,8 @@ impl Registrar {
         if live.map(|live| live.epoch) == self.registry.as_ref().map(|(epoch, _)| *epoch)
             && live.is_some()
         {
+            self.link_news |= self.link.error != link.error();
+            self.link.error = link.error();
             return self.follow_session().await;
         }
         let status = LinkStatus::of(&self.setup.ensemble, &link);

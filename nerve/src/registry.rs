@@ -132,6 +132,11 @@ where
 {
     match error.trouble() {
         Trouble::NoAuth => format!("{} (its ACL does not let this client)", Chain(error)),
+        Trouble::LocalSession => format!(
+            "{} (the servers have `localSessionsEnabled=true` without `localSessionsUpgradingEnabled=true`, so that no ephemeral \
+             node can be made: set both in zoo.cfg, or none)",
+            Chain(error)
+        ),
         _ => Chain(error).to_string(),
     }
 }

@@ -1,6 +1,7 @@
 //! What sessions do to registrations, on the real nerve: expiry, standstill, lost connections, many services at once.
 
 mod rig;
+mod servers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{
-    Behaviour, Cut, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port, read_frame, relay,
-    reply, request_header,
+    Behaviour, Cut, Fate, Mode, Program, Request, TcpProxy, ZooKeeper, eventually, free_port,
+    read_frame, relay, reply, rewriting,
 };
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use self::rig::{Host, Observer, PARENT, SOON, Seen, What, Witness};
@@ -344,63 +345,32 @@ async fn a_deleted_tree_is_made_again() {
     assert_eq!(host.one_node("").await.len(), node.len());
 }
 
-/// From the moment `forgotten` is set, the connections that stand answer every transaction as a member does that has
-/// applied the session's end and kept its connection (a client that was back before the end had gone round), while reads
-/// are answered. The reply itself has no error, which would end the client; its first operation has (`PrepRequestProcessor`
-/// of ZooKeeper 3.8). Later connections are handed on.
-async fn forget(client: TcpStream, server: TcpStream, forgotten: watch::Receiver<bool>) {
-    const MULTI: i32 = 14;
-    const EXPIRED: i32 = -112;
-    let knows = *forgotten.borrow();
-    let (mut from_client, to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
-    let to_client = Mutex::new(to_client);
-    let up = async {
-        while let Ok(frame) = read_frame(&mut from_client).await {
-            let header = request_header(&frame).filter(|_| !knows && *forgotten.borrow());
-            let handed_on = match header {
-                Some((xid, MULTI)) => {
-                    // `MultiHeader` (error, not the end) and `ErrorResult` of the first operation; the end.
-                    let (error, code) = ((-1i32).to_be_bytes(), EXPIRED.to_be_bytes());
-                    let first = [&error[..], &[0], &code, &code].concat();
-                    let end = [&error[..], &[1], &error].concat();
-                    let reply = reply(xid, 0, &[first, end].concat());
-                    to_client.lock().await.write_all(&reply).await
-                }
-                _ => to_server.write_all(&frame).await,
-            };
-            if handed_on.is_err() {
-                return;
-            }
-        }
-    };
-    let down = async {
-        while let Ok(frame) = read_frame(&mut from_server).await {
-            if to_client.lock().await.write_all(&frame).await.is_err() {
-                return;
-            }
-        }
-    };
-    // The first of them ends the connection.
-    tokio::select! {
-        () = up => {}
-        () = down => {}
-    }
-}
-
 /// Nothing but the answers to transactions tells that the session is gone: the connection stands and reads. nerve gives it
 /// up, and what it could not write is written over the next one.
 #[tokio::test]
 async fn a_connection_whose_writes_say_expired_is_replaced() {
+    const MULTI: i32 = 14;
+    const EXPIRED: i32 = -112;
     let host = Host::start().await;
     let forgotten = watch::Sender::new(false);
     let (connections, known) = (watch::Sender::new(0), forgotten.subscribe());
     let mut accepted = connections.subscribe();
-    let (hosts, _relay) = relay(&host.zookeeper.hosts(), move |client, server| {
-        connections.send_modify(|count| *count += 1);
-        forget(client, server, known.clone())
-    })
-    .await;
+    // From the moment `forgotten` is set, the first connection answers every transaction as a member does that has applied
+    // the session's end and kept its connection (a client that was back before the end had gone round), while reads are
+    // answered. The reply itself has no error, which would end the client; its first operation has (`PrepRequestProcessor`
+    // of ZooKeeper 3.8).
+    let forget = move |request: &Request<'_>| {
+        connections.send_replace(request.connection);
+        if request.connection > 1 || request.operation != MULTI || !*known.borrow() {
+            return Fate::Pass;
+        }
+        // `MultiHeader` (error, not the end) and `ErrorResult` of the first operation; the end.
+        let (error, code) = ((-1i32).to_be_bytes(), EXPIRED.to_be_bytes());
+        let first = [&error[..], &[0], &code, &code].concat();
+        let end = [&error[..], &[1], &error].concat();
+        Fate::Answer(reply(request.xid, 0, &[first, end].concat()))
+    };
+    let (hosts, _relay) = rewriting(&host.zookeeper.hosts(), forget, |granted| granted).await;
     let (nerve, _) = host.nerve_with(&hosts, &json!({})).await;
     let node = host.one_node("").await;
     forgotten.send_replace(true);

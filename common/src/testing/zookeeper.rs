@@ -38,6 +38,8 @@ pub struct Options {
     pub hosts: Vec<Host>,
     /// `zookeeper.jar` of another version, with its libraries beside it; `None` = the one that is installed.
     pub jar: Option<PathBuf>,
+    /// Further lines of the servers' configuration, `localSessionsEnabled=true` say.
+    pub settings: Vec<String>,
 }
 
 impl Default for Options {
@@ -48,6 +50,7 @@ impl Default for Options {
             sync_limit: 50,
             hosts: Vec::new(),
             jar: None,
+            settings: Vec::new(),
         }
     }
 }
@@ -412,6 +415,9 @@ fn configure(
         data.display(),
         address(options.hosts.get(index)),
     );
+    for setting in &options.settings {
+        text.push_str(&format!("{setting}\n"));
+    }
     if peers.len() > 1 {
         for (peer, (quorum, election)) in peers.iter().enumerate() {
             text.push_str(&format!(

@@ -10,6 +10,9 @@ use zookeeper_client::Client;
 
 use crate::units::Ensemble;
 
+/// The longest pause before a session is opened when those before did not last.
+pub(super) const BRAKE_LIMIT: Duration = Duration::from_secs(30);
+
 /// The session as its users see it.
 #[derive(Debug, Clone)]
 pub enum Link {
@@ -26,6 +29,8 @@ pub enum Link {
     Lost {
         /// When the connection was lost.
         since: Instant,
+        /// As [`Live::short_lived`].
+        short_lived: u32,
     },
     /// Refused for good (authentication, arguments): retried slowly; nobody waits for it.
     Fatal(String),
@@ -44,6 +49,9 @@ pub struct Live {
     pub since: Instant,
     /// How long there was no connection before it; before the first one, since the start.
     pub away: Duration,
+    /// Sessions in a row, up to the one before this, that ended before they were as old as their time-out. 0 once this
+    /// one is.
+    pub short_lived: u32,
     /// The client. Do not keep a clone beyond this link value.
     pub client: Client,
     /// Where to tell that the servers do not know the session any more.
@@ -85,6 +93,18 @@ impl Link {
             Self::Closed => "closed",
         }
     }
+
+    /// What an operator is to be told about it.
+    #[must_use]
+    pub fn error(&self) -> Option<String> {
+        match self {
+            Self::Fatal(reason) => Some(reason.clone()),
+            Self::Live(Live { short_lived, .. }) | Self::Lost { short_lived, .. } => {
+                do_not_last(*short_lived)
+            }
+            Self::Connecting | Self::Suspended { .. } | Self::Closed => None,
+        }
+    }
 }
 
 /// One entry of `zookeeper` in `/status`, schema 1.
@@ -100,7 +120,7 @@ pub struct LinkStatus {
     pub epoch: Option<u64>,
     /// Since when, in seconds since 1970: live for this epoch, or without a connection. Unknown before the first one.
     pub since: Option<f64>,
-    /// Why, when the state is `fatal`.
+    /// [`Link::error`].
     pub error: Option<String>,
 }
 
@@ -110,7 +130,7 @@ impl LinkStatus {
     pub fn of(ensemble: &Ensemble, link: &Link) -> Self {
         let (live, since) = match link {
             Link::Live(live) => (Some(live), Some(live.since)),
-            Link::Suspended { since } | Link::Lost { since } => (None, Some(*since)),
+            Link::Suspended { since } | Link::Lost { since, .. } => (None, Some(*since)),
             Link::Connecting | Link::Fatal(_) | Link::Closed => (None, None),
         };
         Self {
@@ -127,10 +147,22 @@ impl LinkStatus {
                         .as_secs_f64(),
                 )
             }),
-            error: match link {
-                Link::Fatal(reason) => Some(reason.clone()),
-                _ => None,
-            },
+            error: link.error(),
         }
     }
+}
+
+/// So many sessions in a row that did not last are no accident.
+const SHORT_LIVED: u32 = 3;
+
+/// What an operator reads about sessions that do not last; nothing below [`SHORT_LIVED`].
+pub(super) fn do_not_last(short_lived: u32) -> Option<String> {
+    (short_lived >= SHORT_LIVED).then(|| {
+        format!(
+            "{short_lived} sessions in a row ended before they were as old as their time-out: the servers accept a session and \
+             do not know it when it is used; the next is opened after a pause of up to {BRAKE_LIMIT:?}. Likely \
+             `localSessionsEnabled=true` without `localSessionsUpgradingEnabled=true` in the servers' zoo.cfg, or members of \
+             different ensembles in one list of hosts"
+        )
+    })
 }

@@ -7,6 +7,9 @@
 //! | two clients on one session kick each other out for ever | a connect is ordered only after a terminal state, or when there is no client |
 //! | the state channel keeps the latest value only, so a loss and a recovery may merge | `SyncConnected` while connected *is* such a pair: a new epoch |
 //! | a resumed session may land on a server that lags behind | no client goes live before its `sync` was answered |
+//! | servers may accept sessions that they do not know when something is written | a session that ends before it is as old as its time-out did not work: the next is opened after a pause, which grows until one has lasted |
+
+use std::time::Duration;
 
 use tokio::time::Instant;
 use zookeeper_client::SessionState;
@@ -30,13 +33,18 @@ pub(super) enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// There is a client, connected a moment ago.
-    Opened,
+    Opened {
+        /// The session time-out that the servers granted.
+        granted: Duration,
+    },
     /// There is no client: the attempt failed.
     OpenFailed(Refusal),
     /// The client's state changed (at least once) and is now this.
     State(SessionState),
     /// A user's call was answered with "session expired" on a connection that stands.
     Doubted,
+    /// The present session has been used for as long as its time-out.
+    Lasted,
     /// `sync` was answered.
     Synced,
     /// `sync` failed or was not answered in time.
@@ -65,6 +73,8 @@ pub(super) enum Action {
     SyncLater,
     /// Drop the client, if any, and connect at once.
     Connect,
+    /// Drop the client, if any, and connect after a pause that grows with [`Machine::short_lived`].
+    ConnectBraked,
     /// Connect after a back-off pause.
     ConnectLater,
     /// Drop the client, if any, and connect after the long pause.
@@ -79,8 +89,14 @@ pub(super) struct Machine {
     pub(super) epoch: u64,
     /// Whether the session of the last client may still exist.
     pub(super) resumable: bool,
+    /// Sessions in a row that went live and ended before they were as old as their time-out.
+    pub(super) short_lived: u32,
     /// Whether the present client was synced once.
     synced: bool,
+    /// When the present client went live first.
+    live_since: Option<Instant>,
+    /// The time-out of the present client's session.
+    granted: Duration,
 }
 
 impl Machine {
@@ -89,23 +105,38 @@ impl Machine {
             phase: Phase::Connecting,
             epoch: 0,
             resumable: false,
+            short_lived: 0,
             synced: false,
+            live_since: None,
+            granted: Duration::ZERO,
         }
+    }
+
+    /// When to say [`Event::Lasted`], if at all.
+    pub(super) fn lasts_at(&self) -> Option<Instant> {
+        let since = self.live_since.filter(|_| self.short_lived > 0)?;
+        (self.phase == Phase::Live).then_some(since + self.granted)
     }
 
     /// Takes in what happened and says what to do.
     pub(super) fn step(&mut self, event: Event, now: Instant) -> Action {
         match event {
-            Event::Opened => {
+            Event::Opened { granted } => {
                 self.resumable = true;
                 self.synced = false;
+                self.granted = granted;
+                self.live_since = None;
                 Action::Sync
             }
             Event::Synced => {
                 self.synced = true;
-                self.go_live()
+                self.go_live(now)
             }
-            Event::State(SessionState::SyncConnected) if self.synced => self.go_live(),
+            Event::Lasted => {
+                self.short_lived = 0;
+                Action::Attend
+            }
+            Event::State(SessionState::SyncConnected) if self.synced => self.go_live(now),
             Event::State(SessionState::SyncConnected) => Action::Sync,
             Event::SyncFailed => Action::SyncLater,
             // A read-only server is not one to work with; we never ask for one.
@@ -135,14 +166,15 @@ impl Machine {
         }
     }
 
-    fn go_live(&mut self) -> Action {
+    fn go_live(&mut self, now: Instant) -> Action {
         self.phase = Phase::Live;
+        self.live_since.get_or_insert(now);
         self.epoch += 1;
         Action::Attend
     }
 
-    /// A client that was live is replaced at once; one that never got there is not, or a server that accepts and drops
-    /// us would be called in a tight loop.
+    /// A client that was live for as long as its session's time-out is replaced at once. One that was live for less is
+    /// not, and neither is one that never got there, or servers that accept us and drop us would be called in a tight loop.
     fn lose(&mut self, now: Instant) -> Action {
         let since = match self.phase {
             Phase::Live => now,
@@ -152,6 +184,13 @@ impl Machine {
             }
         };
         self.phase = Phase::Lost { since };
-        Action::Connect
+        let lasted = |live| since.saturating_duration_since(live) >= self.granted;
+        if self.live_since.is_some_and(lasted) {
+            self.short_lived = 0;
+            Action::Connect
+        } else {
+            self.short_lived = self.short_lived.saturating_add(1);
+            Action::ConnectBraked
+        }
     }
 }

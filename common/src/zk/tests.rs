@@ -14,6 +14,12 @@ fn state(state: SessionState) -> Event {
     Event::State(state)
 }
 
+const GRANTED: Duration = Duration::from_secs(10);
+
+fn opened() -> Event {
+    Event::Opened { granted: GRANTED }
+}
+
 /// A machine that saw `events`, and the last action.
 fn after(events: &[Event], now: Instant) -> (Machine, Action) {
     let mut machine = Machine::new();
@@ -25,7 +31,7 @@ fn after(events: &[Event], now: Instant) -> (Machine, Action) {
 }
 
 fn live() -> Vec<Event> {
-    vec![Event::Opened, Event::Synced]
+    vec![opened(), Event::Synced]
 }
 
 fn with(mut events: Vec<Event>, more: &[Event]) -> Vec<Event> {
@@ -54,43 +60,44 @@ fn every_event_in_every_phase() {
     #[rustfmt::skip]
     let table: Vec<(Vec<Event>, Event, &str, u64, Action)> = vec![
         // No session yet.
-        (vec![], Event::Opened, "connecting", 0, Action::Sync),
+        (vec![], opened(), "connecting", 0, Action::Sync),
         (vec![], unreachable(), "connecting", 0, Action::ConnectLater),
         (vec![], expired(), "connecting", 0, Action::ConnectLater),
         (vec![], Event::OpenFailed(Refusal::Fatal("why".to_owned())), "fatal", 0, Action::ConnectMuchLater),
         // Open, not synced: never shown.
-        (vec![Event::Opened], Event::Synced, "live", 1, Action::Attend),
-        (vec![Event::Opened], Event::SyncFailed, "connecting", 0, Action::SyncLater),
-        (vec![Event::Opened], state(Disconnected), "connecting", 0, Action::Attend),
-        (vec![Event::Opened], state(SyncConnected), "connecting", 0, Action::Sync),
-        (vec![Event::Opened], state(Expired), "connecting", 0, Action::ConnectLater),
-        (vec![Event::Opened, state(Expired)], expired(), "connecting", 0, Action::Connect),
+        (vec![opened()], Event::Synced, "live", 1, Action::Attend),
+        (vec![opened()], Event::SyncFailed, "connecting", 0, Action::SyncLater),
+        (vec![opened()], state(Disconnected), "connecting", 0, Action::Attend),
+        (vec![opened()], state(SyncConnected), "connecting", 0, Action::Sync),
+        (vec![opened()], state(Expired), "connecting", 0, Action::ConnectLater),
+        (vec![opened(), state(Expired)], expired(), "connecting", 0, Action::Connect),
         // Live. A change that ends where it began is a loss and a recovery that merged.
         (live(), state(SyncConnected), "live", 2, Action::Attend),
         (live(), state(Disconnected), "suspended", 1, Action::Attend),
         (live(), state(ConnectedReadOnly), "suspended", 1, Action::Attend),
-        (live(), state(Expired), "lost", 1, Action::Connect),
-        (live(), state(Closed), "lost", 1, Action::Connect),
-        (live(), Event::Doubted, "lost", 1, Action::Connect),
-        (suspended.clone(), Event::Doubted, "lost", 1, Action::Connect),
+        (live(), state(Expired), "lost", 1, Action::ConnectBraked),
+        (live(), state(Closed), "lost", 1, Action::ConnectBraked),
+        (live(), Event::Doubted, "lost", 1, Action::ConnectBraked),
+        (live(), Event::Lasted, "live", 1, Action::Attend),
+        (suspended.clone(), Event::Doubted, "lost", 1, Action::ConnectBraked),
         (live(), state(AuthFailed), "fatal", 1, Action::ConnectMuchLater),
         // Suspended.
         (suspended.clone(), state(SyncConnected), "live", 2, Action::Attend),
         (suspended.clone(), state(Disconnected), "suspended", 1, Action::Attend),
-        (suspended.clone(), state(Expired), "lost", 1, Action::Connect),
-        (suspended, state(Closed), "lost", 1, Action::Connect),
+        (suspended.clone(), state(Expired), "lost", 1, Action::ConnectBraked),
+        (suspended, state(Closed), "lost", 1, Action::ConnectBraked),
         // Lost: the new client, resumed or not, is synced before it is shown.
-        (lost.clone(), Event::Opened, "lost", 1, Action::Sync),
-        (with(lost.clone(), &[Event::Opened]), state(SyncConnected), "lost", 1, Action::Sync),
-        (with(lost.clone(), &[Event::Opened]), Event::Synced, "live", 2, Action::Attend),
-        (with(lost.clone(), &[Event::Opened]), state(Expired), "lost", 1, Action::ConnectLater),
+        (lost.clone(), opened(), "lost", 1, Action::Sync),
+        (with(lost.clone(), &[opened()]), state(SyncConnected), "lost", 1, Action::Sync),
+        (with(lost.clone(), &[opened()]), Event::Synced, "live", 2, Action::Attend),
+        (with(lost.clone(), &[opened()]), state(Expired), "lost", 1, Action::ConnectLater),
         (lost.clone(), unreachable(), "lost", 1, Action::ConnectLater),
         (lost.clone(), expired(), "lost", 1, Action::Connect),
         (with(lost, &[expired()]), expired(), "lost", 1, Action::ConnectLater),
         // Fatal stays until a client is live.
         (fatal.clone(), unreachable(), "fatal", 0, Action::ConnectLater),
-        (with(fatal.clone(), &[Event::Opened]), state(Expired), "fatal", 0, Action::ConnectLater),
-        (with(fatal, &[Event::Opened]), Event::Synced, "live", 1, Action::Attend),
+        (with(fatal.clone(), &[opened()]), state(Expired), "fatal", 0, Action::ConnectLater),
+        (with(fatal, &[opened()]), Event::Synced, "live", 1, Action::Attend),
     ];
     for (before, event, phase, epoch, action) in table {
         let (machine, did) = after(&with(before.clone(), std::slice::from_ref(&event)), now);
@@ -112,7 +119,51 @@ fn a_session_is_resumed_until_a_server_refuses_it() {
     assert!(after(&lost, now).0.resumable);
     let refused = with(lost, &[Event::OpenFailed(Refusal::Expired)]);
     assert!(!after(&refused, now).0.resumable);
-    assert!(after(&with(refused, &[Event::Opened]), now).0.resumable);
+    assert!(after(&with(refused, &[opened()]), now).0.resumable);
+}
+
+/// Success is what lasts: a session that was live for as long as its time-out. After one that was not, however it ended, the
+/// next has to wait, and so on until one has lasted.
+#[test]
+fn a_session_that_does_not_last_is_no_success() {
+    let (short, long) = (GRANTED - Duration::from_millis(1), GRANTED);
+    let ends = [
+        state(SessionState::Expired),
+        state(SessionState::Closed),
+        Event::Doubted,
+    ];
+    let mut now = Instant::now();
+    let mut machine = Machine::new();
+    let mut session = |machine: &mut Machine, life, end: &Event| {
+        machine.step(opened(), now);
+        machine.step(Event::Synced, now);
+        now += life;
+        let lasts_at = machine.lasts_at();
+        let action = machine.step(end.clone(), now);
+        machine.step(Event::OpenFailed(Refusal::Expired), now);
+        (action, machine.short_lived, lasts_at.map(|at| at > now))
+    };
+    for round in 0..10 {
+        let end = &ends[round % ends.len()];
+        let before = u32::try_from(round).expect("few");
+        let braked = (
+            Action::ConnectBraked,
+            before + 1,
+            (round > 0).then_some(true),
+        );
+        assert_eq!(session(&mut machine, short, end), braked);
+    }
+    let lasted = session(&mut machine, long, &ends[0]);
+    assert_eq!(lasted, (Action::Connect, 0, Some(false)));
+    assert_eq!(session(&mut machine, short, &ends[1]).1, 1);
+    assert_eq!(session(&mut machine, long, &ends[2]).1, 0);
+    // Said while it is live: nothing is told of the sessions before.
+    session(&mut machine, short, &ends[0]);
+    machine.step(opened(), now);
+    machine.step(Event::Synced, now);
+    assert_eq!(machine.lasts_at(), Some(now + GRANTED));
+    machine.step(Event::Lasted, now + GRANTED);
+    assert_eq!((machine.short_lived, machine.lasts_at()), (0, None));
 }
 
 #[test]
@@ -122,7 +173,7 @@ fn the_clock_of_a_gap_starts_when_the_connection_was_lost() {
     machine.step(state(SessionState::Disconnected), start);
     let later = start + Duration::from_secs(5);
     machine.step(state(SessionState::Expired), later);
-    machine.step(Event::Opened, later);
+    machine.step(opened(), later);
     machine.step(state(SessionState::Disconnected), later);
     assert_eq!(machine.phase, Phase::Lost { since: start });
 }
@@ -140,6 +191,8 @@ fn only_errors_that_surely_did_nothing_are_definite() {
         (Error::NoAuth, Trouble::NoAuth),
         (Error::QuotaExceeded, Trouble::Refused),
         (Error::Unimplemented, Trouble::Refused),
+        (Error::UnexpectedErrorCode(-120), Trouble::LocalSession),
+        (Error::UnexpectedErrorCode(-119), Trouble::Refused),
         (Error::ConnectionLoss, Trouble::Lost),
         (Error::Timeout, Trouble::Lost),
         (Error::SessionMoved, Trouble::Lost),

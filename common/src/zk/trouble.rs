@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use zookeeper_client::{Error, MultiWriteError};
 
+/// `KeeperException.Code.EPHEMERALONLOCALSESSION`, which the client does not know.
+const EPHEMERAL_ON_LOCAL_SESSION: i32 = -120;
+
 /// What a failed call means for its caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
@@ -21,6 +24,8 @@ pub enum Trouble {
     BadVersion,
     /// Nothing done: the ACL forbids it.
     NoAuth,
+    /// Nothing done: the session is known to one member alone, and may have no ephemeral nodes.
+    LocalSession,
     /// Nothing done, for a reason that is none of the above (quota, throttling, arguments, server too old).
     Refused,
 }
@@ -36,6 +41,7 @@ impl From<&Error> for Trouble {
             Error::NotEmpty => Self::NotEmpty,
             Error::BadVersion => Self::BadVersion,
             Error::NoAuth => Self::NoAuth,
+            Error::UnexpectedErrorCode(EPHEMERAL_ON_LOCAL_SESSION) => Self::LocalSession,
             Error::BadArguments(_)
             | Error::NoChildrenForEphemerals
             | Error::InvalidAcl

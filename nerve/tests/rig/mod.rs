@@ -34,7 +34,10 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) async fn start() -> Self {
-        let zookeeper = ZooKeeper::start().await;
+        Self::start_beside(ZooKeeper::start().await).await
+    }
+
+    pub(crate) async fn start_beside(zookeeper: ZooKeeper) -> Self {
         let client = zookeeper.connect().await;
         Self {
             app: App::start("app").await,

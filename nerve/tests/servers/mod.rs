@@ -1,0 +1,109 @@
+//! Servers that are not as others: that accept sessions and do not know them, that grant another time-out, that are old.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use smartstack_common::testing::{
+    Fate, Options, Program, Request, ZooKeeper, eventually, rewriting,
+};
+use tokio::time::Instant;
+
+use crate::live;
+use crate::rig::{Host, SOON};
+
+const MULTI: i32 = 14;
+/// `KeeperException.Code.SESSIONEXPIRED`.
+const EXPIRED: i32 = -112;
+
+/// The first entry of `zookeeper` in the status.
+async fn session(nerve: &Program) -> Value {
+    nerve.status().await["zookeeper"][0].clone()
+}
+
+/// Waits until the status explains itself with these words, and returns how many sessions it took, by `count`.
+async fn explained(nerve: &Program, words: &str) -> Value {
+    eventually(
+        &format!("the status says `{words}`"),
+        2 * SOON,
+        async || {
+            let session = session(nerve).await;
+            match session["error"].as_str() {
+                Some(error) if error.contains(words) => Ok(session),
+                _ => Err(session.to_string()),
+            }
+        },
+    )
+    .await
+}
+
+/// A member that gives out sessions and answers each write with "expired": each costs a session, and the next comes later.
+#[tokio::test]
+async fn sessions_that_do_not_last_are_opened_ever_more_rarely() {
+    const OBSERVED: Duration = Duration::from_secs(6);
+    let host = Host::start().await;
+    let (forgetful, writes) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+    let (forgets, counts) = (Arc::clone(&forgetful), Arc::clone(&writes));
+    let decide = move |request: &Request<'_>| {
+        if request.operation != MULTI || !forgets.load(Ordering::Acquire) {
+            return Fate::Pass;
+        }
+        counts.fetch_add(1, Ordering::AcqRel);
+        request.fails(EXPIRED)
+    };
+    let (hosts, _relay) = rewriting(&host.zookeeper.hosts(), decide, |granted| granted).await;
+    let began = Instant::now();
+    let (nerve, _) = host.nerve_with(&hosts, &json!({})).await;
+    let session = explained(&nerve, "localSessionsUpgradingEnabled").await;
+    tokio::time::sleep_until(began + OBSERVED).await;
+    let tries = writes.load(Ordering::Acquire);
+    println!(
+        "{tries} sessions and writes in {:?}: {session}",
+        began.elapsed()
+    );
+    assert!((3..20).contains(&tries), "{tries} writes");
+    forgetful.store(false, Ordering::Release);
+    eventually(
+        "one node",
+        4 * SOON,
+        async || match &host.nodes().await[..] {
+            [one] => Ok(one.clone()),
+            other => Err(format!("{other:?}")),
+        },
+    )
+    .await;
+    live(&nerve).await;
+    // The session has lasted.
+    eventually("no error", SOON, async || match nerve.status().await {
+        status if status["zookeeper"][0]["error"].is_null() => Ok(()),
+        status => Err(status["zookeeper"].to_string()),
+    })
+    .await;
+}
+
+/// The real thing: an ensemble with sessions of the members' own, which must not be turned into common ones.
+#[tokio::test]
+async fn local_sessions_that_may_not_be_upgraded_are_named() {
+    let zookeeper = ZooKeeper::start_with(Options {
+        servers: 3,
+        settings: vec![
+            "localSessionsEnabled=true".to_owned(),
+            "localSessionsUpgradingEnabled=false".to_owned(),
+        ],
+        ..Options::default()
+    })
+    .await;
+    let host = Host::start_beside(zookeeper).await;
+    let (nerve, _) = host.nerve().await;
+    // As the session of a member that is not the leader, or as the error of the registration.
+    eventually("the setting is named", 2 * SOON, async || {
+        match nerve.status().await.to_string() {
+            status if status.contains("localSessionsUpgradingEnabled") => Ok(()),
+            status => Err(status),
+        }
+    })
+    .await;
+    println!("{} connections", session(&nerve).await);
+    assert_eq!(host.nodes().await, Vec::<String>::new());
+}
