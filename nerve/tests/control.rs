@@ -9,7 +9,8 @@ use std::process::Output;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use smartstack_common::testing::{Behaviour, Program, ZooKeeper, eventually};
+use smartstack_common::admin::Bind;
+use smartstack_common::testing::{App, Behaviour, Program, ZooKeeper, eventually, free_port};
 
 use self::rig::{Host, PARENT, SOON, What, Witness};
 
@@ -111,6 +112,69 @@ async fn a_drained_service_stays_out_until_enable_across_restarts() {
     host.one_node("").await;
     assert_eq!(nerve.metric(metric).await, None);
     assert_eq!(holds(&host.dir.join("state.json")), Value::Null);
+}
+
+/// Two services that make one payload on one path, as Airbnb's cookbook writes them: each has its node, and when one of them is
+/// drained, or down, the other's stays.
+#[tokio::test]
+async fn of_two_services_with_one_payload_one_is_drained() {
+    let host = Host::start().await;
+    let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+    let mut config = host.config(&admin, &host.zookeeper.hosts(), &json!({}));
+    let sick = App::start("sick").await;
+    let mut other = config["services"]["web"].clone();
+    other["checks"][0]["port"] = json!(sick.address.port());
+    config["services"]["other"] = other;
+    host.write(&config);
+    let nerve = host.launch(&admin).await;
+    let two = async || {
+        eventually("two nodes", SOON, async || match host.nodes().await {
+            nodes if nodes.len() == 2 => Ok(()),
+            other => Err(other.join(" ")),
+        })
+        .await;
+    };
+    two().await;
+    let witness = Witness::start(host.zookeeper.connect().await).await;
+    let mut events = 0;
+    for round in 0..2 {
+        // `other` goes; `web` stays.
+        if round == 0 {
+            done(&host, "drain", &["other"]).await;
+        } else {
+            sick.set(Behaviour::Unhealthy);
+        }
+        let left = host.one_node("").await;
+        // Marked and deleted: nothing else, for sixty rounds of checks.
+        events += 2;
+        witness.wait(events).await;
+        let checks = host.app.state.checks();
+        eventually("60 checks more", SOON, async || {
+            match host.app.state.checks() - checks {
+                60.. => Ok(()),
+                fewer => Err(fewer),
+            }
+        })
+        .await;
+        assert_eq!(witness.told().len(), events, "{:?}", witness.told());
+        assert_eq!(host.nodes().await, [left]);
+        let status = nerve.status().await;
+        let web = &status["services"]["web"]["registrations"][0];
+        assert_eq!(web["observed"], "present", "{status:#}");
+        if round == 0 {
+            done(&host, "enable", &["other"]).await;
+        } else {
+            sick.set(Behaviour::Healthy);
+        }
+        two().await;
+        events += 1;
+    }
+    witness.wait(events).await;
+    println!(
+        "fault: of two services with one payload one is drained, then down: {} events of the registry, as many as it takes; \
+         the other's node stayed",
+        witness.told().len()
+    );
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::rig::{Host, Observer, PARENT, SOON, Seen, What, Witness};
+use self::rig::{Host, Observer, PARENT, SOON, Seen, What, Witness, attempted};
 
 /// Stops nerve until the servers have expired its session, and returns when it runs again.
 async fn expire(host: &Host, nerve: &Program) -> Instant {
@@ -50,12 +50,18 @@ fn crowds(events: &[Seen]) -> Vec<&Seen> {
 /// a server for it.
 #[tokio::test]
 async fn an_expired_session_is_replaced_twenty_times() {
-    println!("session 400ms, {}", expiries("400ms").await);
+    println!(
+        "fault: an expired session of 400 ms, 20 times: {}",
+        expiries("400ms").await
+    );
 }
 
 #[tokio::test]
 async fn an_expired_longer_session_is_replaced_twenty_times() {
-    println!("session 2s, {}", expiries("2s").await);
+    println!(
+        "fault: an expired session of 2 s, 20 times: {}",
+        expiries("2s").await
+    );
 }
 
 async fn expiries(session: &str) -> String {
@@ -89,7 +95,9 @@ async fn expiries(session: &str) -> String {
         "an expiry is no deliberate removal: {events:?}"
     );
     let (p50, p95, max) = (back[9], back[18], back[19]);
-    format!("node back after SIGCONT, 20 runs: p50 {p50:?}, p95 {p95:?}, max {max:?}")
+    format!(
+        "never two nodes, 0 withdrawals; the node is back after SIGCONT in p50 {p50:.1?}, p95 {p95:.1?}, max {max:.1?}"
+    )
 }
 
 /// The connection is lost again and again, never the session: no event at all.
@@ -127,14 +135,14 @@ async fn a_lost_connection_is_no_event() {
     assert_eq!(witness.told(), []);
 }
 
-/// Frozen for longer than its session, the app killed meanwhile: it does not come back registered. `FAULTS=long` (as
-/// `make faults` has it): for 30 s of wall clock.
+/// Frozen for longer than its session, the app killed meanwhile: it does not come back registered, although its check has to
+/// fail twenty times before it counts as down. `FAULTS=long` (as `make faults` has it): for 30 s of wall clock.
 #[tokio::test]
 async fn a_frozen_nerve_does_not_register_a_dead_app() {
     let long = std::env::var("FAULTS").is_ok_and(|form| form == "long");
     let least = Duration::from_secs(if long { 30 } else { 0 });
     let mut host = Host::start().await;
-    let (nerve, _) = host.nerve().await;
+    let (nerve, _) = host.nerve_patient(&host.zookeeper.hosts()).await;
     let node = host.one_node("").await;
     let witness = Witness::start(host.zookeeper.connect().await).await;
     let stopped = Instant::now();
@@ -173,16 +181,64 @@ async fn a_frozen_nerve_does_not_register_a_dead_app() {
         }
     })
     .await;
-    println!(
-        "SIGSTOP of a nerve for {:.1?}, its app killed meanwhile: the node expired after {expired:.1?}; {:.2?} after SIGCONT \
-         nerve has a session, finds the app down and wants no node; none was made",
-        resumed - stopped,
-        resumed.elapsed(),
-    );
     assert_eq!(
         witness.told(),
         [(What::Deleted, node)],
         "expired, nothing else"
+    );
+    println!(
+        "fault: SIGSTOP of a nerve for {:.1?}, its app killed meanwhile: the node expired after {expired:.1?}, 0 nodes were \
+         made; registry and nerve agree {:.2?} after SIGCONT",
+        resumed - stopped,
+        resumed.elapsed(),
+    );
+}
+
+/// The same with an outage in place of the stop: the app dies while nerve has no session, and is found by checks that have to
+/// fail twenty times before it counts as down. From the first failure on nothing is registered.
+#[tokio::test]
+async fn an_app_that_died_during_an_outage_is_not_registered() {
+    let host = Host::start().await;
+    let proxy = TcpProxy::start(&host.zookeeper.host(0)).await;
+    let (nerve, _) = host.nerve_patient(&proxy.host()).await;
+    let mut node = host.one_node("").await;
+    let witness = Witness::start(host.zookeeper.connect().await).await;
+    let mut told = Vec::new();
+    let failed = async || attempted(&nerve, "fail").await;
+    const OUTAGES: usize = 3;
+    let mut more = 0.0;
+    for _ in 0..OUTAGES {
+        proxy.set(Mode::Refuse).await;
+        host.no_node().await;
+        host.app.set(Behaviour::Close);
+        let before = failed().await;
+        eventually("it is seen", SOON, async || match failed().await - before {
+            0.0 => Err("no failure yet"),
+            _ => Ok(()),
+        })
+        .await;
+        proxy.set(Mode::Pass).await;
+        live(&nerve).await;
+        // Long after `fall`: neither before it nor after it is there a node.
+        let failures = eventually("it is down", SOON, async || {
+            let failures = failed().await - before;
+            if failures >= 30.0 {
+                Ok(failures)
+            } else {
+                Err(failures)
+            }
+        })
+        .await;
+        more += failures;
+        told.push((What::Deleted, node.clone()));
+        assert_eq!(witness.told(), told, "expired, nothing else");
+        host.app.set(Behaviour::Healthy);
+        node = host.one_node(&node).await;
+        told.push((What::Created, node.clone()));
+    }
+    println!(
+        "fault: an outage in which the app dies, {OUTAGES} times: {more} failed checks, 0 nodes were made of them; the node is \
+         back once the app is"
     );
 }
 
@@ -513,4 +569,8 @@ async fn a_session_that_is_silently_another_one_costs_one_new_node() {
     host.app.set(Behaviour::Healthy);
     host.one_node(&node).await;
     assert_eq!(created(witness.told()), 4, "{:?}", witness.told());
+    println!(
+        "fault: a session that is silently another one, 3 times: 3 nodes created, of the session in force; withdrawal and \
+         return as ever"
+    );
 }

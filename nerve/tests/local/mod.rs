@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{Behaviour, Dir, Network, Program, eventually, free_port};
 
-use crate::rig::{Host, Observer, SOON};
+use crate::rig::{Host, Observer, SOON, attempted};
 
 /// One service with a tcp check every 10 ms, and nothing but a hole where ZooKeeper should be.
 fn checked(dir: &Dir, admin: &Bind, check: &Value) -> String {
@@ -81,7 +81,6 @@ async fn a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port()
         had += usize::from(host.within(|| started().is_ok()));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    println!("an app had its port in {had} of {TRIES} tries");
     assert!(had * 10 >= TRIES * 9, "{had} of {TRIES}");
     let before = attempts(&nerve, "c", "fail").await;
     eventually("a hundred checks more", SOON, async || {
@@ -91,7 +90,16 @@ async fn a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port()
         }
     })
     .await;
-    assert_eq!(attempts(&nerve, "c", "pass").await, 0.0);
+    let [passed, failed] = [
+        attempts(&nerve, "c", "pass").await,
+        attempts(&nerve, "c", "fail").await,
+    ];
+    println!(
+        "fault: every connect of a check meets itself: {} checks, {passed} passed without an app; an app had the port in \
+         {had} of {TRIES} tries",
+        passed + failed,
+    );
+    assert_eq!(passed, 0.0);
 
     let app = host.within(|| {
         let app = (0..1000).find_map(|_| started().ok()).expect("its port");
@@ -108,13 +116,7 @@ async fn a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port()
 
 /// How many attempts of all checks could not run.
 async fn not_run(nerve: &Program) -> f64 {
-    let metrics = nerve.get("/metrics").await.expect("it answers").body;
-    let counts = metrics.lines().filter_map(|line| {
-        let (labels, count) = line.rsplit_once(' ')?;
-        let counts = labels.starts_with("nerve_checks_total") && labels.contains("not_run");
-        counts.then(|| count.parse::<f64>().expect("a number"))
-    });
-    counts.sum()
+    attempted(nerve, "not_run").await
 }
 
 /// Nerve with `soft:hard` as its limit of open files.
@@ -187,7 +189,10 @@ async fn too_few_descriptors_take_no_healthy_app_out() {
     let ensemble = host.zookeeper.hosts();
     let withdrawn = format!(r#"nerve_zk_writes_total{{hosts="{ensemble}",result="withdrawn"}}"#);
     assert_eq!(nerve.metric(&withdrawn).await.unwrap_or_default(), 0.0);
-    println!("{more} checks could not run, 0 withdrawals");
+    println!(
+        "fault: {SERVICES} services at a limit of 40 descriptors: {more} checks could not run, 0 withdrawals; the registry \
+         had {SERVICES} nodes all the time"
+    );
     let log = nerve.process().log_tail();
     let log = std::fs::read_to_string(host.dir.join("nerve.log")).unwrap_or(log);
     for told in [

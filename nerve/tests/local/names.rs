@@ -164,11 +164,12 @@ async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
         }
     })
     .await;
+    assert_eq!(observer.sets(), [BTreeSet::from([node.clone()])]);
     println!(
-        "{} checks could not run, 0 withdrawals",
+        "fault: a resolver that hangs, then one that cannot tell: {} checks could not run, 0 withdrawals; the registry had \
+         the node all the time",
         not_run(&nerve).await
     );
-    assert_eq!(observer.sets(), [BTreeSet::from([node.clone()])]);
 
     // It is no cause to register either: what comes up while nobody can look waits.
     server.set(Temper::NoSuchName);

@@ -95,6 +95,15 @@ impl Host {
         (self.launch(&admin).await, admin)
     }
 
+    /// Its check has to fail twenty times, each 50 ms, before it is down.
+    pub(crate) async fn nerve_patient(&self, zk_host: &str) -> (Program, Bind) {
+        let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+        let mut config = self.config(&admin, zk_host, &json!({}));
+        config["services"]["web"]["checks"][0]["fall"] = json!(20);
+        self.write(&config);
+        (self.launch(&admin).await, admin)
+    }
+
     /// With other settings of `zookeeper`.
     pub(crate) async fn nerve_zookeeper(&self, zookeeper: &Value) -> (Program, Bind) {
         let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
@@ -142,6 +151,18 @@ impl Host {
             .unwrap();
         stat.map_or(0, |stat| stat.ephemeral_owner)
     }
+}
+
+/// How many attempts of all checks ended so: `pass`, `fail`, `not_run`.
+pub(crate) async fn attempted(nerve: &Program, result: &str) -> f64 {
+    let result = format!(r#"result="{result}""#);
+    let metrics = nerve.get("/metrics").await.unwrap().body;
+    let counts = metrics.lines().filter_map(|line| {
+        let (labels, count) = line.rsplit_once(' ')?;
+        let counts = labels.starts_with("nerve_checks_total") && labels.contains(&result);
+        counts.then(|| count.parse::<f64>().unwrap())
+    });
+    counts.sum()
 }
 
 /// Looks at the nodes all the time and remembers every set it saw.

@@ -2,53 +2,9 @@
 
 use serde_json::json;
 use smartstack_common::testing::App;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 
-use crate::pair::{Pair, SOON, Traffic, Way, in_step, reloads};
-
-/// Answers every agent check with one word.
-struct Agent {
-    port: u16,
-    word: watch::Sender<String>,
-    asked: watch::Receiver<u64>,
-    _task: JoinSet<()>,
-}
-
-impl Agent {
-    async fn start(word: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (word, words) = watch::channel(word.to_owned());
-        let (count, asked) = watch::channel(0);
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            loop {
-                if let Ok((mut stream, _)) = listener.accept().await {
-                    let answer = format!("{}\n", *words.borrow());
-                    let _gone = stream.write_all(answer.as_bytes()).await.is_err();
-                    count.send_modify(|count| *count += 1);
-                }
-            }
-        });
-        Self {
-            port,
-            word,
-            asked,
-            _task: task,
-        }
-    }
-
-    /// Waits until it was asked so many times more.
-    async fn asked(&self, times: u64) {
-        let mut asked = self.asked.clone();
-        let now = *asked.borrow();
-        let more = asked.wait_for(|count| *count >= now + times);
-        tokio::time::timeout(SOON, more).await.unwrap().unwrap();
-    }
-}
+use crate::agent::Agent;
+use crate::pair::{Pair, Traffic, Way, in_step, reloads};
 
 #[tokio::test]
 async fn an_agent_neither_keeps_a_new_server_down_nor_brings_a_removed_one_back() {
@@ -76,7 +32,7 @@ async fn an_agent_neither_keeps_a_new_server_down_nor_brings_a_removed_one_back(
     let before = reloads(&synapse).await;
 
     for word in ["ready", "up ready 100%"] {
-        agent.word.send_replace(word.to_owned());
+        agent.says(word);
         pair.withdraw(&node).await;
         pair.until(&b, "retired").await;
         agent.asked(10).await;
@@ -86,13 +42,13 @@ async fn an_agent_neither_keeps_a_new_server_down_nor_brings_a_removed_one_back(
         in_step(&synapse).await;
     }
     // What the agent itself takes out is the agent's: nobody undoes it, and the agent can.
-    agent.word.send_replace("maint 0%".to_owned());
+    agent.says("maint 0%");
     pair.until(&b, "retired").await;
     pair.until(&a, "retired").await;
     agent.asked(20).await;
     in_step(&synapse).await;
     assert_eq!([pair.state(&a).await, pair.state(&b).await], ["retired"; 2]);
-    agent.word.send_replace("ready 100%".to_owned());
+    agent.says("ready 100%");
     pair.until(&b, "ready").await;
     pair.until(&a, "ready").await;
     // One that comes while there is an agent that says so.

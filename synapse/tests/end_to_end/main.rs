@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "../rig/agent.rs"]
+mod agent;
 mod agents;
 mod balance;
 mod haproxy;

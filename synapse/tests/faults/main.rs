@@ -34,12 +34,24 @@
 //! | SIGKILL of a nerve, started again at once; after 5 s | at once: its nodes are swapped without a gap | the same |
 //! | SIGSTOP of synapse for 1 s, for 5 s; SIGKILL, started again at once, after 5 s | | the same |
 //! | a session closed by the servers: nerve's, synapse's | nerve's servers are out until it has registered again | the same |
-//! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile | it does not come back registered | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app` |
-//! | an expired session, 20 times | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times` |
 //! | SIGSTOP of haproxy's worker for 1 s, for 4 s | requests wait, none fails | the same |
 //! | a stats socket of level operator; refused weights while another service is reloaded | changes come by reload | the same |
 //! | a server that lines name is withdrawn and returns, four times; an unrelated HUP and a restart of synapse meanwhile | every text of haproxy.cfg loads; no reload but the HUP's | `synapse/tests/end_to_end` `servers_that_lines_name_come_and_go_under_traffic` |
 //! | kills of haproxy, foreign reloads, its sockets away | failed requests are those a killed haproxy had | `synapse/tests/soak` |
+//! | **nerve and its host** | | |
+//! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile; an outage in which the app dies, 3 times | it does not come back registered, though down only after 20 failures | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app`, `an_app_that_died_during_an_outage_is_not_registered` |
+//! | an expired session of 400 ms, of 2 s, 20 times each | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times`, `an_expired_longer_session_is_replaced_twenty_times` |
+//! | a session that is silently another one, 3 times | one new node each | `nerve/tests/sessions.rs` `a_session_that_is_silently_another_one_costs_one_new_node` |
+//! | of two services with one payload one is drained, then down | two events of the registry each; the other's node stays | `nerve/tests/control.rs` `of_two_services_with_one_payload_one_is_drained` |
+//! | 60 services at a limit of 40 descriptors | 0 withdrawals in 500 checks that could not run | `nerve/tests/local` `too_few_descriptors_take_no_healthy_app_out` |
+//! | a resolver that hangs; one that cannot tell | 0 withdrawals | `nerve/tests/local` `a_resolver_that_does_not_answer_takes_no_healthy_app_out` |
+//! | every connect of a check meets itself | no check passes, and the app has its port in 9 of 10 tries | `nerve/tests/local` `a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port` |
+//! | **What servers bring along** | | |
+//! | an added server whose agent never says `up`; a removed one whose agent says `ready`, `up ready 100%` | it gets requests at once; none | `agents::agents_say_what_they_like` |
+//! | an operator's `set weight 0` and maint, over audits and a restart of synapse | no request until the operator's `ready` | the same |
+//! | a server is added, returns, is released by an operator, while 30 clients wait for servers that take two at a time | it takes its share of the queue at once | `queues::a_server_takes_its_share_of_a_queue_on_every_way_in` |
+//! | **Takeover from Ruby's synapse** | | |
+//! | a running haproxy with two servers in maint; a haproxy.cfg with two `disabled` ones, haproxy down | what is registered is served at once, what comes back later as well | `takeover::what_ruby_disabled_is_served` |
 //! | **Frames and services that cannot start** | | |
 //! | 11 of them (ports that are taken, addresses of other hosts, missing folders, limits, unknown lines; in extra sections, the shared frontend, `global`, a service), each introduced, tried 3 times more, with haproxy killed and synapse killed meanwhile | what is asked while a killed haproxy does not run yet fails, nothing else | `starts::what_cannot_start_costs_the_others_nothing` |
 //! | **Disks** | | |
@@ -62,12 +74,15 @@
 //! machine's wall clock under running programs (a test may not set it).
 //!
 //! The network and the disks need root; without it, name the tests to run: `cargo test -p synapse --test faults -- members
-//! proxies processes boot ensembles reconnects
-//! starts`. At most two stages run at a time: a member is a JVM.
+//! proxies processes boot ensembles
+//! reconnects starts agents queues takeover`. At most two stages run at a time: a member is a JVM.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 #![expect(clippy::print_stdout, reason = "printed rows are what this is for")]
 
+#[path = "../rig/agent.rs"]
+mod agent;
+mod agents;
 mod boot;
 mod clocks;
 #[path = "../soak/disk.rs"]
@@ -78,12 +93,14 @@ mod members;
 mod network;
 mod processes;
 mod proxies;
+mod queues;
 mod reconnects;
 #[path = "../rig/mod.rs"]
 mod rig;
 mod row;
 mod stage;
 mod starts;
+mod takeover;
 
 /// Stages at a time.
 static STAGES: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 use smartstack_common::testing::{Mode, Program, TcpProxy, close_session, eventually};
 
 use crate::stage::{Plan, SOON, Stage, Way};
@@ -45,9 +45,7 @@ async fn haproxy_stands_still(stage: &mut Stage) {
 
 /// What haproxy refuses is done by reloads, of this service and of others.
 async fn haproxy_refuses(stage: &mut Stage) {
-    let path = stage.rig.dir.join("synapse.json");
-    let known = std::fs::read_to_string(&path).unwrap();
-    let known: Value = serde_json::from_str(&known).unwrap();
+    let known = stage.config();
 
     let mut config = known.clone();
     let line = known["haproxy"]["global"][0].as_str().unwrap();

@@ -99,7 +99,7 @@ impl Stage {
         }
     }
 
-    async fn reloads(&self) -> u64 {
+    pub(crate) async fn reloads(&self) -> u64 {
         let status = self.rig.synapse.status().await;
         status["haproxy"]["reloads"].as_u64().unwrap_or_default()
     }

@@ -34,7 +34,7 @@ pub(crate) const CHECK: &str = "check inter 1s rise 1 fall 5";
 pub(crate) const CHECKED: &str = "option httpchk GET /health";
 pub(crate) const CHECK_LIMIT: &str = "timeout check 5s";
 /// The app that rows change: its health is what happens meanwhile.
-const CHANGED: usize = 3;
+pub(crate) const CHANGED: usize = 3;
 
 /// How programs reach the ensemble.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,14 @@ impl Plan {
             servers: 3,
             zookeeper: json!({"session_timeout": session, "jitter": 0}),
             disks: false,
+        }
+    }
+
+    /// One member, for faults that are none of the ensemble's.
+    pub(crate) fn small() -> Self {
+        Self {
+            servers: 1,
+            ..Self::new(Way::Proxies)
         }
     }
 }
@@ -119,6 +127,8 @@ impl Nerve {
 pub(crate) struct Stage {
     kept: SteadyClient,
     fresh: SteadyClient,
+    /// Clients of one row's own.
+    pub(crate) more: Vec<SteadyClient>,
     pub(crate) rig: Rig,
     pub(crate) nerves: Vec<Nerve>,
     pub(crate) to_synapse: Vec<TcpProxy>,
@@ -232,6 +242,7 @@ impl Stage {
         let mut stage = Self {
             kept: load(true),
             fresh: load(false),
+            more: Vec::new(),
             rig,
             nerves,
             to_synapse,
@@ -271,12 +282,15 @@ impl Stage {
 
     /// What clients saw since the last call.
     pub(crate) fn tally(&self) -> Tally {
-        let (mut sum, other) = (self.kept.reset(), self.fresh.reset());
-        for (name, count) in other.answers {
-            *sum.answers.entry(name).or_default() += count;
-        }
-        for (name, count) in other.failures {
-            *sum.failures.entry(name).or_default() += count;
+        let mut sum = self.kept.reset();
+        for clients in std::iter::once(&self.fresh).chain(&self.more) {
+            let other = clients.reset();
+            for (name, count) in other.answers {
+                *sum.answers.entry(name).or_default() += count;
+            }
+            for (name, count) in other.failures {
+                *sum.failures.entry(name).or_default() += count;
+            }
         }
         sum
     }
@@ -322,6 +336,65 @@ impl Stage {
             }
         })
         .await;
+    }
+
+    /// synapse's configuration as it stands.
+    pub(crate) fn config(&self) -> Value {
+        let text = std::fs::read_to_string(self.rig.dir.join("synapse.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// Another one by HUP, until haproxy has loaded it: its file has `words`.
+    pub(crate) async fn reconfigured(&mut self, config: &Value, words: &str) {
+        self.rig.configure(config);
+        eventually(&format!("`{words}` is loaded"), SOON, async || {
+            let status = self.rig.synapse.status().await;
+            let serves = status["haproxy"]["state"] == "serving";
+            if self.rig.text().contains(words) && serves {
+                Ok(())
+            } else {
+                Err(self.rig.log())
+            }
+        })
+        .await;
+        self.settled().await;
+        self.tally();
+    }
+
+    /// `web/NAME` of an app's server, if haproxy has it, in whatever state.
+    pub(crate) async fn try_server(&self, app: usize) -> Option<String> {
+        let port = self.apps[app].address.port().to_string();
+        let rows = self.rig.haproxy.servers_state().await;
+        let mut rows = rows.into_iter();
+        let row = rows.find(|row| row["be_name"] == "web" && row["srv_port"] == port)?;
+        Some(format!("web/{}", row["srv_name"]))
+    }
+
+    /// The same of one that haproxy has.
+    pub(crate) async fn server(&self, app: usize) -> String {
+        self.try_server(app).await.expect("haproxy has it")
+    }
+
+    /// The app gets requests.
+    pub(crate) async fn reaches(&self, app: usize) {
+        let state = &self.apps[app].state;
+        let before = state.requests();
+        eventually("it gets requests", SOON, async || {
+            match state.requests() - before {
+                3.. => Ok(()),
+                fewer => Err(format!("{fewer}\n{}", self.rig.log())),
+            }
+        })
+        .await;
+    }
+
+    /// The app gets no request while the others get some, once those in flight have ended.
+    pub(crate) async fn avoids(&self, app: usize, when: &str) {
+        self.kept.more(5, SOON).await;
+        let state = &self.apps[app].state;
+        let before = state.requests();
+        self.kept.more(50, SOON).await;
+        assert_eq!(state.requests(), before, "{when}: it gets requests");
     }
 
     /// The proxies of one side, or of both.

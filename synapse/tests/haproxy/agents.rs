@@ -1,81 +1,15 @@
 //! What agents can do to a server, and what keeps them from it: measured on haproxy 2.6, 3.0 and 3.2, and relied upon.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::testing::{App, eventually};
 use synapse::config::Reload;
 use synapse::plan::{Change, Op, Plan, plan};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 
+use crate::agent::Agent;
 use crate::site::{Site, digests, server, taken_out};
 
 const SOON: Duration = Duration::from_secs(20);
-
-/// Answers every agent check with one word, when it may.
-pub(crate) struct Agent {
-    pub(crate) port: u16,
-    word: watch::Sender<String>,
-    asked: watch::Sender<u64>,
-    gate: Arc<Semaphore>,
-    _task: JoinSet<()>,
-}
-
-impl Agent {
-    pub(crate) async fn start(word: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (word, asked) = (watch::Sender::new(word.to_owned()), watch::Sender::new(0));
-        let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        let (words, count, open) = (word.subscribe(), asked.clone(), Arc::clone(&gate));
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            let mut answers = JoinSet::new();
-            loop {
-                let Ok((mut stream, _)) = listener.accept().await else {
-                    continue;
-                };
-                count.send_modify(|count| *count += 1);
-                let (words, open) = (words.clone(), Arc::clone(&open));
-                answers.spawn(async move {
-                    let _turn = open.acquire().await;
-                    let answer = format!("{}\n", *words.borrow());
-                    stream.write_all(answer.as_bytes()).await.is_ok()
-                });
-            }
-        });
-        Self {
-            port,
-            word,
-            asked,
-            gate,
-            _task: task,
-        }
-    }
-
-    pub(crate) fn says(&self, word: &str) {
-        self.word.send_replace(word.to_owned());
-    }
-
-    /// Waits until haproxy has asked so many times more.
-    pub(crate) async fn asked(&self, times: u64) {
-        let mut asked = self.asked.subscribe();
-        let now = *asked.borrow();
-        let more = asked.wait_for(|count| *count >= now + times);
-        tokio::time::timeout(SOON, more).await.unwrap().unwrap();
-    }
-
-    fn hold(&self) {
-        self.gate.forget_permits(Semaphore::MAX_PERMITS);
-    }
-
-    fn let_go(&self) {
-        self.gate.add_permits(Semaphore::MAX_PERMITS);
-    }
-}
 
 async fn state(site: &Site, name: &str) -> (String, String) {
     let rows = site.real().servers_state().await;
@@ -106,13 +40,7 @@ async fn a_server_taken_out_stays_out_whatever_its_agent_says() {
             "timeout check 20s".to_owned(),
         ];
         let desired = site.write(&lines, "");
-        let mut haproxy = site.haproxy(Reload::Supervise);
-        assert!(
-            haproxy
-                .start(Some(&desired.generation), 2)
-                .await
-                .succeeded()
-        );
+        let haproxy = site.started(Reload::Supervise, &desired, 2).await;
         agent.hold();
         // Both are asked, and wait.
         agent.asked(2).await;
@@ -188,13 +116,7 @@ async fn a_server_added_with_an_agent_is_up_as_one_of_the_file() {
     let one = [server(1, app.address, &options)];
     let two = [one[0].clone(), server(2, app.address, &options)];
     let desired = site.write(&one, "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 1)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 1).await;
     let wanted = site.write(&two, "");
     let running = haproxy
         .live()

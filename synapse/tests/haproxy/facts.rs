@@ -27,13 +27,7 @@ async fn retiring_a_server_hurts_no_request_in_flight() {
         ],
         "",
     );
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 2)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 2).await;
 
     let bind = Bind::Tcp(site.address().to_string());
     leaving.set(Behaviour::Hang);
@@ -86,17 +80,17 @@ async fn reloads_cost_no_request() {
             ]
         };
         let desired = site.write(&lines(0), "");
-        let mut haproxy = site.haproxy(if supervise {
-            Reload::Supervise
-        } else {
-            site.command()
-        });
-        assert!(
-            haproxy
-                .start(Some(&desired.generation), 1)
-                .await
-                .succeeded()
-        );
+        let mut haproxy = site
+            .started(
+                if supervise {
+                    Reload::Supervise
+                } else {
+                    site.command()
+                },
+                &desired,
+                1,
+            )
+            .await;
         let keep = SteadyClient::start(Load {
             keep_alive: true,
             clients: 8,
@@ -134,13 +128,7 @@ async fn reloads_cost_no_request() {
 async fn the_master_socket_needs_quit() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 0).await;
     let socket = site.dir.join("haproxy.cfg.master.sock");
     // The worker answers before its master does.
     let mut stream = eventually("the master listens", SOON, async || {
@@ -163,13 +151,7 @@ async fn the_master_socket_needs_quit() {
 async fn a_kept_connection_stays_with_the_old_worker() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let mut haproxy = site.started(Reload::Supervise, &desired, 0).await;
     let before = haproxy.live().await.unwrap().pid;
     let mut kept = UnixStream::connect(&site.stats).await.unwrap();
     kept.write_all(b"prompt\n").await.unwrap();

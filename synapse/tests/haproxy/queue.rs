@@ -13,7 +13,7 @@ use synapse::plan::{Addition, Admit, Change, Checks, Op, Return};
 use synapse::runtime_api::RuntimeApi;
 use tokio::task::JoinSet;
 
-use crate::agents::Agent;
+use crate::agent::Agent;
 use crate::site::{Site, server};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -72,13 +72,7 @@ async fn a_server_takes_its_share_of_the_queue_on_every_way_in() {
         server(2, own.address, "maxconn 2 weight 0"),
     ];
     let desired = site.write(&lines, "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 2)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 2).await;
     let api = haproxy.api();
     let mut clients = JoinSet::new();
     for _ in 0..WAITING {

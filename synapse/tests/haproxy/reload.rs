@@ -137,13 +137,7 @@ async fn a_worker_with_our_generation_is_adopted_without_a_reload() {
 async fn a_command_that_does_nothing_has_not_reloaded() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(site.command());
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let _haproxy = site.started(site.command(), &desired, 0).await;
     let (reason, _) = failure(
         site.haproxy(Reload::Command("true".to_owned()))
             .reload(Some(&desired.generation), 0)

@@ -107,6 +107,19 @@ impl Site {
         Haproxy::new(&self.settings(reload))
     }
 
+    /// The same, which serves what is wanted, so many servers.
+    pub(crate) async fn started(
+        &self,
+        reload: config::Reload,
+        desired: &Desired,
+        servers: usize,
+    ) -> Haproxy {
+        let mut haproxy = self.haproxy(reload);
+        let outcome = haproxy.start(Some(&desired.generation), servers).await;
+        assert!(outcome.succeeded(), "{outcome:?}");
+        haproxy
+    }
+
     pub(crate) fn settings(&self, reload: config::Reload) -> config::Haproxy {
         config::Haproxy {
             global: Vec::new(),

@@ -25,8 +25,7 @@ async fn it_outlives_its_owner_and_is_adopted_also_when_the_file_has_changed() {
     let site = Site::new();
     let app = App::start("app").await;
     let desired = site.write(&[server(1, app.address, "")], "");
-    let mut first = site.haproxy(Reload::Supervise);
-    assert!(first.start(Some(&desired.generation), 1).await.succeeded());
+    let first = site.started(Reload::Supervise, &desired, 1).await;
     let worker = first.live().await.unwrap().pid;
     drop(first);
 
@@ -65,13 +64,7 @@ async fn it_outlives_its_owner_and_is_adopted_also_when_the_file_has_changed() {
 async fn its_death_is_seen_and_it_comes_back() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let mut haproxy = site.started(Reload::Supervise, &desired, 0).await;
     // The worker's death takes the master with it: before it is asked to reload, or in the middle of that.
     let worker = haproxy.live().await.unwrap().pid;
     signal(worker, Signal::SIGKILL);
@@ -89,13 +82,7 @@ async fn its_death_is_seen_and_it_comes_back() {
 async fn a_stats_socket_that_somebody_removed_is_told_with_the_way_out() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let mut haproxy = site.started(Reload::Supervise, &desired, 0).await;
     std::fs::remove_file(&site.stats).unwrap();
     let outcome = haproxy.reload(Some(&desired.generation), 0).await;
     assert!(
@@ -132,13 +119,7 @@ async fn a_start_that_fails_is_told_in_haproxys_words() {
 async fn a_stopped_master_is_not_fought() {
     let site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let _haproxy = site.started(Reload::Supervise, &desired, 0).await;
     let socket = Master::new(site.dir.join("haproxy.cfg.master.sock"));
     let master = eventually("the master answers", SOON, async || {
         socket.processes().await
@@ -219,13 +200,7 @@ async fn a_start_that_cannot_be_asked_is_proven_by_the_master() {
 async fn stale_files_do_not_stop_a_start() {
     let mut site = Site::new();
     let desired = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 0).await;
     site.kill();
     eventually("all are dead", SOON, async || {
         if site.real().pids().is_empty() {

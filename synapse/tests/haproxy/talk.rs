@@ -44,8 +44,7 @@ async fn what_was_loaded_reads_back_as_unchanged_and_plans_take() {
         "server own 127.0.0.1:9 disabled".to_owned(),
     ];
     let all = site.write(&lines, "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(haproxy.start(Some(&all.generation), 3).await.succeeded());
+    let haproxy = site.started(Reload::Supervise, &all, 3).await;
     let known = digests(&all);
     let running = haproxy.live().await.unwrap().running(&known, taken_out);
     assert_eq!(plan(&running, &all), Plan::Unchanged);
@@ -101,13 +100,7 @@ async fn an_operators_states_are_read_as_such() {
     let site = Site::new();
     let app = App::start("one").await;
     let desired = site.write(&[1, 2, 3].map(|n| server(n, app.address, "")), "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 3)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 3).await;
     let set = |server: &str, state| Command::State {
         backend: "b".to_owned(),
         server: server.to_owned(),
@@ -160,8 +153,7 @@ async fn checks_at_the_servers_own_address_follow_it() {
         site.write(&[&check[..], &[server(1, address, &options)]].concat(), "")
     };
     let before = at(from);
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(haproxy.start(Some(&before.generation), 1).await.succeeded());
+    let haproxy = site.started(Reload::Supervise, &before, 1).await;
     let checked = async |listener: &TcpListener| {
         for _ in 0..3 {
             let accepted = timeout(Duration::from_secs(30), listener.accept()).await;
@@ -206,13 +198,7 @@ async fn refusals_are_recognised() {
         &[server(1, app.address, "check"), server(2, app.address, "")],
         &hashed,
     );
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 3)
-            .await
-            .succeeded()
-    );
+    let haproxy = site.started(Reload::Supervise, &desired, 3).await;
     for (command, refusal) in [
         ("add server b/s1 127.0.0.1:9", Refusal::AlreadyExists),
         ("add server b/x 127.0.0.1:9 id 1", Refusal::IdUsed),
@@ -299,13 +285,7 @@ async fn a_socket_below_admin_is_told() {
         &[],
         &format!("global\n\tstats socket {} level user\n", user.display()),
     );
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(
-        haproxy
-            .start(Some(&desired.generation), 0)
-            .await
-            .succeeded()
-    );
+    let _haproxy = site.started(Reload::Supervise, &desired, 0).await;
     let api = RuntimeApi::new(vec![user]);
     let op = Op {
         backend: "b".to_owned(),
@@ -325,8 +305,7 @@ async fn servers_are_added_as_planned_and_deleted() {
         App::start("three").await,
     ];
     let none = site.write(&[], "");
-    let mut haproxy = site.haproxy(Reload::Supervise);
-    assert!(haproxy.start(Some(&none.generation), 0).await.succeeded());
+    let haproxy = site.started(Reload::Supervise, &none, 0).await;
     let pid = haproxy.live().await.unwrap().pid;
     let lines = [
         server(
