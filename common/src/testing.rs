@@ -13,6 +13,7 @@
 mod app;
 mod haproxy;
 mod http;
+mod names;
 mod network;
 mod operations;
 mod program;
@@ -30,6 +31,7 @@ mod zookeeper;
 pub use self::app::{App, AppState, Behaviour, serve_app};
 pub use self::haproxy::Haproxy;
 pub use self::http::{Reply, get};
+pub use self::names::{NameServer, Temper};
 pub use self::network::{Host, Network, Partition};
 pub use self::program::Program;
 pub use self::proxy::{Cut, Mode, TcpProxy};

@@ -1,103 +1,20 @@
 //! A check by name, and a name server of every temper. The resolver is the system's own, on another `resolv.conf`.
 
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{Program, eventually, free_port};
-use tokio::net::UdpSocket;
-use tokio::task::JoinSet;
+use smartstack_common::testing::{NameServer, Program, Temper, eventually, free_port};
 
 use super::not_run;
 use crate::rig::{Host, Observer, SOON};
 
 const NAME: &str = "app.smartstack.test";
 
-/// What the name server does: a response code of DNS, or nothing.
-#[derive(Clone, Copy)]
-enum Temper {
-    /// Every name is 127.0.0.1.
-    Answers = 0,
-    CannotTell = 2,
-    NoSuchName = 3,
-    Silent = 255,
-}
-
-struct NameServer {
-    address: Ipv4Addr,
-    temper: Arc<AtomicU8>,
-    _task: JoinSet<()>,
-}
-
-impl NameServer {
-    /// Port 53 of a loopback address of its own: `resolv.conf` knows no other port.
-    async fn start() -> Self {
-        let address = Ipv4Addr::new(127, 53, fastrand::u8(..), fastrand::u8(1..255));
-        let socket = UdpSocket::bind(SocketAddr::from((address, 53))).await;
-        let socket = socket.expect("port 53 needs root");
-        let temper = Arc::new(AtomicU8::new(Temper::Answers as u8));
-        let (mut task, now) = (JoinSet::new(), Arc::clone(&temper));
-        task.spawn(async move {
-            let mut query = [0; 512];
-            while let Ok((length, from)) = socket.recv_from(&mut query).await {
-                let temper = now.load(Ordering::Acquire);
-                if temper != Temper::Silent as u8 {
-                    // Whoever asked may have gone.
-                    let _gone = socket.send_to(&reply(&query[..length], temper), from).await;
-                }
-            }
-        });
-        Self {
-            address,
-            temper,
-            _task: task,
-        }
-    }
-
-    fn set(&self, temper: Temper) {
-        self.temper.store(temper as u8, Ordering::Release);
-    }
-}
-
-/// RFC 1035: the header with `code`, the question, and one address if it is asked for and to be had.
-fn reply(query: &[u8], code: u8) -> Vec<u8> {
-    let name = query[12..].iter().position(|byte| *byte == 0);
-    let question = &query[12..12 + name.expect("a name ends") + 5];
-    let is_address = question.ends_with(&[0, 1, 0, 1]);
-    let answers = u8::from(code == 0 && is_address);
-    let mut reply = vec![
-        query[0],
-        query[1],
-        0x81,
-        0x80 | code,
-        0,
-        1,
-        0,
-        answers,
-        0,
-        0,
-        0,
-        0,
-    ];
-    reply.extend_from_slice(question);
-    if answers == 1 {
-        reply.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
-    }
-    reply
-}
-
 #[tokio::test]
 async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
     let (host, server) = (Host::start().await, NameServer::start().await);
-    let resolver = format!(
-        "nameserver {}\noptions timeout:1 attempts:2\n",
-        server.address
-    );
-    let resolver = host.dir.write("resolv.conf", resolver);
     let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
     let config = |grace: &str| {
         let mut config = host.config(&admin, &host.zookeeper.hosts(), &json!({}));
@@ -108,18 +25,9 @@ async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
         config
     };
     host.write(&config("10m"));
-    let (script, path) = (
-        r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#,
-        host.dir.join("nerve.json"),
-    );
-    let by = [
-        "unshare",
-        "-m",
-        "sh",
-        "-c",
-        script,
-        resolver.to_str().unwrap(),
-    ];
+    let path = host.dir.join("nerve.json");
+    let by = server.used_by(&host.dir);
+    let by: Vec<&str> = by.iter().map(String::as_str).collect();
     let arguments = ["-c", path.to_str().unwrap()];
     let mut nerve = Program::start_by(&by, "nerve", &host.dir, &arguments, admin.clone());
     nerve.ready(SOON).await;

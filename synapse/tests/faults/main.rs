@@ -50,6 +50,7 @@
 //! | an added server whose agent never says `up`; a removed one whose agent says `ready`, `up ready 100%` | it gets requests at once; none | `agents::agents_say_what_they_like` |
 //! | an operator's `set weight 0` and maint, over audits and a restart of synapse | no request until the operator's `ready` | the same |
 //! | a server is added, returns, is released by an operator, while 30 clients wait for servers that take two at a time | it takes its share of the queue at once | `queues::a_server_takes_its_share_of_a_queue_on_every_way_in` |
+//! | the address of a server's name changes meanwhile (in the short form while it is out) | the same | `queues::a_server_at_another_address_takes_its_share_of_a_queue` |
 //! | **Takeover from Ruby's synapse** | | |
 //! | a running haproxy with two servers in maint; a haproxy.cfg with two `disabled` ones, haproxy down | what is registered is served at once, what comes back later as well | `takeover::what_ruby_disabled_is_served` |
 //! | **Frames and services that cannot start** | | |
