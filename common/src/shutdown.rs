@@ -1,7 +1,20 @@
-//! Signals: TERM or INT asks for a clean stop, a second one ends the process at once, HUP asks for a re-read.
+//! Signals: TERM, INT or QUIT asks for a clean stop, a second one ends the process at once, HUP asks for a re-read.
+//!
+//! Those that stop are read by a thread of its own: the second one works whatever the program waits for.
 
+use std::io;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+use crate::report::exit;
+use crate::telemetry;
+
+/// Signals that come together are one: `timeout` sends its signal to the process and then to the group, and so do a
+/// terminal and a wrapper that passes signals on.
+const TOGETHER: Duration = Duration::from_millis(500);
 
 /// Handed to every task: tells when the program is to stop.
 #[derive(Debug, Clone)]
@@ -31,15 +44,14 @@ impl Shutdown {
 /// The signals a program listens to. Made first of all, so that an early HUP does not kill the process.
 #[derive(Debug)]
 pub struct Signals {
-    term: Signal,
-    int: Signal,
+    stop: Shutdown,
     hup: Signal,
 }
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
-    /// TERM or INT.
+    /// TERM, INT or QUIT. There is no other request after it.
     Stop,
     /// HUP.
     Reload,
@@ -48,28 +60,59 @@ pub enum Request {
 impl Signals {
     /// # Errors
     /// When the process cannot install handlers.
-    pub fn install() -> std::io::Result<Self> {
+    pub fn install() -> io::Result<Self> {
+        let mut stops = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGQUIT])?;
+        let (sender, stop) = Shutdown::channel();
+        let listen = move || stopping(stops.forever(), &sender);
+        std::thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(listen)?;
         Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
+            stop,
             hup: signal(SignalKind::hangup())?,
         })
     }
 
-    /// TERM or INT; a HUP waits for [`Self::next`]. Cancel-safe, as that.
+    /// [`Request::Stop`]; a HUP waits for [`Self::next`]. Cancel-safe, as that.
     pub async fn stop(&mut self) {
-        tokio::select! {
-            _ = self.term.recv() => {}
-            _ = self.int.recv() => {}
-        }
+        self.stop.wait().await;
     }
 
-    /// The next request. Cancel-safe (each signal is a cancel-safe receive).
+    /// The next request. Cancel-safe (a watch receive and a signal's receive).
     pub async fn next(&mut self) -> Request {
         tokio::select! {
-            _ = self.term.recv() => Request::Stop,
-            _ = self.int.recv() => Request::Stop,
+            biased;
+            () = self.stop.wait() => Request::Stop,
             _ = self.hup.recv() => Request::Reload,
         }
     }
+}
+
+/// Asks for the stop at the first signal, and ends the process at the second.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread of its own has the clock of the system"
+)]
+fn stopping(signals: impl Iterator<Item = i32>, stop: &watch::Sender<bool>) {
+    let mut first = None::<Instant>;
+    for _ in signals {
+        match first {
+            None => {
+                first = Some(Instant::now());
+                stop.send_replace(true);
+            }
+            Some(at) if at.elapsed() < TOGETHER => {}
+            Some(_) => end(),
+        }
+    }
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the other threads may wait for something that never comes"
+)]
+fn end() {
+    tracing::warn!("second signal: ending at once, whatever is under way is left as it is");
+    telemetry::flush();
+    std::process::exit(exit::OK.into());
 }

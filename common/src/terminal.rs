@@ -18,6 +18,7 @@ use crate::admin::{Bind, control};
 use crate::config::Report;
 use crate::net;
 use crate::report::{Chain, exit};
+use crate::telemetry::{self, LogFormat};
 
 /// How long a running program may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -55,13 +56,27 @@ pub fn print(text: &str) -> u8 {
     match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
         Ok(()) => exit::OK,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
-        Err(_) => exit::START,
+        Err(error) => {
+            complain(&format!("cannot write to stdout: {error}"));
+            exit::START
+        }
     }
 }
 
-/// Prints on stderr.
+/// Prints on stderr; in a program that logs without waiting for it.
 pub fn complain(text: &str) {
-    let _told = writeln!(std::io::stderr().lock(), "{}", text.trim_end()).is_ok();
+    telemetry::complain(text);
+}
+
+/// Runs `work` with logs on stderr; the last lines are out when it returns, unless nobody reads them.
+pub fn logging(format: LogFormat, work: impl FnOnce() -> u8) -> u8 {
+    match telemetry::start(format) {
+        Ok(_logs) => work(),
+        Err(error) => {
+            complain(&format!("cannot start the thread for the log: {error}"));
+            exit::START
+        }
+    }
 }
 
 /// Runs to the end on one thread: a sidecar should cost one core at most.

@@ -25,6 +25,7 @@ mod session;
 mod steady;
 mod stub;
 mod traffic;
+mod unread;
 mod wait;
 mod zookeeper;
 
@@ -42,5 +43,6 @@ pub use self::session::{SessionKey, close_session};
 pub use self::steady::{Load, SteadyClient, Tally};
 pub use self::stub::Stub;
 pub use self::traffic::{Failure, Style, Traffic, ask_once};
+pub use self::unread::Unread;
 pub use self::wait::eventually;
 pub use self::zookeeper::{Options, ZooKeeper};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::telemetry::{Notice, notify};
+use crate::telemetry::{Notice, notify, watchdog_time};
 
 /// When a loop last came round. The loop and the watchdog each have a clone.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ pub fn is_stuck(last: Instant, now: Instant, limit: Duration) -> bool {
 /// Feeds the watchdog while `stuck(now, limit)` names nothing that stands still; `limit` is half of systemd's time. Returns
 /// at once where systemd asks for no feeding.
 pub async fn feed(stuck: impl FnMut(Instant, Duration) -> Option<String>) {
-    if let Some(time) = sd_notify::watchdog_enabled() {
+    if let Some(time) = watchdog_time() {
         feed_every(time, stuck, || notify(&Notice::Alive)).await;
     }
 }

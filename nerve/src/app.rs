@@ -60,7 +60,7 @@ enum Task {
     Handover(Vec<String>),
 }
 
-/// Runs until TERM or INT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
+/// Runs until TERM, INT or QUIT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
 /// `reload` reads the configuration again, for HUP; its error is one printable text.
 ///
 /// # Errors
@@ -102,11 +102,7 @@ pub async fn run(
     // Checks end now; systemd has another limit for a stop.
     feeder.abort();
     drop(tokio::spawn(watchdog::feed(|_, _| None)));
-    // A second signal ends the process at once; what is left of the stop is dropped.
-    tokio::select! {
-        () = app.stop() => {}
-        () = second_stop(&mut signals) => tracing::warn!("second signal: leaving at once, nodes may stay until their session expires"),
-    }
+    app.stop().await;
     Ok(())
 }
 
@@ -120,10 +116,6 @@ async fn ready(boards: &Boards, already: bool) {
             std::future::pending::<()>().await;
         }
     }
-}
-
-async fn second_stop(signals: &mut Signals) {
-    while signals.next().await != Request::Stop {}
 }
 
 struct App {

@@ -13,7 +13,7 @@ use smartstack_common::admin::Bind;
 use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
-use smartstack_common::telemetry::{self, LogFormat};
+use smartstack_common::telemetry::LogFormat;
 use smartstack_common::terminal::{self, Services, blocking, complain, print};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -132,8 +132,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         }
         (Command::Check, Some(source)) => check(&source),
         (Command::Run, Some(source)) => {
-            telemetry::start(cli.options.log_format);
-            blocking(run(source))
+            terminal::logging(cli.options.log_format, || blocking(run(source)))
         }
     }
 }

@@ -8,6 +8,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use smartstack_common::telemetry;
 
 use crate::hysteresis::Finding;
 use crate::service::Hold;
@@ -116,6 +117,11 @@ impl Metrics {
             "config_reloads",
             "Re-reads of the configuration by result",
             m.reloads.clone(),
+        );
+        all.register(
+            "log_lines_dropped",
+            telemetry::DROPPED_HELP,
+            telemetry::dropped(),
         );
         let build: Family<Labels, Gauge> = Family::default();
         build

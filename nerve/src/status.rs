@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 use serde_json::{Value, json};
 use smartstack_common::admin::{Answer, Routes};
+use smartstack_common::telemetry;
 use smartstack_common::zk::LinkStatus;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -138,6 +139,7 @@ impl Boards {
             "zookeeper": ensembles.values().map(|e| &e.link).collect::<Vec<_>>(),
             "services": services.iter().map(service).collect::<serde_json::Map<_, _>>(),
             "warnings": warnings(&ensembles),
+            "log_lines_dropped": telemetry::dropped().get(),
         })
     }
 }

@@ -55,7 +55,7 @@ pub enum StartError {
     Ended(&'static str),
 }
 
-/// Runs until TERM or INT. `reload` reads the configuration again, on HUP; a refusal is a text for the log.
+/// Runs until TERM, INT or QUIT. `reload` reads the configuration again, on HUP; a refusal is a text for the log.
 ///
 /// # Errors
 /// See [`StartError`].
@@ -176,7 +176,7 @@ pub async fn run(
             Some(ended) = tasks.join_next() => break Err(StartError::Ended(ended.unwrap_or("a task"))),
         }
     };
-    info!("stopping; haproxy goes on as it is");
+    info!("stopping; haproxy goes on as it is; a second signal ends synapse at once");
     notify(&Notice::Stopping);
     // systemd has another limit for a stop.
     feeder.abort();
@@ -187,11 +187,7 @@ pub async fn run(
         writer_stop.send_replace(true);
         while writer.join_next().await.is_some() {}
     };
-    // Cancel-safe: a second signal ends the program at once, whatever is left undone.
-    tokio::select! {
-        () = ended => {}
-        _ = signals.next() => {}
-    }
+    ended.await;
     result
 }
 

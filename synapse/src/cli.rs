@@ -11,7 +11,7 @@ use smartstack_common::admin::Bind;
 use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
-use smartstack_common::telemetry::{self, LogFormat};
+use smartstack_common::telemetry::LogFormat;
 use smartstack_common::terminal::{self, Services, blocking, complain, print};
 
 use crate::app;
@@ -113,8 +113,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         (Command::Check, Some(source)) => blocking(check(source)),
         (Command::Render, Some(source)) => blocking(render(source)),
         (Command::Run, Some(source)) => {
-            telemetry::start(cli.options.log_format);
-            blocking(run(source, cli.options.stop_haproxy))
+            let run = || blocking(run(source, cli.options.stop_haproxy));
+            terminal::logging(cli.options.log_format, run)
         }
     }
 }

@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use smartstack_common::telemetry;
 use smartstack_common::zk::LinkStatus;
 
 use crate::discovery;
@@ -101,6 +102,11 @@ pub fn encode(
             ConstCounter::new(counter.load(Ordering::Relaxed)),
         );
     }
+    all.register(
+        "log_lines_dropped",
+        telemetry::DROPPED_HELP,
+        telemetry::dropped(),
+    );
     let mut text = String::new();
     match encode_text(&mut text, &all) {
         Ok(()) => text,

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
+use smartstack_common::telemetry;
 
 use crate::server::Rejected;
 
@@ -284,6 +285,7 @@ pub fn document(
         "started": seconds(started),
         "ready": view.ready,
         "zookeeper": zookeeper,
+        "log_lines_dropped": telemetry::dropped().get(),
         "services": serde_json::to_value(services).expect("plain data always serialises"),
     });
     let body = serde_json::to_value(view).expect("plain data always serialises");

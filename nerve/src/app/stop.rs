@@ -13,7 +13,11 @@ const AT_REST: Duration = Duration::from_secs(2);
 impl App {
     /// Withdraws everything and confirms it, lingers, closes the sessions; all within the deadline.
     pub(super) async fn stop(&mut self) {
-        let deadline = Instant::now() + self.config.stop_deadline;
+        let limit = self.config.stop_deadline;
+        tracing::info!(
+            "stopping: everything is withdrawn first, within {limit:?}; a second signal ends nerve at once, and nodes stay until their session expires"
+        );
+        let deadline = Instant::now() + limit;
         let withdrawn_by = deadline - CLOSING.min(self.config.stop_deadline / 2);
         for running in self.services.values() {
             running.task.abort();

@@ -1,5 +1,7 @@
-//! What this host itself does to the checks: its ports, its descriptors, its resolver. None of it is the app's doing.
+//! What this host itself does to nerve: its ports, its descriptors, its resolver, its reader of logs, its signals. None
+//! of it is the app's doing.
 
+mod logs;
 mod names;
 
 use std::collections::BTreeSet;

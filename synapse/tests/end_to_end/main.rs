@@ -8,6 +8,7 @@ mod agent;
 mod agents;
 mod balance;
 mod haproxy;
+mod logs;
 mod maint;
 mod named;
 mod pair;

@@ -41,14 +41,14 @@ pub(crate) struct Pair {
     pub(crate) config: Value,
     /// The local port of `web`.
     pub(crate) port: u16,
-    admin: Bind,
+    pub(crate) admin: Bind,
 }
 
 /// A nerve for one app.
 pub(crate) struct Nerve {
     pub(crate) program: Program,
     pub(crate) dir: Dir,
-    admin: Bind,
+    pub(crate) admin: Bind,
 }
 
 impl Pair {
