@@ -6,6 +6,7 @@
 //! instance the znode payload: what nerve writes and synapse reads
 //! zk       the ZooKeeper session supervisor: one owner of the client, everybody else watches a Link
 //! backoff  full-jitter exponential back-off
+//! clock    the clock since boot, by which everything is decided, and moments as they are shown
 //! atomic   replace a file so that a crash leaves the old or the new one
 //! net      TCP connections that lead to somebody else
 //! descriptors  as many as the system grants, for those that are started what there was before
@@ -22,6 +23,7 @@
 pub mod admin;
 pub mod atomic;
 pub mod backoff;
+pub mod clock;
 pub mod config;
 pub mod descriptors;
 pub mod instance;

@@ -6,11 +6,12 @@ mod stop;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use smartstack_common::admin::control::{Control, ControlError};
 use smartstack_common::admin::{BindError, Listener};
 use smartstack_common::backoff::Backoff;
+use smartstack_common::clock::Moment;
 use smartstack_common::descriptors;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -405,7 +406,7 @@ impl App {
         let report = ServiceReport {
             health: None,
             checked: false,
-            since: SystemTime::now(),
+            since: Moment::now(),
             checks: Vec::new(),
             progress: Instant::now(),
             window: freshness(&service),

@@ -6,11 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::StatusCode;
 use smartstack_common::admin::Answer;
 use smartstack_common::admin::control::{Command, Commands};
+use smartstack_common::clock::Moment;
 use smartstack_common::report::Chain;
 use tokio::sync::Mutex;
 
@@ -18,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::reconcile::Wants;
 use crate::service::{Hold, Wanted};
 use crate::state::{self, Held};
-use crate::status::{Board, Boards, EnsembleReport, unix};
+use crate::status::{Board, Boards, EnsembleReport};
 
 /// How long a command waits for the nodes to be gone.
 const GONE: Duration = Duration::from_secs(10);
@@ -92,7 +93,7 @@ impl Controls {
         let (path, names) = (self.state_path.clone(), services.to_vec());
         let held = hold.map(|by| Held {
             by,
-            since: unix(SystemTime::now()),
+            since: Moment::now().seconds(),
         });
         let written =
             tokio::task::spawn_blocking(move || state::hold(&path, &names, held.as_ref())).await;

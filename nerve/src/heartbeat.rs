@@ -70,7 +70,7 @@ pub(crate) async fn run(path: PathBuf, boards: Boards, metrics: Metrics) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
+    use smartstack_common::clock::Moment;
 
     use super::*;
     use crate::service::Hold;
@@ -85,7 +85,7 @@ mod tests {
         let report = |window| ServiceReport {
             health: None,
             checked: false,
-            since: SystemTime::now(),
+            since: Moment::now(),
             checks: Vec::new(),
             progress: start,
             window: Duration::from_secs(window),

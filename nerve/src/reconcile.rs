@@ -270,10 +270,11 @@ impl Reconciler {
         }
     }
 
-    /// To be called before anything else each time the process gets to it, at the latest when [`Self::wake_at`] says.
-    pub(crate) fn tick(&mut self, now: Instant) {
+    /// To be called before anything else each time the process gets to it, at the latest when [`Self::wake_at`] says. `slept`
+    /// is how long the machine has slept since, which `now` does not know of.
+    pub(crate) fn tick(&mut self, now: Instant, slept: Duration) {
         let late = now.saturating_duration_since(self.last_tick + TICK);
-        if late > STANDSTILL {
+        if late + slept > STANDSTILL {
             self.not_before = now;
         }
         self.last_tick = now;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smartstack_common::clock::Clock;
 use smartstack_common::process::ProcessId;
 use smartstack_common::report::Chain;
 use smartstack_common::units::Ensemble;
@@ -43,9 +44,12 @@ pub(crate) struct Setup {
 /// Registers and withdraws for ever. Dropping it lets go of the client.
 pub(crate) async fn run(setup: Setup) {
     let mut registrar = Registrar::new(setup);
+    let mut before = (Instant::now(), Clock::now());
     loop {
-        let now = Instant::now();
-        registrar.reconciler.tick(now);
+        let (now, boot) = (Instant::now(), Clock::now());
+        let (ran, passed) = (now - before.0, boot.saturating_sub(before.1));
+        before = (now, boot);
+        registrar.reconciler.tick(now, passed.saturating_sub(ran));
         let (rounds, hosts) = (&registrar.setup.rounds, &registrar.hosts);
         rounds.send_modify(|rounds| _ = rounds.insert(hosts.clone(), now));
         registrar.follow_link().await;

@@ -233,7 +233,7 @@ impl Machine {
         Self::of(checks.iter().map(|c| (c.rise, c.fall)), service.check_grace)
     }
 
-    fn of(rise_fall: impl Iterator<Item = (u32, u32)>, grace: Duration) -> Self {
+    pub(crate) fn of(rise_fall: impl Iterator<Item = (u32, u32)>, grace: Duration) -> Self {
         let checks = rise_fall.map(|(rise, fall)| Memory {
             results: Hysteresis::new(rise, fall),
             not_run_since: None,

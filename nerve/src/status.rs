@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 use smartstack_common::admin::{Answer, Routes};
+use smartstack_common::clock::Moment;
 use smartstack_common::telemetry;
 use smartstack_common::zk::LinkStatus;
 use tokio::sync::watch;
@@ -29,7 +30,7 @@ pub(crate) struct ServiceReport {
     /// Whether a round has ended, be it that its checks could not run.
     pub(crate) checked: bool,
     /// Since when.
-    pub(crate) since: SystemTime,
+    pub(crate) since: Moment,
     /// In the order of the configuration.
     pub(crate) checks: Vec<CheckReport>,
     /// End of the last round, or the start of the task.
@@ -43,12 +44,12 @@ pub(crate) struct ServiceReport {
 pub(crate) struct CheckReport {
     pub(crate) name: String,
     pub(crate) health: Option<Health>,
-    /// Seconds since 1970.
-    pub(crate) at: Option<f64>,
+    /// When it began.
+    pub(crate) at: Option<Moment>,
     pub(crate) ms: Option<f64>,
     pub(crate) error: Option<String>,
-    /// Since when it could not run, without a break, seconds since 1970.
-    pub(crate) not_run_since: Option<f64>,
+    /// Since when it could not run, without a break.
+    pub(crate) not_run_since: Option<Moment>,
 }
 
 /// What a registrar knows.
@@ -110,7 +111,7 @@ impl Boards {
         (!waiting.is_empty()).then(|| format!("not checked yet: {}", waiting.join(", ")))
     }
 
-    fn status(&self, started: SystemTime) -> Value {
+    fn status(&self, started: Moment) -> Value {
         let (services, ensembles) = (self.services.borrow(), self.ensembles.borrow());
         let holds = self.holds.borrow();
         let service = |(name, report): (&String, &ServiceReport)| {
@@ -122,7 +123,7 @@ impl Boards {
                 .collect();
             let body = json!({
                 "health": report.health,
-                "since": unix(report.since),
+                "since": report.since,
                 "checks": report.checks,
                 "registrations": registrations,
                 "held": holds.get(name),
@@ -134,7 +135,7 @@ impl Boards {
             "program": "nerve",
             "version": smartstack_common::BUILD,
             "pid": std::process::id(),
-            "started": unix(started),
+            "started": started,
             "ready": self.missing().is_none(),
             "zookeeper": ensembles.values().map(|e| &e.link).collect::<Vec<_>>(),
             "services": services.iter().map(service).collect::<serde_json::Map<_, _>>(),
@@ -151,7 +152,7 @@ fn registration(hosts: &str, registered: &Registered) -> Value {
         "wanted": registered.wanted,
         "observed": registered.observed,
         "node": registered.node,
-        "since": registered.since.and_then(|since| Some(unix(SystemTime::now().checked_sub(since.elapsed())?))),
+        "since": registered.since.map(|since| Moment::ago(since.elapsed())),
         "error": registered.error,
         "twins": registered.twins,
     })
@@ -174,17 +175,9 @@ fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
     warnings
 }
 
-/// Seconds since 1970, to the millisecond.
-pub(crate) fn unix(time: SystemTime) -> f64 {
-    let since = time
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    (since.as_secs_f64() * 1000.0).round() / 1000.0
-}
-
 /// The pages of the admin listener.
 pub(crate) fn routes(boards: Boards, registry: prometheus_client::registry::Registry) -> Routes {
-    let started = SystemTime::now();
+    let started = Moment::now();
     Arc::new(move |path| match path {
         "/ready" => Some(Answer::ready(boards.missing())),
         "/metrics" => Some(Answer::metrics(metrics::text(&registry))),
@@ -208,13 +201,13 @@ mod tests {
         let check = CheckReport {
             name: "noop".to_owned(),
             health,
-            at: Some(1.5),
+            at: Some(Moment::now()),
             ms: Some(0.1),
             error: None,
             not_run_since: None,
         };
         boards.services.send_modify(|services| {
-            let now = SystemTime::now();
+            let now = Moment::now();
             let (progress, window) = (Instant::now(), Duration::ZERO);
             let up = ServiceReport {
                 health,
@@ -260,7 +253,7 @@ mod tests {
                 },
             );
         });
-        let status = boards.status(SystemTime::now());
+        let status = boards.status(Moment::now());
         assert_eq!(status["schema"], 1);
         assert_eq!(status["ready"], true);
         assert_eq!(status["services"]["web"]["health"], "up");
@@ -281,7 +274,7 @@ mod tests {
         };
         let held = Holds::from([("web".to_owned(), held)]);
         boards.holds.send_replace(held);
-        let status = boards.status(SystemTime::now());
+        let status = boards.status(Moment::now());
         assert_eq!(
             status["services"]["web"]["held"],
             json!({"by": "disable", "since": 1.5})

@@ -6,8 +6,9 @@
 //! they run at the same time. Results never wait for the registry.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use smartstack_common::clock::Moment;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::config::Service;
 use crate::hysteresis::{Finding, Health};
 use crate::metrics::{Metrics, of_check, of_service};
 use crate::service::{Machine, Verdict, Wanted};
-use crate::status::{Board, Boards, CheckReport, ServiceReport, disables, unix};
+use crate::status::{Board, Boards, CheckReport, ServiceReport, disables};
 
 /// The same complaint of a service comes at most this often.
 const COMPLAINT: Duration = Duration::from_secs(60);
@@ -100,7 +101,7 @@ async fn rest(service: &str, outputs: &Outputs) {
         report.health = None;
         report.checked = false;
         report.checks.clear();
-        report.since = SystemTime::now();
+        report.since = Moment::now();
     };
     outputs
         .boards
@@ -157,8 +158,7 @@ async fn round(service: &Arc<Service>, names: &Names) -> Vec<Attempt> {
 
 fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs) {
     let health = machine.health();
-    let now = SystemTime::now();
-    let wall = |since: Instant| Some(unix(now.checked_sub(since.elapsed())?));
+    let now = Moment::now();
     let checks: Vec<CheckReport> = service
         .checks
         .iter()
@@ -167,8 +167,8 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
         .map(|((check, attempt), known)| CheckReport {
             name: check.name.clone(),
             health: known.health(),
-            not_run_since: known.not_run_since().and_then(wall),
-            at: Some(unix(now)),
+            not_run_since: known.not_run_since().map(|at| Moment::ago(at.elapsed())),
+            at: Some(now),
             ms: Some((attempt.took.as_secs_f64() * 1e5).round() / 100.0),
             error: attempt.outcome.error(),
         })

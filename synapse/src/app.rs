@@ -3,12 +3,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::StatusCode;
 use smartstack_common::admin::control::{Command, Commands, Control, ControlError};
 use smartstack_common::admin::{self, Answer, Listener, Routes};
 use smartstack_common::atomic;
+use smartstack_common::clock::Moment;
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -65,7 +66,7 @@ pub async fn run(
     mut signals: Signals,
     stop_haproxy: bool,
 ) -> Result<(), StartError> {
-    let started = SystemTime::now();
+    let started = Moment::now();
     let config = Arc::new(config);
     let locks = Arc::new(Mutex::new(locks(&config)?));
     sweep(&config);
@@ -358,7 +359,7 @@ fn routes(
     view: watch::Receiver<Arc<View>>,
     board: Arc<Board>,
     links: watch::Receiver<Links>,
-    started: SystemTime,
+    started: Moment,
     counters: Counters,
 ) -> Routes {
     Arc::new(move |path| {

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
 use smartstack_common::admin::Bind;
+use smartstack_common::clock::Moment;
 use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
@@ -277,7 +277,7 @@ fn summary(status: &Value) -> String {
         haproxy["silent_since"].as_f64(),
         haproxy["states_at"].as_f64(),
     ) {
-        let ago = |at: f64| (crate::status::seconds(SystemTime::now()) - at).max(0.0);
+        let ago = |at: f64| (Moment::now().seconds() - at).max(0.0);
         lines.push(format!(
             "no answer from haproxy for {:.0} s, all states are as of {:.0} s ago",
             ago(since),

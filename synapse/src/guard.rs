@@ -30,7 +30,6 @@ use std::time::Duration;
 
 use crate::source::Child;
 
-mod clock;
 mod machine;
 mod registry;
 mod saved;
@@ -39,10 +38,10 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-pub use clock::Clock;
 pub use machine::{Facts, Guard};
 pub use registry::{Change, Gone, Registry};
 pub use saved::{Saved, SavedMember};
+pub use smartstack_common::clock::Clock;
 
 /// How the guard behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

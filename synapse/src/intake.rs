@@ -4,11 +4,12 @@
 //! what it is handed: views, times, and what is known of checks and of other services ([`Facts`]).
 //!
 //! `max_stale`: a source that has not agreed with its ensemble for longer gives way to what can stand in for it, another
-//! source of the service or its `default_servers`. Where nothing can, its last set is served on, however old.
+//! source of the service or its `default_servers`. Where nothing can, its last set is served on, however old. Its age is
+//! counted by the clock since boot: over a reboot from the boot on, as nobody knows how long the machine was down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::config::{Decode, Discovery, LabelFilter, Resolver, Service};
 use crate::guard::{Address, Clock, Evidence, Guard, Mode, OLD_SEED, Saved};
@@ -158,13 +159,15 @@ impl Intake {
         for watched in watched(service) {
             let record = snapshot.source(&watched.key);
             let children = record.map(|r| Arc::clone(&r.children)).unwrap_or_default();
-            // Only over a boot there is no clock but the one that people set.
-            let by_wall = |at: SystemTime| SystemTime::now().duration_since(at).ok();
-            let age = record.and_then(|r| match r.agreed_boot.filter(|_| same_boot) {
-                Some(at) => Some(now.saturating_sub(at)),
-                None => r.agreed_at.and_then(by_wall),
+            // What another boot has left is at least as old as this one. What does not say how old it is may be new.
+            let other_boot = !same_boot && !snapshot.boot.is_empty();
+            let age = record.filter(|r| r.agreed_at.is_some()).map(|r| {
+                let known = r.agreed_boot.filter(|_| same_boot);
+                known.map_or(if other_boot { now } else { Duration::ZERO }, |at| {
+                    now.saturating_sub(at)
+                })
             });
-            let old = age.is_none_or(|age| age > OLD_SEED || age > now);
+            let old = !same_boot || age.is_none_or(|age| age > OLD_SEED || age >= now);
             let saved = snapshot
                 .guards
                 .get(&service.name)

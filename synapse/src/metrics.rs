@@ -5,19 +5,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
 
 use prometheus_client::encoding::text::encode as encode_text;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+use smartstack_common::clock::Moment;
 use smartstack_common::telemetry;
 use smartstack_common::zk::LinkStatus;
 
 use crate::discovery;
 use crate::snapshot;
-use crate::status::{ServiceView, View, seconds};
+use crate::status::{ServiceView, View};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
@@ -118,7 +118,7 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
     let (wanted, serving, rejected) = (Gauges::default(), Gauges::default(), Gauges::default());
     let left_out = Gauges::default();
     let (held, quarantined, age) = (Gauges::default(), Gauges::default(), Fractions::default());
-    let now = SystemTime::now();
+    let now = Moment::now();
     let (held_servers, shadowed) = (Gauges::default(), Gauges::default());
     let (trips, shadow_trips) = (
         Family::<Labels, Counter>::default(),
@@ -159,7 +159,7 @@ fn of_services(all: &mut Registry, services: &BTreeMap<String, Arc<ServiceView>>
             .set(i64::from(service.quarantined.is_some()));
         if let Some(agreed_at) = service.agreed_at(now) {
             age.get_or_create(&labels)
-                .set((seconds(now) - agreed_at).max(0.0));
+                .set(agreed_at.age().as_secs_f64());
         }
     }
     all.register("servers_wanted", "Servers the sources name", wanted);
@@ -227,8 +227,8 @@ fn haproxy(all: &mut Registry, view: &View) {
     );
     if let Some(at) = haproxy.states_at {
         let age = Fractions::default();
-        let value = (seconds(SystemTime::now()) - at).max(0.0);
-        age.get_or_create(&Labels::new()).set(value);
+        age.get_or_create(&Labels::new())
+            .set(at.age().as_secs_f64());
         all.register_with_unit(
             "haproxy_states_age",
             "No state of a server is older than this",
@@ -288,7 +288,7 @@ mod tests {
     fn text_has_names_units_and_an_end() {
         let mut view = View::default();
         let service = ServiceView {
-            agreed_at: Some(seconds(SystemTime::now()) - 10.0),
+            agreed_at: Some(Moment::ago(std::time::Duration::from_secs(10))),
             left_out: vec![crate::server::Rejected {
                 znode: "a_1".to_owned(),
                 reason: "option `cookie` left out".to_owned(),

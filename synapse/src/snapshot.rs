@@ -23,6 +23,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use smartstack_common::clock::Moment;
+
 use crate::effective::Digest;
 use crate::guard::Saved;
 use crate::source::{Children, SourceKey, SourceView};
@@ -123,7 +125,10 @@ impl Snapshot {
     #[must_use]
     pub fn view(&self, key: &SourceKey) -> SourceView {
         match self.source(key) {
-            Some(record) => SourceView::seeded(record.children.clone(), record.agreed_at),
+            Some(record) => {
+                let agreed_at = record.agreed_at.map(Moment::of_wall);
+                SourceView::seeded(record.children.clone(), agreed_at)
+            }
             None => SourceView::default(),
         }
     }
@@ -132,7 +137,7 @@ impl Snapshot {
 impl From<&SourceView> for SourceRecord {
     fn from(view: &SourceView) -> Self {
         Self {
-            agreed_at: view.agreed_at,
+            agreed_at: view.agreed_at.map(Moment::wall),
             agreed_boot: None,
             fresh: view.fresh,
             children: view.children.clone(),

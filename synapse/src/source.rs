@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use smartstack_common::clock::Moment;
 
 use smartstack_common::units::{Ensemble, ZkPath};
 use tokio::time::Instant;
@@ -45,7 +47,7 @@ pub struct SourceView {
     /// This process has read the registry at least once.
     pub confirmed: bool,
     /// When the set was last known to agree with the registry (`None`: never).
-    pub agreed_at: Option<SystemTime>,
+    pub agreed_at: Option<Moment>,
     /// It agrees now: connected, watch armed, no read outstanding.
     pub fresh: bool,
     /// Children left out before they were read, with the reason (data above the limit).
@@ -124,7 +126,7 @@ impl Removals {
 impl SourceView {
     /// What is known before the registry has answered: the snapshot's set, as old as it says.
     #[must_use]
-    pub fn seeded(children: Arc<Children>, agreed_at: Option<SystemTime>) -> Self {
+    pub fn seeded(children: Arc<Children>, agreed_at: Option<Moment>) -> Self {
         Self {
             children,
             agreed_at,

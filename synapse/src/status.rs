@@ -1,9 +1,9 @@
 //! What synapse tells about itself: `/status` (schema 1: fields are only ever added within a number) and `/metrics`.
 //! Plain data, built by the reconciler after each pass; the admin listener only prints it.
 
+use smartstack_common::clock::Moment;
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -61,7 +61,7 @@ pub struct ServiceView {
     /// `live`, `snapshot`, `defaults` or `held`.
     pub origin: &'static str,
     /// When its source last agreed with the registry, seconds since 1970; null = never. While it is fresh that is now.
-    pub agreed_at: Option<f64>,
+    pub agreed_at: Option<Moment>,
     /// Its source agrees now.
     pub fresh: bool,
     /// The backend section's name.
@@ -102,9 +102,9 @@ pub struct HoldView {
     /// In shadow: why they would be.
     pub shadow: Option<String>,
     /// When the first of them was lost, seconds since 1970.
-    pub since: Option<f64>,
+    pub since: Option<Moment>,
     /// When the last of them leaves at the latest, seconds since 1970; null = not while nothing is registered.
-    pub until: Option<f64>,
+    pub until: Option<Moment>,
     /// Times servers began to be held since the start.
     pub trips: u64,
     /// Times they would have been, in shadow.
@@ -123,7 +123,7 @@ pub struct SourceStatus {
     /// The watched path.
     pub path: String,
     /// When it last agreed with the ensemble, seconds since 1970; null = never. While it is fresh that is now.
-    pub agreed_at: Option<f64>,
+    pub agreed_at: Option<Moment>,
     /// It agrees now.
     pub fresh: bool,
     /// Its znodes.
@@ -177,9 +177,9 @@ pub struct HaproxyView {
     /// `unreachable` or `unconfirmed` (no stats socket that can be used).
     pub state: &'static str,
     /// Since when the stats socket has given no answer, seconds since 1970.
-    pub silent_since: Option<f64>,
+    pub silent_since: Option<Moment>,
     /// No server's state is older than this, seconds since 1970.
-    pub states_at: Option<f64>,
+    pub states_at: Option<Moment>,
     /// The worker's pid.
     pub pid: Option<u32>,
     /// Its version.
@@ -215,7 +215,7 @@ pub struct LingeringView {
     /// Its pid.
     pub pid: u32,
     /// When it was replaced, seconds since 1970.
-    pub since: f64,
+    pub since: Moment,
     /// `backend/NAME` of servers that its connections may still reach and the current worker would not.
     pub servers: Vec<String>,
 }
@@ -224,7 +224,7 @@ pub struct LingeringView {
 #[derive(Debug, Clone, Serialize)]
 pub struct ReloadView {
     /// Seconds since 1970.
-    pub at: f64,
+    pub at: Moment,
     /// Why.
     pub reason: String,
     /// Whether the new worker was seen to serve the new generation.
@@ -235,23 +235,15 @@ pub struct ReloadView {
     pub error: Option<String>,
 }
 
-/// Seconds since 1970, for JSON.
-#[must_use]
-pub fn seconds(at: SystemTime) -> f64 {
-    at.duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO)
-        .as_secs_f64()
-}
-
 /// While it is fresh, what agreed once agrees now.
-fn agreed_at(fresh: bool, agreed_at: Option<f64>, now: SystemTime) -> Option<f64> {
-    agreed_at.map(|at| if fresh { seconds(now) } else { at })
+fn agreed_at(fresh: bool, agreed_at: Option<Moment>, now: Moment) -> Option<Moment> {
+    agreed_at.map(|at| if fresh { now } else { at })
 }
 
 impl ServiceView {
     /// When its source last agreed with the registry, asked at `now`.
     #[must_use]
-    pub fn agreed_at(&self, now: SystemTime) -> Option<f64> {
+    pub fn agreed_at(&self, now: Moment) -> Option<Moment> {
         agreed_at(self.fresh, self.agreed_at, now)
     }
 }
@@ -261,10 +253,10 @@ impl ServiceView {
 pub fn document(
     view: &View,
     services: &BTreeMap<String, Arc<ServiceView>>,
-    started: SystemTime,
+    started: Moment,
     zookeeper: Value,
 ) -> Value {
-    let now = SystemTime::now();
+    let now = Moment::now();
     let service = |view: &ServiceView| {
         let mut view = view.clone();
         view.agreed_at = view.agreed_at(now);
@@ -282,7 +274,7 @@ pub fn document(
         "program": "synapse",
         "version": smartstack_common::BUILD,
         "pid": std::process::id(),
-        "started": seconds(started),
+        "started": started,
         "ready": view.ready,
         "zookeeper": zookeeper,
         "log_lines_dropped": telemetry::dropped().get(),
@@ -301,9 +293,10 @@ mod tests {
 
     #[test]
     fn what_is_fresh_agrees_now_and_what_is_not_agreed_last_when_it_was() {
-        let now = UNIX_EPOCH + Duration::from_secs(200);
-        assert_eq!(agreed_at(true, Some(100.0), now), Some(200.0));
-        assert_eq!(agreed_at(false, Some(100.0), now), Some(100.0));
+        let now = Moment::now();
+        let before = Moment::ago(std::time::Duration::from_secs(100));
+        assert_eq!(agreed_at(true, Some(before), now), Some(now));
+        assert_eq!(agreed_at(false, Some(before), now), Some(before));
         for fresh in [true, false] {
             assert_eq!(agreed_at(fresh, None, now), None, "never confirmed");
         }

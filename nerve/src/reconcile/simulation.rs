@@ -3,7 +3,8 @@
 //! Requests and replies are lost, single operations refused, sessions expire in the middle of a job, events come twice,
 //! nerve is killed, leaves and comes back, services are drained, taken out of the configuration and changed. After every
 //! transaction it is asserted that nobody else's node was touched, that a service has no second node of one session,
-//! that a removal was announced exactly when it was deliberate, that what is wanted present is not withdrawn, and that
+//! that a removal was announced exactly when it was deliberate, that what is wanted present is not withdrawn, that
+//! nothing is created while the last result of a check is a failure, unless it replaces what stands, and that
 //! equal creations come at most [`MOST_CREATIONS`] times a minute, whatever is believed about who owns a node (a
 //! connection may silently have another session, with servers that say so or not); in the end, that everything stands as
 //! wanted.
@@ -19,9 +20,10 @@ use smartstack_common::zk::Trouble;
 use super::tests::{PATH, failure, manner, wish};
 use super::*;
 use crate::config::NodeType;
+use crate::hysteresis::Finding;
 use crate::job::perform;
 use crate::registry::{Failure, Refusal, Registry};
-use crate::service::{Hold, Verdict};
+use crate::service::{Hold, Machine, Verdict};
 
 /// Seeds of an ordinary run: some seconds on a busy machine.
 const SEEDS: u64 = 400;
@@ -263,6 +265,10 @@ struct World {
     calm: bool,
     /// Sessions that nobody keeps alive any more.
     dying: BTreeSet<i64>,
+    /// The checks of each service.
+    machines: BTreeMap<u8, Machine>,
+    /// Whether the last result of each check of a service is a failure.
+    failing: BTreeMap<String, [bool; 2]>,
     /// Equal creations of each service, and when.
     created: BTreeMap<String, (Change, Vec<Instant>)>,
 }
@@ -294,6 +300,8 @@ impl World {
             told: true,
             calm: false,
             dying: BTreeSet::new(),
+            machines: BTreeMap::new(),
+            failing: BTreeMap::new(),
             created: BTreeMap::new(),
         };
         world.restart();
@@ -325,7 +333,33 @@ impl World {
         let mut wanted = wish(service, self.node_type, weight, self.now);
         wanted.verdict = verdict;
         wanted.hold = self.wants.get(&wanted.key()).and_then(|old| old.hold);
+        // What was found before is forgotten.
+        self.machines.remove(&service);
+        self.failing.remove(&wanted.service);
         self.wants.insert(wanted.key(), wanted);
+    }
+
+    /// Its two checks run: each passes, fails, or cannot run.
+    fn check(&mut self, service: u8, findings: &[Finding; 2]) {
+        let rise_fall = [(1, 1 + u32::from(service)), (2, 3)];
+        let machine = self
+            .machines
+            .entry(service)
+            .or_insert_with(|| Machine::of(rise_fall.into_iter(), Duration::from_secs(20)));
+        let verdict = machine.round(findings, self.now);
+        let key = self.key(service);
+        let Some(wanted) = self.wants.get_mut(&key) else {
+            return;
+        };
+        wanted.verdict = verdict;
+        wanted.as_of = self.now;
+        let failing = self.failing.entry(wanted.service.clone()).or_default();
+        for (failing, finding) in failing.iter_mut().zip(findings) {
+            // A check that could not run has no result.
+            if *finding != Finding::NotRun {
+                *failing = *finding == Finding::Failed;
+            }
+        }
     }
 
     fn hold(&mut self, service: u8, hold: Option<Hold>) {
@@ -394,7 +428,7 @@ impl World {
         self.reconciler.disconnected(self.now);
         for _ in 0..self.rng.u8(0..4) {
             self.now += Duration::from_millis(self.rng.u64(0..20_000));
-            self.reconciler.tick(self.now);
+            self.reconciler.tick(self.now, Duration::ZERO);
             assert!(
                 self.reconciler.jobs(&self.wants, self.now).is_empty(),
                 "a job without a connection"
@@ -419,7 +453,16 @@ impl World {
     /// One random event.
     async fn disturb(&mut self) {
         let service = self.any_service();
-        match self.rng.u8(0..16) {
+        match self.rng.u8(0..20) {
+            16.. => {
+                let finding = |dice: u8| match dice {
+                    0..5 => Finding::Passed,
+                    5..9 => Finding::Failed,
+                    _ => Finding::NotRun,
+                };
+                let findings = [(); 2].map(|()| finding(self.rng.u8(0..10)));
+                self.check(service, &findings);
+            }
             14 => self.silently_anew(),
             15 => self.bury(),
             0 | 1 => self.set(service, Verdict::Up, 1),
@@ -504,7 +547,7 @@ impl World {
     }
 
     async fn step(&mut self) {
-        self.reconciler.tick(self.now);
+        self.reconciler.tick(self.now, Duration::ZERO);
         for job in self.reconciler.jobs(&self.wants, self.now) {
             let done = perform(self.fake.clone(), job).await;
             self.judge();
@@ -539,6 +582,21 @@ impl World {
             assert!(untouched, "written while leaving: {change:?}");
             self.count_creations(change);
             let wanted = change.service.as_ref().map(|key| &self.wants[key]);
+            // Only what has passed its last checks is registered. What stands may be replaced by its like.
+            if let (Some(_), Some(wanted)) = (&change.create, wanted) {
+                let failing = self.failing.get(&wanted.service);
+                let failing = failing.is_some_and(|checks| checks.contains(&true));
+                let replaces = change.removed().next().is_some();
+                let allowed = match wanted.verdict {
+                    Verdict::Up => !failing,
+                    Verdict::Unproven => replaces,
+                    _ => false,
+                };
+                assert!(
+                    allowed && wanted.hold.is_none(),
+                    "created although {wanted:?}, failing: {failing}: {change:?}"
+                );
+            }
             if !change.withdraw.is_empty() {
                 assert!(change.create.is_none(), "a swap is announced: {change:?}");
                 let deliberate = wanted.is_none_or(|w| {

@@ -109,7 +109,7 @@ pub(super) const KEYS: &[Key] = &[
         "max_stale",
         Kind::Either(&[Kind::OneOf(&["never"]), Kind::Duration]),
         "`never`",
-        "a source that has not agreed with its ensemble for longer gives way to what can stand in for it: another source of the service, or its `default_servers`; where nothing can, its last set is served on",
+        "a source that has not agreed with its ensemble for longer gives way to what can stand in for it: another source of the service, or its `default_servers`; where nothing can, its last set is served on. Counted by the clock since boot, over a reboot from the boot on: a clock that is set changes nothing",
     ),
     honoured(
         "guard",

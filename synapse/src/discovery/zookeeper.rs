@@ -9,7 +9,9 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use smartstack_common::clock::Moment;
 
 use smartstack_common::backoff::Backoff;
 use smartstack_common::zk::{Link, Live};
@@ -401,7 +403,7 @@ impl Follower {
         self.view.send_replace(SourceView {
             children,
             confirmed: true,
-            agreed_at: Some(SystemTime::now()),
+            agreed_at: Some(Moment::now()),
             fresh,
             skipped,
             parent_data,
@@ -431,7 +433,7 @@ impl Follower {
                 view.removals = removals;
             }
             if fresh {
-                view.agreed_at = Some(SystemTime::now());
+                view.agreed_at = Some(Moment::now());
             }
             view.fresh = fresh;
             true
@@ -445,7 +447,7 @@ impl Follower {
                 return false;
             }
             if view.fresh {
-                view.agreed_at = Some(SystemTime::now());
+                view.agreed_at = Some(Moment::now());
                 view.fresh = false;
             }
             view.problem = problem;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use smartstack_common::clock::Moment;
 
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -17,7 +19,7 @@ use crate::config::Reload;
 use crate::intake::watched;
 use crate::plan::Plan;
 use crate::services::State;
-use crate::status::{ReloadView, seconds};
+use crate::status::ReloadView;
 
 /// Least time between reloads while many replaced workers go on.
 const SPREAD: Duration = Duration::from_secs(10);
@@ -302,7 +304,7 @@ impl Reconciler {
             self.tally.reload_failures += u64::from(!ok);
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
             self.tally.last_reload = Some(ReloadView {
-                at: seconds(SystemTime::now() - took),
+                at: Moment::ago(took),
                 reason,
                 ok,
                 ms,

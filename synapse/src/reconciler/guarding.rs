@@ -1,7 +1,9 @@
 //! What the guards need of the running haproxy and of the other services, and when they look again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use smartstack_common::clock::Moment;
 
 use tracing::{info, warn};
 
@@ -9,7 +11,7 @@ use super::{Order, Reconciler};
 use crate::guard::{Address, Clock, Evidence};
 use crate::intake::{Facts, Taken};
 use crate::services::State;
-use crate::status::{HoldView, SourceStatus, seconds};
+use crate::status::{HoldView, SourceStatus};
 
 /// What is known of checks, and what has been told of holds.
 #[derive(Debug, Default)]
@@ -193,20 +195,14 @@ impl Reconciler {
 
     /// The guards of a service, for `/status`.
     pub(super) fn hold_view(&self, state: &State) -> HoldView {
-        let now = Clock::now();
-        let wall = SystemTime::now();
-        let at = |time: Duration| {
-            let ahead = time.saturating_sub(now);
-            seconds(wall + ahead) - now.saturating_sub(time).as_secs_f64()
-        };
         let (hold, shadow) = state.intake.words();
         let (trips, shadow_trips) = state.intake.trips();
         let times = state.intake.times();
         HoldView {
             hold,
             shadow,
-            since: times.map(|(since, _)| at(since)),
-            until: times.and_then(|(_, until)| until).map(at),
+            since: times.map(|(since, _)| Moment::at(since)),
+            until: times.and_then(|(_, until)| until).map(Moment::at),
             trips,
             shadow_trips,
             would_hold: state.intake.shadowed(),
@@ -220,7 +216,7 @@ impl Reconciler {
                 name: watched.name.clone(),
                 hosts: watched.key.ensemble.to_string(),
                 path: watched.key.path.as_str().to_owned(),
-                agreed_at: view.agreed_at.map(seconds),
+                agreed_at: view.agreed_at,
                 fresh: view.fresh,
                 registered: view.children.len(),
                 problem: view.problem.clone(),

@@ -1,15 +1,14 @@
 //! Workers that were replaced and go on for their old connections, with the table they had: they cannot be told anything
 //! (`Proxy is disabled.`, measured), so that they are counted and shown with the servers they may still reach.
 
+use smartstack_common::clock::Moment;
+use smartstack_common::process::start_time;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
-
-use smartstack_common::process::start_time;
 
 use super::observed::Observed;
 use crate::plan::RunningServer;
-use crate::status::{LingeringView, seconds};
+use crate::status::LingeringView;
 
 /// Most workers whose tables are kept; the oldest go.
 const MOST: usize = 64;
@@ -25,7 +24,7 @@ pub(super) struct Lingering {
 struct Worker {
     pid: u32,
     start: Option<u64>,
-    since: SystemTime,
+    since: Moment,
     servers: BTreeMap<String, BTreeMap<String, RunningServer>>,
 }
 
@@ -46,7 +45,7 @@ impl Lingering {
         self.workers.push(Worker {
             pid: former.pid(),
             start: start_time(former.pid()),
-            since: SystemTime::now(),
+            since: Moment::now(),
             servers: former.running.backends.clone(),
         });
         if self.workers.len() > MOST {
@@ -81,7 +80,7 @@ impl Lingering {
         };
         let view = |worker: &Worker| LingeringView {
             pid: worker.pid,
-            since: seconds(worker.since),
+            since: worker.since,
             servers: worker
                 .servers
                 .iter()

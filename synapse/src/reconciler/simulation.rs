@@ -18,8 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use smartstack_common::clock::Moment;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, LocalSet};
@@ -138,7 +139,7 @@ impl Simulation {
             children: Arc::new(children.collect()),
             confirmed: true,
             fresh: true,
-            agreed_at: Some(SystemTime::UNIX_EPOCH),
+            agreed_at: Some(Moment::now()),
             ..SourceView::default()
         };
         let named: BTreeSet<u8> = registered.keys().copied().collect();

@@ -2,7 +2,9 @@
 //!
 //! Pure.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use smartstack_common::clock::Moment;
 
 use tokio::time::Instant;
 
@@ -19,7 +21,7 @@ struct Silence {
     /// Since when haproxy was asked in vain, time and again; `None` = it could not be asked the last time.
     asked: Option<Instant>,
     /// Since when there is no answer, as people are told; nothing is decided by it.
-    at: SystemTime,
+    at: Moment,
 }
 
 impl Socket {
@@ -28,7 +30,7 @@ impl Socket {
     }
 
     /// Since when it has not answered, to be told.
-    pub(super) fn silent_since(&self) -> Option<SystemTime> {
+    pub(super) fn silent_since(&self) -> Option<Moment> {
         self.silence.as_ref().map(|silence| silence.at)
     }
 
@@ -48,7 +50,7 @@ impl Socket {
         &mut self,
         problem: &str,
         could_ask: bool,
-        (now, at): (Instant, SystemTime),
+        (now, at): (Instant, Moment),
     ) -> bool {
         let news = self.problem().is_none_or(|known| known != problem);
         let (asked, at) = match &self.silence {
@@ -66,7 +68,6 @@ impl Socket {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
 
     use super::*;
 
@@ -75,7 +76,7 @@ mod tests {
         let mut socket = Socket::default();
         let start = Instant::now();
         let second = Duration::from_secs;
-        let at = |seconds| (start + second(seconds), UNIX_EPOCH + second(seconds));
+        let at = |seconds| (start + second(seconds), Moment::at(second(seconds)));
         assert!(
             socket.failed("no answer", true, at(1)) && !socket.failed("no answer", true, at(2))
         );
@@ -85,9 +86,9 @@ mod tests {
         assert!(socket.answered() && !socket.answered());
         assert_eq!(socket.silent_for(at(5).0), None);
         // The clock that people read is set back meanwhile.
-        assert!(socket.failed("closed", true, (at(6).0, UNIX_EPOCH)));
+        assert!(socket.failed("closed", true, (at(6).0, Moment::at(Duration::ZERO))));
         assert!(!socket.failed("closed", true, (at(7).0, at(100).1)));
-        assert_eq!(socket.silent_since(), Some(UNIX_EPOCH));
+        assert_eq!(socket.silent_since(), Some(Moment::at(Duration::ZERO)));
         assert_eq!(socket.silent_for(at(9).0), Some(second(3)));
     }
 
@@ -97,7 +98,7 @@ mod tests {
         let mut socket = Socket::default();
         let start = Instant::now();
         let second = Duration::from_secs;
-        let at = |seconds| (start + second(seconds), UNIX_EPOCH + second(seconds));
+        let at = |seconds| (start + second(seconds), Moment::at(second(seconds)));
         assert!(socket.failed("no descriptor", false, at(0)));
         assert_eq!(socket.silent_for(at(100).0), None);
         assert_eq!(socket.silent_since(), Some(at(0).1));

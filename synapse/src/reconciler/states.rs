@@ -6,7 +6,8 @@
 //! takes longer in proportion: haproxy's time is for requests.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::SystemTime;
+
+use smartstack_common::clock::Moment;
 
 use super::aim::Touched;
 use super::{InFlight, Reconciler};
@@ -23,30 +24,30 @@ pub(super) struct States {
     /// Backends that this round has still to read.
     left: VecDeque<String>,
     /// When this round began.
-    began: Option<SystemTime>,
+    began: Option<Moment>,
     /// When the last round that was completed began: nothing that is known is older.
-    read_at: Option<SystemTime>,
+    read_at: Option<Moment>,
     /// Servers that may be read before the next one waits.
     credit: usize,
 }
 
 impl States {
     /// Everything was read.
-    pub(super) fn all_read(&mut self, now: SystemTime) {
+    pub(super) fn all_read(&mut self, now: Moment) {
         self.read_at = Some(now);
         self.left.clear();
         self.began = None;
     }
 
     /// When what is known was read, at the latest.
-    pub(super) fn read_at(&self) -> Option<SystemTime> {
+    pub(super) fn read_at(&self) -> Option<Moment> {
         self.read_at
     }
 
     /// The backends to be read now, of these with so many servers each.
     fn next<'a>(
         &mut self,
-        now: SystemTime,
+        now: Moment,
         backends: impl Iterator<Item = (&'a String, usize)>,
     ) -> Vec<String> {
         let sizes: BTreeMap<&String, usize> = backends.collect();
@@ -88,7 +89,7 @@ impl Reconciler {
         };
         let ours = whole.desired().backends.keys();
         let sizes = ours.map(|name| (name, observed.names(name).count()));
-        let backends = self.states.next(SystemTime::now(), sizes);
+        let backends = self.states.next(Moment::now(), sizes);
         if backends.is_empty() {
             return false;
         }
@@ -141,7 +142,7 @@ mod tests {
         let mut states = States::default();
         let mut looks = Vec::new();
         while looks.iter().sum::<usize>() < 2 * sizes.len() {
-            let next = states.next(SystemTime::now(), names.iter().zip(sizes.iter().copied()));
+            let next = states.next(Moment::now(), names.iter().zip(sizes.iter().copied()));
             states.read();
             looks.push(next.len());
         }

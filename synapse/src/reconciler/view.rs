@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use smartstack_common::clock::Moment;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -21,7 +22,7 @@ use crate::services::State;
 use crate::snapshot::{Hold, Snapshot, SourceRecord};
 use crate::sorted::Walk;
 use crate::source::{SourceKey, SourceView};
-use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View, seconds};
+use crate::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View};
 
 /// The view of a service with more servers follows its change a little later.
 const LARGE: usize = 100;
@@ -132,8 +133,8 @@ impl Reconciler {
         let wanted = self.wanted.as_ref().map(Whole::desired);
         let haproxy = HaproxyView {
             state,
-            silent_since: silent.map(seconds),
-            states_at: info.and(self.states.read_at()).map(seconds),
+            silent_since: silent,
+            states_at: info.and(self.states.read_at()),
             pid: info.map(|i| i.pid),
             version: info.map(|i| i.version.clone()),
             generation: info.and_then(|i| i.generation()).map(|g| g.to_string()),
@@ -287,7 +288,7 @@ impl Reconciler {
         let views = || state.intake.sources().map(|(_, view)| view);
         ServiceView {
             origin,
-            agreed_at: views().map(|v| v.agreed_at).min().flatten().map(seconds),
+            agreed_at: views().map(|v| v.agreed_at).min().flatten(),
             fresh: views().all(|v| v.fresh),
             backend: backend.map(str::to_owned),
             servers,
@@ -331,7 +332,7 @@ impl Reconciler {
             }
         }
         let record = |key: &SourceKey, view: SourceView| SourceRecord {
-            agreed_at: view.agreed_at,
+            agreed_at: view.agreed_at.map(Moment::wall),
             agreed_boot: agreed.get(key).copied(),
             fresh: view.fresh,
             children: match looked.get(key) {

@@ -1,7 +1,7 @@
 //! Looking at the worker: who it is each second, everything when that changed or an answer left doubt.
 
+use smartstack_common::clock::Moment;
 use std::collections::BTreeSet;
-use std::time::SystemTime;
 
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
@@ -104,7 +104,7 @@ impl Reconciler {
         );
         if self
             .socket
-            .failed(&problem, true, (Instant::now(), SystemTime::now()))
+            .failed(&problem, true, (Instant::now(), Moment::now()))
         {
             error!("{problem}");
         }
@@ -119,7 +119,7 @@ impl Reconciler {
     /// It gives no answer, or cannot be asked. Returns whether that is news.
     pub(super) fn socket_failed(&mut self, error: &ApiError) -> bool {
         let problem = Chain(error).to_string();
-        let now = (Instant::now(), SystemTime::now());
+        let now = (Instant::now(), Moment::now());
         let news = self.socket.failed(&problem, !error.is_ours(), now);
         if news && error.is_ours() {
             warn!("{problem}; what runs goes on, and nothing is changed meanwhile");
@@ -199,7 +199,7 @@ impl Reconciler {
                 if self.socket.answered() {
                     info!("the stats socket answers again");
                 }
-                self.states.all_read(SystemTime::now());
+                self.states.all_read(Moment::now());
                 self.note_maint(&mut observed);
                 self.note_operator(&mut observed).await;
                 if self

@@ -5,9 +5,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use smartstack_common::atomic::{Durability, Mode, ReplaceError, replace};
+use smartstack_common::clock::Moment;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
@@ -129,7 +130,7 @@ fn is_urgent(written: &Snapshot, new: &Snapshot) -> bool {
 }
 
 fn write(path: &Path, snapshot: &Snapshot, cache: &mut Cache) -> Result<u64, Option<ReplaceError>> {
-    let now = (SystemTime::now(), Clock::now());
+    let now = (Moment::now().wall(), Clock::now());
     let text = cache.render(snapshot, now);
     replace(path, [&text], Mode::Private(0o600), Durability::Synced)?;
     Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))

@@ -1,13 +1,14 @@
 //! Jumps of the wall clock. The monotonic clock cannot jump, and all time-outs, windows and ages within a process are
 //! measured with it; setting the machine's wall clock is nothing a test may do, and a time namespace does not have one.
-//! What the wall clock does decide is how old the snapshot is at a start: so the snapshot's times jump instead.
+//! Where the wall clock could decide something is how old the snapshot is at a start: so the snapshot's times jump instead,
+//! with a `max_stale` that they would exceed and default servers that would take over.
 //! (A nerve or synapse that stands still, as in a suspended machine, is SIGSTOP in `processes`.)
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::testing::Mode;
 use synapse::snapshot::{Counters, Snapshot, read, write_behind};
@@ -21,6 +22,14 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Called by `boot`, on its stage.
 pub(crate) async fn a_host_boots_after_a_jump_of_the_wall_clock(stage: &mut Stage) {
+    // What is believed to be old gives way to what answers nobody.
+    let mut config = stage.config();
+    config["max_stale"] = json!("1h");
+    let web = &mut config["services"]["web"];
+    web["default_servers"] = json!([{"name": "nobody", "host": "127.0.0.1", "port": 1}]);
+    let lines = web["haproxy"]["backend"].as_array_mut();
+    lines.unwrap().push(json!("timeout queue 60s"));
+    stage.reconfigured(&config, "timeout queue").await;
     let now = SystemTime::now();
     for (jump, agreed_at) in [("back by a day", now + DAY), ("ahead by a day", now - DAY)] {
         stage.settled().await;

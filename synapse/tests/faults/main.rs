@@ -60,7 +60,7 @@
 //! | full disk under all else that happens to haproxy | | `synapse/tests/soak` |
 //! | **Boot and clocks** | | |
 //! | boot with the ensemble blackholed; refused | the first request is answered in under 1 s (printed, asserted at ten times that) | `boot::a_host_boots_without_the_ensemble` |
-//! | the wall clock set back or ahead by a day | the same; the monotonic clock cannot jump | the same |
+//! | the wall clock set back or ahead by a day, with a `max_stale` of an hour | the same, from what is remembered; the other clocks cannot jump | the same |
 //! | a snapshot that is corrupt, old, deleted | | `synapse/tests/end_to_end` `a_restart_with_nothing_changed_touches_nothing` |
 //! | **Two ensembles** | | |
 //! | either lost wholly and for good | new apps come in, unhealthy and stopped ones go | `ensembles::either_of_two_ensembles_is_lost_for_good` |
