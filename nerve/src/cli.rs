@@ -272,8 +272,14 @@ fn summary(status: &Value) -> String {
                 1 => String::new(),
                 _ => format!(" at {}", text(&place["hosts"])),
             };
+            let seen = &place["observed_payload"];
+            let differs = match place["in_sync"] == false && place["observed"] != "unknown" {
+                true if !seen.is_null() && *seen != place["payload"] => ", with another payload",
+                true => ", not confirmed",
+                false => "",
+            };
             lines.push(format!(
-                "  {path}/{node}{at} wanted {}, {}{error}",
+                "  {path}/{node}{at} wanted {}, {}{differs}{error}",
                 text(&place["wanted"]),
                 text(&place["observed"])
             ));

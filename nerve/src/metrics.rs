@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     pub(crate) checks: Family<Labels, Counter>,
     pub(crate) check_seconds: Family<Labels, Histogram>,
     pub(crate) registered: Family<Labels, Gauge>,
+    pub(crate) in_sync: Family<Labels, Gauge>,
     pub(crate) twins: Family<Labels, Gauge>,
     pub(crate) writes: Family<Labels, Counter>,
     pub(crate) delayed: Family<Labels, Counter>,
@@ -45,6 +46,7 @@ impl Metrics {
             checks: Family::default(),
             check_seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             registered: Family::default(),
+            in_sync: Family::default(),
             twins: Family::default(),
             writes: Family::default(),
             delayed: Family::default(),
@@ -76,6 +78,11 @@ impl Metrics {
             "registered",
             "Whether a service's own node stands at a place in ZooKeeper",
             m.registered.clone(),
+        );
+        all.register(
+            "in_sync",
+            "Whether what is at a place in ZooKeeper is exactly as wanted, as seen on this connection",
+            m.in_sync.clone(),
         );
         all.register("twins", "Nodes of others under our name", m.twins.clone());
         all.register(

@@ -15,7 +15,7 @@ use smartstack_common::backoff::{Backoff, spread_after};
 use tokio::time::Instant;
 
 use self::brake::Brake;
-pub(crate) use self::report::Registered;
+pub(crate) use self::report::{LeftOver, Registered};
 use crate::job::{Done, Job, Work};
 use crate::node::Registration;
 use crate::registration::{Change, Node, Owner, Plan, Want, plan};
@@ -75,6 +75,8 @@ struct Group {
     planned: Vec<(String, Wanted, Stance)>,
     /// The last look, planned.
     plan: Option<Plan>,
+    /// When that was.
+    looked: Option<Instant>,
     /// Whether something was ever created here, or may have been.
     wrote: bool,
     /// Whether it was found settled since the last write.
@@ -102,6 +104,7 @@ impl Group {
             parents: false,
             planned: Vec::new(),
             plan: None,
+            looked: None,
             wrote: false,
             calm: false,
             error: None,
@@ -471,6 +474,7 @@ impl Reconciler {
             .collect();
         plan.changes.clone_from(&changes);
         group.plan = Some(plan);
+        group.looked = Some(now);
         if changes.is_empty() {
             group.retry.reset();
             if wants.is_empty() {

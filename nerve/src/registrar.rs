@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
-use crate::reconcile::{Manner, Reconciler, Wants};
+use crate::reconcile::{LeftOver, Manner, Reconciler, Wants};
 use crate::registry::{Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -313,6 +313,7 @@ impl Registrar {
         let report = EnsembleReport {
             link: self.link.clone(),
             registrations: self.reconciler.report(),
+            left_over: self.reconciler.left_over(),
             withdrawn: self.reconciler.is_withdrawn(),
             at_rest: self.reconciler.is_at_rest(),
             remembered: self.remembered,
@@ -336,6 +337,7 @@ impl Registrar {
         for (_, old) in gone.filter(|(key, _)| !after.registrations.contains_key(*key)) {
             let labels = of_registration(&old.service, &self.hosts, &old.path);
             metrics.registered.remove(&labels);
+            metrics.in_sync.remove(&labels);
         }
         for (key, now) in &after.registrations {
             let service = &now.service;
@@ -359,10 +361,13 @@ impl Registrar {
                     ),
                 }
             }
-            metrics
-                .registered
-                .get_or_create(&of_registration(service, &self.hosts, &now.path))
-                .set(i64::from(now.node.is_some()));
+            let labels = of_registration(service, &self.hosts, &now.path);
+            for (gauge, value) in [
+                (&metrics.registered, now.node.is_some()),
+                (&metrics.in_sync, now.in_sync),
+            ] {
+                gauge.get_or_create(&labels).set(i64::from(value));
+            }
             for twin in now
                 .twins
                 .iter()
@@ -388,6 +393,16 @@ impl Registrar {
                 );
             }
             twins.extend(&now.twins);
+        }
+        let known = before.map_or(&[][..], |report| &report.left_over);
+        let is_known = |left: &LeftOver| known.iter().any(|known| known.node == left.node);
+        for left in after.left_over.iter().filter(|left| !is_known(left)) {
+            tracing::info!(
+                service = left.service,
+                path = left.path,
+                node = left.node,
+                "node of a removed service still stands, to be withdrawn"
+            );
         }
         let count = i64::try_from(twins.len()).unwrap_or(i64::MAX);
         metrics

@@ -138,6 +138,8 @@ pub struct Standing {
     pub service: String,
     /// Names of its nodes, own and former.
     pub nodes: Vec<String>,
+    /// The bytes of the last of them.
+    pub payload: Option<Vec<u8>>,
     /// Exactly as wanted (for [`Stance::Leave`]: whatever is there).
     pub settled: bool,
     /// Why its fixed name cannot be had.
@@ -196,6 +198,7 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
         plan.standings.push(Standing {
             service: want.service.to_owned(),
             nodes: nodes.iter().map(|node| node.name.clone()).collect(),
+            payload: nodes.last().map(|node| node.data.clone()),
             settled: change.is_none() && conflict.is_none(),
             conflict,
         });

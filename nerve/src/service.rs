@@ -124,6 +124,12 @@ impl Wanted {
         format!("{}\n", service.replace('\n', " "))
     }
 
+    /// The name in the key of a service.
+    #[must_use]
+    pub fn service_of(key: &str) -> &str {
+        key.split_once('\n').map_or(key, |(service, _)| service)
+    }
+
     /// Whether the verdict rests on a fresh result: not too old, and not from before `not_before`, when the process was
     /// last seen to have stood still.
     #[must_use]

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::hysteresis::Health;
 use crate::metrics;
-use crate::reconcile::Registered;
+use crate::reconcile::{LeftOver, Registered};
 use crate::service::Hold;
 use crate::state::{Held, Holds};
 
@@ -58,6 +58,8 @@ pub(crate) struct EnsembleReport {
     pub(crate) link: LinkStatus,
     /// By key of the wish.
     pub(crate) registrations: BTreeMap<String, Registered>,
+    /// Nodes of services that are no more.
+    pub(crate) left_over: Vec<LeftOver>,
     /// Everything is to be absent, and nothing of ours is left.
     pub(crate) withdrawn: bool,
     /// Every wish is hands off, and no write is under way.
@@ -139,6 +141,10 @@ impl Boards {
             "ready": self.missing().is_none(),
             "zookeeper": ensembles.values().map(|e| &e.link).collect::<Vec<_>>(),
             "services": services.iter().map(service).collect::<serde_json::Map<_, _>>(),
+            "left_over": ensembles
+                .iter()
+                .flat_map(|(hosts, e)| e.left_over.iter().map(move |left| left_over(hosts, left)))
+                .collect::<Vec<_>>(),
             "warnings": warnings(&ensembles),
             "log_lines_dropped": telemetry::dropped().get(),
         })
@@ -151,10 +157,34 @@ fn registration(hosts: &str, registered: &Registered) -> Value {
         "path": registered.path,
         "wanted": registered.wanted,
         "observed": registered.observed,
+        "in_sync": registered.in_sync,
         "node": registered.node,
-        "since": registered.since.map(|since| Moment::ago(since.elapsed())),
+        "payload": payload(&registered.payload),
+        "observed_payload": registered.observed_payload.as_deref().map(payload),
+        "observed_at": registered.observed_at.map(moment),
+        "since": registered.since.map(moment),
         "error": registered.error,
         "twins": registered.twins,
+    })
+}
+
+fn moment(at: Instant) -> Moment {
+    Moment::ago(at.elapsed())
+}
+
+/// JSON as nerve writes it; anything else as text.
+fn payload(bytes: &[u8]) -> Value {
+    let text = || Value::from(String::from_utf8_lossy(bytes));
+    serde_json::from_slice(bytes).unwrap_or_else(|_| text())
+}
+
+fn left_over(hosts: &str, left: &LeftOver) -> Value {
+    json!({
+        "hosts": hosts,
+        "path": left.path,
+        "node": left.node,
+        "service": left.service,
+        "observed_at": left.observed_at.map(moment),
     })
 }
 
@@ -170,6 +200,17 @@ fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
             twins.chain(r.error.clone())
         })
         .collect();
+    for (hosts, ensemble) in ensembles {
+        let state = ensemble.link.state;
+        warnings.extend(ensemble.left_over.iter().map(|left| {
+            let service = left.service.as_deref().unwrap_or("no known service");
+            format!(
+                "`{}/{}` of the removed service `{service}` still stands: it is withdrawn when {hosts} ({state}) allows it, or \
+                 goes with its session",
+                left.path, left.node
+            )
+        }));
+    }
     warnings.sort();
     warnings.dedup();
     warnings
@@ -225,7 +266,11 @@ mod tests {
             confirmed: true,
             path: "/s".to_owned(),
             wanted: "present".to_owned(),
+            payload: br#"{"port":1}"#.to_vec(),
             observed: "present",
+            observed_payload: Some(b"\xff".to_vec()),
+            observed_at: Some(Instant::now()),
+            in_sync: false,
             node: Some("i_0000000002".to_owned()),
             since: Some(Instant::now()),
             error: None,
@@ -247,6 +292,12 @@ mod tests {
                 EnsembleReport {
                     link,
                     registrations,
+                    left_over: vec![LeftOver {
+                        service: Some("old".to_owned()),
+                        path: "/t".to_owned(),
+                        node: "i_0000000009".to_owned(),
+                        observed_at: None,
+                    }],
                     withdrawn: false,
                     at_rest: false,
                     remembered: true,
@@ -263,9 +314,19 @@ mod tests {
             "i_0000000002"
         );
         assert_eq!(status["zookeeper"][0]["state"], "live");
+        let place = &status["services"]["web"]["registrations"][0];
+        assert_eq!(place["in_sync"], false);
+        assert_eq!(place["payload"], json!({"port": 1}));
+        assert_eq!(place["observed_payload"], "\u{fffd}");
+        assert!(place["observed_at"].is_number());
+        assert_eq!(status["left_over"][0]["node"], "i_0000000009");
         assert_eq!(
-            status["warnings"][0],
-            "two nerves claim `/s/i_0000000001 (session 0x7)`"
+            status["warnings"],
+            json!([
+                "`/t/i_0000000009` of the removed service `old` still stands: it is withdrawn when z:1 (live) allows it, or \
+                 goes with its session",
+                "two nerves claim `/s/i_0000000001 (session 0x7)`",
+            ])
         );
         assert_eq!(status["services"]["web"]["held"], Value::Null);
         let held = Held {

@@ -10,7 +10,9 @@ use std::process::Output;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
-use smartstack_common::testing::{App, Behaviour, Program, ZooKeeper, eventually, free_port};
+use smartstack_common::testing::{
+    App, Behaviour, Mode, Program, TcpProxy, ZooKeeper, eventually, free_port,
+};
 
 use self::rig::{Host, PARENT, SOON, What, Witness};
 
@@ -175,6 +177,87 @@ async fn of_two_services_with_one_payload_one_is_drained() {
          the other's node stayed",
         witness.told().len()
     );
+}
+
+/// While nerve is cut off its configuration changes: what it wants, what it saw last and when, and what nobody wants any more,
+/// are all in its status.
+#[tokio::test]
+async fn what_is_kept_during_a_cut_is_told() {
+    let host = Host::start().await;
+    let proxy = TcpProxy::start(&host.zookeeper.host(0)).await;
+    let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+    let mut config = host.config(&admin, &proxy.host(), &json!({}));
+    let mut other = config["services"]["web"].clone();
+    other["port"] = json!(3001);
+    config["services"]["gone"] = other;
+    host.write(&config);
+    let nerve = host.launch(&admin).await;
+    let status = async |what: &str, holds: fn(&Value) -> bool| {
+        eventually(what, SOON, async || match nerve.status().await {
+            status if holds(&status) => Ok(status),
+            status => Err(format!("{status:#}")),
+        })
+        .await
+    };
+    let place = |status: &Value| status["services"]["web"]["registrations"][0].clone();
+    let synced = |status: &Value| {
+        let services = status["services"].as_object().unwrap();
+        let places = services.values().map(|s| &s["registrations"][0]["in_sync"]);
+        places.into_iter().all(|in_sync| in_sync == true) && status["left_over"] == json!([])
+    };
+    let before = place(&status("both are registered", synced).await);
+    assert_eq!(before["payload"], before["observed_payload"]);
+    assert_eq!(before["payload"]["weight"], 2);
+
+    proxy.set(Mode::Refuse).await;
+    config["services"]["web"]["weight"] = json!(7);
+    config["services"].as_object_mut().unwrap().remove("gone");
+    host.write(&config);
+    nerve.signal(Signal::SIGHUP);
+    let cut = status("it knows of a node nobody wants", |status| {
+        status["left_over"] != json!([]) && status["zookeeper"][0]["state"] != "live"
+    })
+    .await;
+    let web = place(&cut);
+    assert_eq!(
+        (&web["wanted"], &web["observed"], &web["in_sync"]),
+        (&json!("present"), &json!("present"), &json!(false)),
+        "{cut:#}"
+    );
+    assert_eq!(web["payload"]["weight"], 7);
+    assert_eq!(web["observed_payload"], before["observed_payload"]);
+    let (seen, then) = (web["observed_at"].as_f64(), before["observed_at"].as_f64());
+    assert!((seen.unwrap() - then.unwrap()).abs() < 0.1, "{web}");
+    let left = &cut["left_over"][0];
+    assert_eq!(
+        (&left["service"], &left["path"]),
+        (&json!("gone"), &json!(PARENT))
+    );
+    let warned = cut["warnings"].to_string();
+    assert!(
+        warned.contains("of the removed service `gone` still stands"),
+        "{warned}"
+    );
+    let metrics = nerve.get("/metrics").await.unwrap().body;
+    let in_sync = metrics
+        .lines()
+        .filter(|line| line.starts_with("nerve_in_sync{"));
+    let in_sync: Vec<&str> = in_sync.collect();
+    assert!(
+        matches!(&in_sync[..], [one] if one.ends_with(" 0")),
+        "{in_sync:?}"
+    );
+    let shown = done(&host, "status", &[]).await;
+    assert!(
+        shown.contains("wanted present, present, with another payload"),
+        "{shown}"
+    );
+
+    proxy.set(Mode::Pass).await;
+    let after = place(&status("all is as wanted", synced).await);
+    assert_eq!(after["observed_payload"]["weight"], 7);
+    let node = host.one_node("").await;
+    assert_eq!(after["node"], node);
 }
 
 #[tokio::test]

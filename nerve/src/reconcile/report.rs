@@ -15,11 +15,19 @@ pub(crate) struct Registered {
     pub(crate) path: String,
     /// `present`, `keep`, `leave` or `absent: <reason>`.
     pub(crate) wanted: String,
+    /// The bytes that its node is to have.
+    pub(crate) payload: Vec<u8>,
     /// `present`, `absent`, or `unknown` before the first look.
     pub(crate) observed: &'static str,
     pub(crate) node: Option<String>,
+    /// The bytes that were seen in it.
+    pub(crate) observed_payload: Option<Vec<u8>>,
+    /// When that was seen.
+    pub(crate) observed_at: Option<Instant>,
     /// Whether so observed on this connection, with nothing under way or to be done.
     pub(crate) confirmed: bool,
+    /// Confirmed, and exactly as wanted.
+    pub(crate) in_sync: bool,
     /// Since when it is so observed.
     pub(crate) since: Option<Instant>,
     pub(crate) error: Option<String>,
@@ -29,7 +37,46 @@ pub(crate) struct Registered {
     pub(crate) elsewhere: Vec<String>,
 }
 
+/// A node of ours that no service of the configuration wants any more, as it was last seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LeftOver {
+    /// The service that it was made for, where that is known.
+    pub(crate) service: Option<String>,
+    pub(crate) path: String,
+    pub(crate) node: String,
+    pub(crate) observed_at: Option<Instant>,
+}
+
 impl Reconciler {
+    /// Nodes of services that were removed from the configuration, until they are known to be gone.
+    pub(crate) fn left_over(&self) -> Vec<LeftOver> {
+        let mut left_over = Vec::new();
+        for (path, group) in &self.groups {
+            let left = |service: Option<&str>, node: &str| LeftOver {
+                service: service.map(str::to_owned),
+                path: path.clone(),
+                node: node.to_owned(),
+                observed_at: group.looked,
+            };
+            let Some(plan) = &group.plan else { continue };
+            let is_wanted = |key: &str| group.planned.iter().any(|(wanted, ..)| wanted == key);
+            for standing in plan.standings.iter().filter(|s| !is_wanted(&s.service)) {
+                let service = Wanted::service_of(&standing.service);
+                left_over.extend(standing.nodes.iter().map(|node| left(Some(service), node)));
+            }
+            let of_none = plan
+                .changes
+                .iter()
+                .filter(|change| change.service.is_none());
+            left_over.extend(
+                of_none
+                    .flat_map(|c| c.removed())
+                    .map(|node| left(None, node)),
+            );
+        }
+        left_over
+    }
+
     /// Whether every wish is to be absent, and nothing of ours is left (or ever was).
     pub(crate) fn is_withdrawn(&self) -> bool {
         self.groups.values().all(|group| {
@@ -76,7 +123,8 @@ impl Reconciler {
                     .flat_map(|p| &p.standings)
                     .find(|s| s.service == *key);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
-                let unsettled = standing.is_some_and(|standing| !standing.settled);
+                let settled = standing.map(|standing| standing.settled);
+                let unsettled = settled == Some(false);
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
                 let shown = |twin: &Twin| format!("{} (session {:#x})", twin.node, twin.owner);
                 let elsewhere = twins.clone().filter(|twin| twin.advertises.contains(key));
@@ -85,7 +133,11 @@ impl Reconciler {
                     Registered {
                         service: wanted.service.clone(),
                         confirmed,
+                        in_sync: confirmed && settled == Some(true),
                         path: path.clone(),
+                        payload: wanted.registration.payload.clone(),
+                        observed_payload: standing.and_then(|s| s.payload.clone()),
+                        observed_at: standing.and(group.looked),
                         wanted: match stance {
                             Stance::Present => "present".to_owned(),
                             Stance::Keep => "keep".to_owned(),

@@ -265,6 +265,8 @@ struct World {
     calm: bool,
     /// Sessions that nobody keeps alive any more.
     dying: BTreeSet<i64>,
+    /// The youngest session that the reconciler has learnt of.
+    learnt: Option<i64>,
     /// The checks of each service.
     machines: BTreeMap<u8, Machine>,
     /// Whether the last result of each check of a service is a failure.
@@ -300,6 +302,7 @@ impl World {
             told: true,
             calm: false,
             dying: BTreeSet::new(),
+            learnt: None,
             machines: BTreeMap::new(),
             failing: BTreeMap::new(),
             created: BTreeMap::new(),
@@ -552,6 +555,12 @@ impl World {
             let done = perform(self.fake.clone(), job).await;
             self.judge();
             self.reconciler.finished(done, &self.wants, self.now);
+            // Learnt by what was created: what comes now is of another session. Each counts once.
+            let session = self.reconciler.session();
+            if session > self.learnt {
+                self.learnt = session;
+                self.created.clear();
+            }
             for service in self.services() {
                 let own = self.count(service, |owner| owner == self.fake.session);
                 // Of a session that nobody told of, some may be there for a moment: the law of creations bounds them.

@@ -400,3 +400,51 @@ async fn a_removal_that_is_denied_is_tried_again_with_growing_pauses() {
     rig.run().await;
     assert!(rig.nodes().is_empty(), "removed once it is allowed");
 }
+
+/// While nothing can be asked, what is shown is what was seen last, with its age, beside what is wanted now; and nodes of
+/// services that are no more are named until they are known to be gone.
+#[tokio::test]
+async fn what_is_kept_is_told() {
+    let mut rig = Rig::new(2, manner(50));
+    rig.connect(1);
+    rig.run().await;
+    let seen = rig.now;
+    let report = |rig: &Rig, key: &str| rig.reconciler.report()[key].clone();
+    let keys: Vec<String> = rig.wants.keys().cloned().collect();
+    let settled = report(&rig, &keys[0]);
+    assert!(settled.in_sync && settled.confirmed);
+    assert_eq!(settled.observed_payload.as_ref(), Some(&settled.payload));
+    assert_eq!(settled.observed_at, Some(seen));
+
+    rig.reconciler.disconnected(rig.now);
+    rig.now += Duration::from_secs(5);
+    let mut heavy = wish(0, NodeType::EphemeralSequential, 9, rig.now);
+    heavy.registration.path = "/s0".to_owned();
+    let wanted = heavy.registration.payload.clone();
+    rig.wants.insert(keys[0].clone(), heavy);
+    rig.wants.remove(&keys[1]);
+    rig.run().await;
+    let cut = report(&rig, &keys[0]);
+    assert_eq!((cut.wanted.as_str(), cut.observed), ("present", "present"));
+    assert!(!cut.in_sync && !cut.confirmed);
+    assert_eq!(cut.payload, wanted);
+    assert_eq!(cut.observed_payload.as_ref(), Some(&settled.payload));
+    assert_eq!(cut.observed_at, Some(seen));
+    assert_eq!(
+        rig.reconciler.left_over(),
+        [LeftOver {
+            service: Some("s1".to_owned()),
+            path: "/s1".to_owned(),
+            node: rig.nodes()[1].name["/s1/".len()..].to_owned(),
+            observed_at: Some(seen),
+        }]
+    );
+
+    rig.connect(1);
+    rig.run().await;
+    let back = report(&rig, &keys[0]);
+    assert!(back.in_sync);
+    assert_eq!(back.observed_payload.as_ref(), Some(&wanted));
+    assert_eq!(rig.reconciler.left_over(), []);
+    assert_eq!(rig.nodes().len(), 1);
+}
