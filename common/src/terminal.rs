@@ -1,6 +1,7 @@
 //! What both command lines share: printing, complaining, running on one thread, asking a running program.
 
-use std::io::Write;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
 use crate::admin::{Bind, control};
-use crate::config::Report;
+use crate::config::{self, Environment, Listeners, Report};
 use crate::net;
 use crate::report::{Chain, exit};
 use crate::telemetry::{self, LogFormat};
@@ -39,6 +40,31 @@ pub struct Services {
     pub all: bool,
 }
 
+/// A command to a running program.
+#[derive(Debug, Args)]
+pub struct Order {
+    #[command(flatten)]
+    /// Whom it is for
+    pub services: Services,
+    /// The control socket of the running program, in place of `admin.socket` of its configuration
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// A question to a running program.
+#[derive(Debug, Args)]
+pub struct Question {
+    /// Print the JSON of /status
+    #[arg(long)]
+    pub json: bool,
+    /// Where the running program listens, in place of `admin.bind` of its configuration
+    #[arg(long, value_name = "HOST:PORT|unix:/PATH", value_parser = parse_bind)]
+    pub admin: Option<Bind>,
+}
+
+/// Where a configuration says that its program listens, and what is wrong with that configuration.
+pub type Found = (Listeners, Option<Report>);
+
 impl Services {
     /// As [`control::Command::services`] reads them.
     #[must_use]
@@ -53,9 +79,9 @@ impl Services {
 /// Prints on stdout. The exit code: a reader that has had enough (`schema | head`) is no failure.
 #[must_use]
 pub fn print(text: &str) -> u8 {
-    match writeln!(std::io::stdout().lock(), "{}", text.trim_end()) {
+    match writeln!(io::stdout().lock(), "{}", text.trim_end()) {
         Ok(()) => exit::OK,
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => exit::OK,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => exit::OK,
         Err(error) => {
             complain(&format!("cannot write to stdout: {error}"));
             exit::START
@@ -98,34 +124,46 @@ pub fn blocking(work: impl Future<Output = u8>) -> u8 {
     }
 }
 
-/// Sends a command to the control socket of a running `program`, and prints the answer. `socket` is where its configuration
-/// says it listens (`None` = nowhere). Returns the exit code: whether it was done.
+/// Sends a command to the control socket of a running `program`, and prints the answer; `found` is asked where that is
+/// unless the order says it. Returns the exit code: whether it was done.
 pub async fn order(
     program: &str,
-    socket: Result<Option<PathBuf>, Report>,
+    order: Order,
+    found: impl FnOnce() -> Found,
     command: &str,
-    body: &Value,
 ) -> u8 {
-    let socket = match socket {
-        Ok(Some(socket)) => socket,
-        Ok(None) => {
-            complain("the configuration turns the control socket off");
-            return exit::START;
-        }
-        Err(report) => {
-            complain(&report.to_string());
-            return exit::CONFIG;
+    let socket = match order.socket {
+        Some(socket) => socket,
+        None => {
+            let (listeners, broken) = found();
+            let Some(socket) = listeners.socket else {
+                complain(&format!(
+                    "the configuration turns the control socket off\nhint: if {program} runs on another one: --socket PATH"
+                ));
+                return exit::START;
+            };
+            tell_broken(program, broken, &socket.path.display());
+            socket.path
         }
     };
-    match control::send(&socket, command, body, ORDER_LIMIT).await {
+    match control::send(&socket, command, &order.services.body(), ORDER_LIMIT).await {
         Ok(reply) if reply.done => print(&reply.text),
         Ok(reply) => {
             complain(&reply.text);
             exit::START
         }
-        Err(reason) => {
+        Err(error) => {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "the mode of the socket and of its folder decides who may: root, {program}'s user, or who is in its group (`ls -l {}`)",
+                    socket.display()
+                ),
+                _ => format!(
+                    "does {program} run? the path is `admin.socket` of -c FILE, or --socket PATH"
+                ),
+            };
             complain(&format!(
-                "nobody carries out `{command}` at `{}`: {reason}\nhint: does {program} run? the path is `admin.socket` of -c FILE",
+                "cannot reach {program} at `{}`: {error}\nhint: {hint}",
                 socket.display()
             ));
             exit::START
@@ -133,62 +171,86 @@ pub async fn order(
     }
 }
 
-/// Prints the `/status` of a running `program`: as JSON, or by `summary`. `bind` is where its configuration says it listens
-/// (`None` = nowhere). Returns the exit code.
+/// Prints the `/status` of a running `program`: as JSON, or by `summary`; `found` is asked where it listens unless the
+/// question says it. Returns the exit code.
 pub async fn show_status(
     program: &str,
-    bind: Result<Option<Bind>, Report>,
-    json: bool,
+    question: Question,
+    found: impl FnOnce() -> Found,
     summary: impl Fn(&Value) -> String,
 ) -> u8 {
-    let bind = match bind {
-        Ok(Some(bind)) => bind,
-        Ok(None) => {
-            complain("the configuration turns the admin listener off");
-            return exit::START;
-        }
-        Err(report) => {
-            complain(&report.to_string());
-            return exit::CONFIG;
+    let bind = match question.admin {
+        Some(bind) => bind,
+        None => {
+            let (listeners, broken) = found();
+            let Some(admin) = listeners.admin else {
+                complain(&format!(
+                    "the configuration turns the admin listener off\nhint: if {program} runs with one: --admin HOST:PORT"
+                ));
+                return exit::START;
+            };
+            tell_broken(program, broken, &admin.bind);
+            admin.bind
         }
     };
     match status(&bind).await {
-        Ok(value) if json => print(&format!("{value:#}")),
-        Ok(value) => print(&summary(&value)),
-        Err(reason) => {
+        Ok(value) if value["program"] != program => {
+            let other = value["program"].as_str().unwrap_or("another program");
             complain(&format!(
-                "no status from `{bind}`: {reason}\nhint: does {program} run? the address is `admin.bind` of -c FILE"
+                "`{bind}` is {other}, not {program}\nhint: the address is `admin.bind` of -c FILE, or --admin HOST:PORT"
             ));
+            exit::START
+        }
+        Ok(value) if question.json => print(&format!("{value:#}")),
+        Ok(value) => print(&summary(&value)),
+        Err(error) => {
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => format!(
+                    "the mode of the socket and of its folder decides who may: root, {program}'s user, or who is in its group"
+                ),
+                _ => format!(
+                    "does {program} run? the address is `admin.bind` of -c FILE, or --admin HOST:PORT"
+                ),
+            };
+            complain(&format!("no status from `{bind}`: {error}\nhint: {hint}"));
             exit::START
         }
     }
 }
 
-async fn status(bind: &Bind) -> Result<Value, String> {
-    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(bind, "/status")).await;
-    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_LIMIT:?}")));
-    answer.and_then(|text| serde_json::from_slice(&text).map_err(|e| format!("not JSON: {e}")))
+fn parse_bind(text: &str) -> Result<Bind, String> {
+    config::parse_bind(text, &Environment::current())
 }
 
-async fn fetch(bind: &Bind, path: &str) -> Result<Bytes, String> {
-    let fail = |error: std::io::Error| error.to_string();
+fn tell_broken(program: &str, broken: Option<Report>, place: &dyn Display) {
+    if let Some(report) = broken {
+        complain(&format!(
+            "{report}\nthe configuration is broken: {program} is asked at `{place}` all the same"
+        ));
+    }
+}
+
+async fn status(bind: &Bind) -> io::Result<Value> {
+    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(bind, "/status")).await;
+    let late = |_| {
+        Err(io::Error::other(format!(
+            "no answer within {ANSWER_LIMIT:?}"
+        )))
+    };
+    let text = answer.unwrap_or_else(late)?;
+    serde_json::from_slice(&text).map_err(|e| io::Error::other(format!("not JSON: {e}")))
+}
+
+async fn fetch(bind: &Bind, path: &str) -> io::Result<Bytes> {
     match bind {
-        Bind::Tcp(address) => get(connected(address).await.map_err(fail)?, path).await,
-        Bind::Unix(socket) => {
-            get(
-                tokio::net::UnixStream::connect(socket)
-                    .await
-                    .map_err(fail)?,
-                path,
-            )
-            .await
-        }
+        Bind::Tcp(address) => get(connected(address).await?, path).await,
+        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await?, path).await,
     }
 }
 
 /// Connects to the first address of `address` that answers.
-async fn connected(address: &str) -> std::io::Result<tokio::net::TcpStream> {
-    let mut last = std::io::Error::other("it has no address");
+async fn connected(address: &str) -> io::Result<tokio::net::TcpStream> {
+    let mut last = io::Error::other("it has no address");
     for address in tokio::net::lookup_host(address).await? {
         match net::connect(address).await {
             Ok(stream) => return Ok(stream),
@@ -198,24 +260,21 @@ async fn connected(address: &str) -> std::io::Result<tokio::net::TcpStream> {
     Err(last)
 }
 
-async fn get(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin,
-    path: &str,
-) -> Result<Bytes, String> {
-    let fail = |error: hyper::Error| Chain(&error).to_string();
+async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> io::Result<Bytes> {
+    let fail = |error: hyper::Error| io::Error::other(Chain(&error).to_string());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
     let request = Request::get(path)
         .header("host", "localhost")
         .header("connection", "close");
     let request = request
         .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
+        .map_err(io::Error::other)?;
     let answer = async {
         let response = sender.send_request(request).await.map_err(fail)?;
         let body = Limited::new(response.into_body(), ANSWER_BYTES)
             .collect()
             .await
-            .map_err(|e| e.to_string())?;
+            .map_err(io::Error::other)?;
         Ok(body.to_bytes())
     };
     // The connection's own end says nothing that the answer does not say as well.

@@ -19,7 +19,7 @@ use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::watchdog;
 use smartstack_common::zk::{self, Link};
 use tokio::signal::unix::Signal;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
@@ -30,10 +30,10 @@ use crate::control::Controls;
 use crate::heartbeat;
 use crate::metrics::{Metrics, of_service};
 use crate::node::Registration;
+use crate::recall;
 use crate::reconcile::{Manner, Wants};
 use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
-use crate::state;
 use crate::status::{Board, Boards, ServiceReport, routes};
 use crate::watch::{Outputs, Start, run as watch_service};
 
@@ -134,6 +134,8 @@ struct App {
     /// Connect strings of the ensembles that have a session.
     ensembles: BTreeSet<String>,
     ready: bool,
+    /// Held while the holds are changed.
+    writing: Arc<Mutex<()>>,
     rng: fastrand::Rng,
 }
 
@@ -158,13 +160,15 @@ impl App {
             closing: Shutdown::channel(),
             ensembles: BTreeSet::new(),
             ready: false,
+            writing: Arc::default(),
             rng: fastrand::Rng::new(),
             config: Config {
                 services: BTreeMap::new(),
                 ..config.clone()
             },
         };
-        app.recall_holds().await;
+        app.recall_holds(config.services.keys().cloned().collect())
+            .await;
         // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
         app.listen(registry).await?;
         app.take_commands()?;
@@ -212,14 +216,7 @@ impl App {
         match Control::bind(&socket.path) {
             Ok(control) => {
                 tracing::info!(path = %socket.path.display(), "control socket");
-                let commands = Controls {
-                    boards: self.boards.clone(),
-                    wants: Arc::clone(&self.wants),
-                    metrics: self.metrics.clone(),
-                    state_path: self.config.state_path.clone(),
-                    writing: Arc::default(),
-                }
-                .commands();
+                let commands = self.controls().commands();
                 let closing = self.closing.1.clone();
                 self.spawn(
                     Task::Core("control socket".to_owned()),
@@ -239,30 +236,29 @@ impl App {
     }
 
     /// What was held out when nerve last ran is held out again, before anything is registered.
-    async fn recall_holds(&mut self) {
-        let path = self.config.state_path.clone();
-        let read = tokio::task::spawn_blocking(move || state::holds(&path));
-        let holds = match read.await {
-            Ok(Ok(holds)) => holds,
-            Ok(Err(error)) => {
-                let error = Chain(&error).to_string();
-                tracing::error!(
-                    error,
-                    "unknown which services were drained or disabled: none is held out"
-                );
-                return;
-            }
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
-        for (service, held) in &holds {
-            tracing::warn!(
-                service,
-                by = held.by.word(),
-                "held out since an earlier run"
+    async fn recall_holds(&mut self, services: Vec<String>) {
+        let (first, known) = oneshot::channel();
+        let controls = self.controls();
+        let task = recall::run(controls.clone(), services.clone(), first);
+        self.spawn(Task::Core("holds".to_owned()), task);
+        if tokio::time::timeout(recall::PATIENCE, known).await.is_err() {
+            tracing::error!(
+                path = %self.config.state_path.display(),
+                "state file does not answer: until it does, no service is registered, unless it is already"
             );
+            recall::doubt(&controls, &services);
         }
-        self.metrics.show_holds(&holds);
-        self.boards.holds.send_replace(holds);
+    }
+
+    fn controls(&self) -> Controls {
+        Controls {
+            boards: self.boards.clone(),
+            wants: Arc::clone(&self.wants),
+            metrics: self.metrics.clone(),
+            state_path: self.config.state_path.clone(),
+            instance_id: self.config.instance_id.clone(),
+            writing: Arc::clone(&self.writing),
+        }
     }
 
     fn spawn(

@@ -9,19 +9,16 @@ use std::path::PathBuf;
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
-use smartstack_common::admin::Bind;
+use smartstack_common::config::Listeners;
 use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::LogFormat;
-use smartstack_common::terminal::{self, Services, blocking, complain, print};
+use smartstack_common::terminal::{self, Found, Order, Question, blocking, complain, print};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::app::{self, RunError};
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
-
-/// Where the admin listener is unless a configuration says otherwise.
-const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
 
 /// Health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
 #[derive(Debug, Parser)]
@@ -63,17 +60,13 @@ enum Command {
     /// Report every problem of the configuration and start nothing
     Check,
     /// Show what a running nerve sees
-    Status {
-        /// Print the JSON of /status
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Question),
     /// Withdraw services, announced, and hold them out until `enable`, across restarts
-    Drain(Services),
+    Drain(Order),
     /// Let drained or disabled services be registered again
-    Enable(Services),
+    Enable(Order),
     /// As drain, and rest the services' checks as well
-    Disable(Services),
+    Disable(Order),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print the completions of a shell
@@ -122,10 +115,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             clap_complete::generate(shell, &mut Cli::command(), "nerve", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
-        (Command::Status { json }, source) => blocking(status(source, json)),
-        (Command::Drain(services), source) => blocking(order("drain", services, source)),
-        (Command::Enable(services), source) => blocking(order("enable", services, source)),
-        (Command::Disable(services), source) => blocking(order("disable", services, source)),
+        (Command::Status(question), source) => blocking(status(question, source)),
+        (Command::Drain(given), source) => blocking(order("drain", given, source)),
+        (Command::Enable(given), source) => blocking(order("enable", given, source)),
+        (Command::Disable(given), source) => blocking(order("disable", given, source)),
         (Command::Run | Command::Check, None) => {
             complain("no configuration\nhint: `nerve -c FILE`, or set NERVE_CONFIG");
             exit::USAGE
@@ -201,23 +194,24 @@ fn check(source: &LoadOptions) -> u8 {
     }
 }
 
-async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
-    let bind = match source.as_ref().map(config::load) {
-        None => Ok(Some(Bind::Tcp(DEFAULT_ADMIN.to_owned()))),
-        Some(loaded) => loaded.map(|loaded| loaded.config.admin.map(|admin| admin.bind)),
-    };
-    terminal::show_status("nerve", bind, json, summary).await
+async fn status(question: Question, source: Option<LoadOptions>) -> u8 {
+    terminal::show_status("nerve", question, || found(source), summary).await
 }
 
 /// Sends a command to the running nerve.
-async fn order(command: &str, services: Services, source: Option<LoadOptions>) -> u8 {
-    let socket = match source.as_ref().map(config::load) {
-        None => Ok(Some(
-            Environment::current().runtime_file("nerve", "nerve.sock"),
-        )),
-        Some(loaded) => loaded.map(|loaded| loaded.config.socket.map(|socket| socket.path)),
-    };
-    terminal::order("nerve", socket, command, &services.body()).await
+async fn order(command: &str, order: Order, source: Option<LoadOptions>) -> u8 {
+    terminal::order("nerve", order, || found(source), command).await
+}
+
+/// Where nerve listens.
+fn found(source: Option<LoadOptions>) -> Found {
+    match source {
+        Some(source) => config::listeners(&source),
+        None => (
+            Listeners::of("nerve", config::ADMIN, &Environment::current()),
+            None,
+        ),
+    }
 }
 
 /// `/status` for a terminal.
@@ -242,10 +236,11 @@ fn summary(status: &Value) -> String {
         ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
-        let held = service["held"]["by"]
-            .as_str()
-            .map(|by| format!(", held out by {by}"))
-            .unwrap_or_default();
+        let held = match service["held"]["by"].as_str() {
+            None => String::new(),
+            Some("unknown") => ", not known whether it was drained or disabled".to_owned(),
+            Some(by) => format!(", held out by {by}"),
+        };
         lines.push(format!(
             "{name} {}{held}",
             service["health"].as_str().unwrap_or("not checked yet")
@@ -340,6 +335,7 @@ mod tests {
             let Some(Command::Drain(s) | Command::Enable(s) | Command::Disable(s)) = command else {
                 panic!("{line}: {command:?}")
             };
+            let s = s.services;
             assert_eq!((s.all, s.services.is_empty()), (all, all), "{line}");
         }
     }

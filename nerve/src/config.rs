@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use smartstack_common::config::Listeners;
 pub use smartstack_common::config::{
     Admin, Environment, Finding, Loaded, Report, Severity, Socket,
 };
@@ -36,6 +37,14 @@ pub struct LoadOptions {
 /// Every problem of every file, warnings included, when one of them is an error.
 pub fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
     read::load(options)
+}
+
+/// Where the admin listener is unless a file says otherwise.
+pub(crate) const ADMIN: &str = "127.0.0.1:8401";
+
+/// Where nerve listens by the file, whatever else is wrong with it; and what is.
+pub(crate) fn listeners(options: &LoadOptions) -> (Listeners, Option<Report>) {
+    Listeners::read(&options.path, read::PROGRAM, ADMIN, &options.environment)
 }
 
 /// JSON Schema of the file.

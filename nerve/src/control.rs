@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use crate::metrics::Metrics;
 use crate::reconcile::Wants;
 use crate::service::{Hold, Wanted};
-use crate::state::{self, Held};
+use crate::state::{self, Held, Holds, Own};
 use crate::status::{Board, Boards, EnsembleReport};
 
 /// How long a command waits for the nodes to be gone.
@@ -31,6 +31,7 @@ pub(crate) struct Controls {
     pub(crate) wants: Board<Wanted>,
     pub(crate) metrics: Metrics,
     pub(crate) state_path: PathBuf,
+    pub(crate) instance_id: String,
     /// Held while a command changes the holds.
     pub(crate) writing: Arc<Mutex<()>>,
 }
@@ -95,21 +96,49 @@ impl Controls {
             by,
             since: Moment::now().seconds(),
         });
-        let written =
-            tokio::task::spawn_blocking(move || state::hold(&path, &names, held.as_ref())).await;
-        let holds = match written {
+        let (id, known) = (self.instance_id.clone(), self.boards.holds.borrow().clone());
+        let write = move || {
+            let own = Own {
+                instance_id: &id,
+                holds: &known,
+            };
+            state::hold(&path, &own, &names, held.as_ref())
+        };
+        let holds = match tokio::task::spawn_blocking(write).await {
             Ok(Ok(holds)) => holds,
             Ok(Err(error)) => return Err(Chain(&error).to_string()),
             Err(error) => return Err(error.to_string()),
         };
+        self.put_in_force(holds);
+        Ok(())
+    }
+
+    /// From here on these are the holds.
+    pub(crate) fn put_in_force(&self, holds: Holds) {
         self.metrics.show_holds(&holds);
+        self.wants.send_if_modified(|wants| {
+            let changed = wants.values_mut().map(|wanted| {
+                let hold = holds.get(&wanted.service).map(|held| held.by);
+                std::mem::replace(&mut wanted.hold, hold) != hold
+            });
+            changed.fold(false, |any, changed| any | changed)
+        });
         // The checks' task looks at the holds, the registrar at the wishes.
         self.boards.holds.send_replace(holds);
-        self.wants.send_modify(|wants| {
-            let named = wants.values_mut().filter(|w| services.contains(&w.service));
-            named.for_each(|wanted| wanted.hold = hold);
-        });
-        Ok(())
+    }
+
+    /// A service of which it is not known whether it was taken out is registered: it was not.
+    pub(crate) async fn end_doubt(&self, service: String) {
+        tracing::warn!(
+            service,
+            "it is registered, so that it was neither drained nor disabled: it is registered on"
+        );
+        if let Err(error) = self.keep(std::slice::from_ref(&service), None).await {
+            tracing::warn!(service, error, "the state file does not know of it");
+            let mut holds = self.boards.holds.borrow().clone();
+            holds.remove(&service);
+            self.put_in_force(holds);
+        }
     }
 
     /// Answers when every node of the services is gone, or says what is left.

@@ -6,6 +6,7 @@
 //! zk::supervise ─Link▶ registrar ◀──────────────────────────────────────────┘      (one per ensemble)
 //!                        └ reconcile ▶ registration::plan ▶ registry: ZooKeeper
 //! control: drain, enable, disable ▶ state file ▶ Wanted, answered when the registrar has confirmed it
+//! recall: state file ▶ holds of earlier runs, before anything is registered
 //! status, metrics, heartbeat: views over what the tasks last published
 //! ```
 //!
@@ -22,6 +23,7 @@ pub mod hysteresis;
 mod job;
 mod metrics;
 pub mod node;
+mod recall;
 mod reconcile;
 mod registrar;
 pub mod registration;

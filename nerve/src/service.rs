@@ -41,6 +41,8 @@ pub enum Hold {
     Drain,
     /// `nerve disable`: withdrawn, and its checks rest.
     Disable,
+    /// What an operator had said is lost: not registered anew, and what is registered stays.
+    Unknown,
 }
 
 impl Hold {
@@ -50,6 +52,7 @@ impl Hold {
         match self {
             Hold::Drain => "drain",
             Hold::Disable => "disable",
+            Hold::Unknown => "unknown",
         }
     }
 }
@@ -75,6 +78,7 @@ impl std::fmt::Display for Reason {
             Reason::Leaving => "nerve is stopping",
             Reason::Held(Hold::Drain) => "drained",
             Reason::Held(Hold::Disable) => "disabled",
+            Reason::Held(Hold::Unknown) => "not known whether drained or disabled",
         })
     }
 }
@@ -142,13 +146,18 @@ impl Wanted {
     /// fresh: after a stop of the process a fresh result must get its chance before a withdrawal.
     #[must_use]
     pub fn stance(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
-        let held = self.hold.map(|hold| Stance::Absent(Reason::Held(hold)));
-        if let (Some(stance), false) = (
-            held,
-            matches!(self.verdict, Verdict::Left | Verdict::Leaving),
-        ) {
-            return stance;
+        let settled = matches!(self.verdict, Verdict::Left | Verdict::Leaving);
+        match self.hold.filter(|_| !settled) {
+            Some(hold @ (Hold::Drain | Hold::Disable)) => Stance::Absent(Reason::Held(hold)),
+            Some(Hold::Unknown) => match self.by_checks(now, stale_since) {
+                Stance::Present => Stance::Keep,
+                other => other,
+            },
+            None => self.by_checks(now, stale_since),
         }
+    }
+
+    fn by_checks(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
         match (self.verdict, stale_since) {
             (Verdict::Left, _) => Stance::Leave,
             (Verdict::Leaving, _) => Stance::Absent(Reason::Leaving),

@@ -3,6 +3,9 @@
 //!
 //! Several nerves may share one file: every change reads, merges and replaces it under a lock of its own file. Nothing
 //! here is fatal; without the file a predecessor's nodes stay until their session expires, and no service can be drained.
+//!
+//! A copy of it stands beside it, for when it is lost or damaged. When both are, it is not known what operators had taken
+//! out: that is noted in the new file, and each nerve that starts on it doubts all of its services ([`Hold::Unknown`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,7 +14,9 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use smartstack_common::atomic::{self, Durability, Mode, ReplaceError, replace, sweep};
+use smartstack_common::clock::Moment;
 use smartstack_common::process::ProcessId;
+use smartstack_common::report::Chain;
 
 use crate::service::Hold;
 
@@ -26,6 +31,25 @@ struct State {
     /// By service.
     #[serde(default, skip_serializing_if = "Holds::is_empty")]
     holds: Holds,
+    /// Holds that were here are lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lost: Option<Lost>,
+}
+
+/// That holds are lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Lost {
+    /// Since when, in seconds since 1970.
+    since: f64,
+    /// The nerves, by instance id, that have made theirs of it.
+    known_to: BTreeSet<String>,
+}
+
+/// A nerve, and what it knows of holds whatever the file says.
+#[derive(Debug)]
+pub(crate) struct Own<'a> {
+    pub(crate) instance_id: &'a str,
+    pub(crate) holds: &'a Holds,
 }
 
 /// Which services are held out, by name.
@@ -62,6 +86,11 @@ pub(crate) enum StateError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("`{path}` is damaged")]
+    Damaged {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
     #[error(transparent)]
     Write(#[from] ReplaceError),
 }
@@ -74,26 +103,61 @@ pub(crate) fn remember(
     session: i64,
     own: &ProcessId,
 ) -> Result<BTreeSet<i64>, StateError> {
+    let mut former = BTreeSet::new();
     change(path, |state| {
-        note(state, hosts, session, own, &ProcessId::is_alive)
-    })
+        former = note(state, hosts, session, own, &ProcessId::is_alive);
+    })?;
+    Ok(former)
 }
 
-/// What is held out. Blocking.
-pub(crate) fn holds(path: &Path) -> Result<Holds, StateError> {
-    // Another nerve may be writing it in place. Without a lock it is read all the same.
-    let _lock = lock(path).ok();
-    read(path).map(|state| state.holds)
+/// What is held out. When that is lost, every one of `services` is doubted, and that is kept. Blocking.
+///
+/// # Errors
+/// When the file cannot be read: it may be readable later.
+pub(crate) fn recall(
+    path: &Path,
+    instance_id: &str,
+    services: &[String],
+) -> Result<Holds, StateError> {
+    let mut state = {
+        // Another nerve may be writing it in place. Without a lock it is read all the same.
+        let _lock = lock(path).ok();
+        read(path)?
+    };
+    if !state.is_lost_to(instance_id) {
+        return Ok(state.holds);
+    }
+    let now = Moment::now().seconds();
+    let doubts: Holds = services
+        .iter()
+        .map(|service| {
+            let (by, since) = (Hold::Unknown, now);
+            (service.clone(), Held { by, since })
+        })
+        .collect();
+    let own = Own {
+        instance_id,
+        holds: &doubts,
+    };
+    let kept = change(path, |state| state.take_in(&own)).map(|state| state.holds);
+    Ok(kept.unwrap_or_else(|error| {
+        let error = Chain(&error).to_string();
+        tracing::error!(error, "the state file cannot be written: at the next start it is not known again which services were drained or disabled");
+        state.take_in(&own);
+        state.holds
+    }))
 }
 
 /// Holds `services` out (or, with `None`, no longer) and returns all holds. Blocking. A service that is held so already
-/// keeps its time.
+/// keeps its time. `own` is what this process knows, for when the file has lost it.
 pub(crate) fn hold(
     path: &Path,
+    own: &Own<'_>,
     services: &[String],
     held: Option<&Held>,
 ) -> Result<Holds, StateError> {
-    change(path, |state| {
+    let state = change(path, |state| {
+        state.take_in(own);
         for service in services {
             match held {
                 Some(held) if state.holds.get(service).is_none_or(|old| old.by != held.by) => {
@@ -103,27 +167,60 @@ pub(crate) fn hold(
                 None => drop(state.holds.remove(service)),
             }
         }
-        state.holds.clone()
-    })
+    })?;
+    Ok(state.holds)
 }
 
-/// Reads, changes and replaces the file under its lock.
-fn change<T>(path: &Path, change: impl FnOnce(&mut State) -> T) -> Result<T, StateError> {
+impl State {
+    /// Whether this nerve has not made its own of a loss.
+    fn is_lost_to(&self, instance_id: &str) -> bool {
+        let lost = self.lost.as_ref();
+        lost.is_some_and(|lost| !lost.known_to.contains(instance_id))
+    }
+
+    /// Takes in what a nerve knows of holds that the file has lost.
+    fn take_in(&mut self, own: &Own<'_>) {
+        if self.is_lost_to(own.instance_id)
+            && let Some(lost) = &mut self.lost
+        {
+            lost.known_to.insert(own.instance_id.to_owned());
+            for (service, held) in own.holds {
+                let entry = self.holds.entry(service.clone());
+                entry.or_insert_with(|| held.clone());
+            }
+        }
+    }
+}
+
+/// Reads, changes and replaces the file and its copy under the lock. Returns what is in them then.
+fn change(path: &Path, change: impl FnOnce(&mut State)) -> Result<State, StateError> {
     if let Some(folder) = path.parent() {
         // Failing this, the lock fails and says why.
         let _made = std::fs::create_dir_all(folder).is_ok();
     }
     let _lock = lock(path)?;
-    // With the lock nobody else replaces the file: what looks half written was left by a nerve that was killed.
+    let copy = copy_of(path);
+    // With the lock nobody else replaces the files: what looks half written was left by a nerve that was killed.
     sweep(path);
+    sweep(&copy);
     let mut state = read(path)?;
     state.format = 1;
-    let out = change(&mut state);
+    change(&mut state);
     let mut text =
         serde_json::to_vec_pretty(&state).expect("a struct of numbers and text always serialises");
     text.push(b'\n');
     replace(path, [&text], Mode::Private(0o600), Durability::Synced)?;
-    Ok(out)
+    if let Err(error) = replace(&copy, [&text], Mode::Private(0o600), Durability::Synced) {
+        let error = Chain(&error).to_string();
+        tracing::warn!(error, "state file kept without its copy");
+    }
+    Ok(state)
+}
+
+/// Where the copy of the file that `path` leads to is: beside it.
+pub(crate) fn copy_of(path: &Path) -> PathBuf {
+    let file = atomic::resolve(path).unwrap_or_else(|_| path.to_owned());
+    file.with_extension("copy")
 }
 
 /// The lock of the file that `path` leads to, whatever its spelling: beside it, since it is replaced; where its folder
@@ -151,22 +248,51 @@ fn lock(path: &Path) -> Result<Flock<File>, StateError> {
     })
 }
 
-/// A file that is not ours to understand counts as empty: it is replaced.
+/// What is kept: by the file, or where that is lost or damaged by its copy.
 fn read(path: &Path) -> Result<State, StateError> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(State::default()),
-        Err(source) => {
-            return Err(StateError::Read {
-                path: path.to_owned(),
-                source,
-            });
+    let copy = copy_of(path);
+    let trouble = match (read_one(path), read_one(&copy)) {
+        (Ok(Some(state)), _) => return Ok(state),
+        (Ok(None), Ok(None)) => return Ok(State::default()),
+        (file, Ok(Some(state))) => {
+            let error = file.err().map(|error| Chain(&error).to_string());
+            let error = error.unwrap_or_else(|| format!("`{}` is lost", path.display()));
+            tracing::warn!(error, copy = %copy.display(), "state file cannot be used: its copy is");
+            return Ok(state);
         }
+        (Err(error), _) | (Ok(None), Err(error)) => error,
     };
-    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), %error, "state file not understood: begun anew");
-        State::default()
-    }))
+    match trouble {
+        damaged @ StateError::Damaged { .. } => {
+            let error = Chain(&damaged).to_string();
+            tracing::error!(
+                error,
+                "state file and its copy are damaged: it is not known which services were drained or disabled"
+            );
+            let lost = Lost {
+                since: Moment::now().seconds(),
+                known_to: BTreeSet::new(),
+            };
+            Ok(State {
+                lost: Some(lost),
+                ..State::default()
+            })
+        }
+        unreadable => Err(unreadable),
+    }
+}
+
+/// `None` where there is no such file.
+fn read_one(path: &Path) -> Result<Option<State>, StateError> {
+    let path = path.to_owned();
+    match std::fs::read(&path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(state) => Ok(Some(state)),
+            Err(source) => Err(StateError::Damaged { path, source }),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Read { path, source }),
+    }
 }
 
 fn note(
@@ -281,7 +407,7 @@ mod tests {
         for name in [".state.json.tmp-x7Yz01", ".other.json.tmp-x7Yz01"] {
             std::fs::File::create(folder.path().join(name)).unwrap();
         }
-        holds(&path).unwrap();
+        recall(&path, "i", &[]).unwrap();
         assert!(
             folder.path().join(".state.json.tmp-x7Yz01").exists(),
             "reading takes no lock, so it may be another's work"
@@ -294,7 +420,12 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            [".other.json.tmp-x7Yz01", "state.json", "state.lock"]
+            [
+                ".other.json.tmp-x7Yz01",
+                "state.copy",
+                "state.json",
+                "state.lock"
+            ]
         );
     }
 
@@ -302,28 +433,131 @@ mod tests {
     fn holds_and_sessions_live_side_by_side() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.json");
-        assert_eq!(holds(&path).unwrap(), Holds::new());
+        let kept = || recall(&path, "i", &["a".to_owned()]).unwrap();
+        assert_eq!(kept(), Holds::new());
         let drained = |since| Held {
             by: Hold::Drain,
             since,
         };
         let names = ["a".to_owned(), "b".to_owned()];
-        hold(&path, &names, Some(&drained(1.0))).unwrap();
+        let own = Own {
+            instance_id: "i",
+            holds: &Holds::new(),
+        };
+        hold(&path, &own, &names, Some(&drained(1.0))).unwrap();
         remember(&path, "z:1", 7, &process(1)).unwrap();
-        let again = hold(&path, &names, Some(&drained(2.0))).unwrap();
+        let again = hold(&path, &own, &names, Some(&drained(2.0))).unwrap();
         assert_eq!(again["a"].since, 1.0, "held so already");
         let disabled = Held {
             by: Hold::Disable,
             since: 3.0,
         };
-        hold(&path, &names[..1], Some(&disabled)).unwrap();
-        hold(&path, &names[1..], None).unwrap();
-        assert_eq!(
-            holds(&path).unwrap(),
-            Holds::from([("a".to_owned(), disabled)])
-        );
+        hold(&path, &own, &names[..1], Some(&disabled)).unwrap();
+        hold(&path, &own, &names[1..], None).unwrap();
+        assert_eq!(kept(), Holds::from([("a".to_owned(), disabled)]));
         assert_eq!(read(&path).unwrap().sessions.len(), 1);
-        assert!(hold(Path::new("/proc/nowhere/state.json"), &names, None).is_err());
+        let nowhere = Path::new("/proc/nowhere/state.json");
+        assert!(hold(nowhere, &own, &names, None).is_err());
+    }
+
+    fn spoil(path: &Path, content: &[u8]) {
+        let file = std::fs::File::create(path);
+        file.and_then(|mut f| std::io::Write::write_all(&mut f, content))
+            .unwrap();
+    }
+
+    #[test]
+    fn one_of_the_two_is_enough_whatever_happens_to_the_other() {
+        let (a, b) = ("a".to_owned(), "b".to_owned());
+        let held = Held {
+            by: Hold::Disable,
+            since: 3.0,
+        };
+        let own = Own {
+            instance_id: "i",
+            holds: &Holds::new(),
+        };
+        type Harm = fn(&Path);
+        let harms: [Harm; 5] = [
+            |path| std::fs::remove_file(path).unwrap(),
+            |path| spoil(path, b""),
+            |path| {
+                spoil(
+                    path,
+                    b"{\"format\": 1, \"sessions\": [], \"holds\": {\"a\": {\"by\": \"dr",
+                )
+            },
+            |path| spoil(path, &[0; 4096]),
+            |path| {
+                std::fs::remove_file(path).unwrap();
+                std::fs::create_dir(path).unwrap();
+            },
+        ];
+        for harm in harms {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("state.json");
+            hold(&path, &own, std::slice::from_ref(&a), Some(&held)).unwrap();
+            harm(&path);
+            let all = [a.clone(), b.clone()];
+            let kept = Holds::from([(a.clone(), held.clone())]);
+            assert_eq!(recall(&path, "i", &all).unwrap(), kept);
+            if path.is_dir() {
+                continue;
+            }
+            // The next change mends it.
+            remember(&path, "z:1", 7, &process(1)).unwrap();
+            harm(&copy_of(&path));
+            assert_eq!(recall(&path, "i", &all).unwrap(), kept);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_doubted_until_somebody_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.json");
+        let names = ["a".to_owned(), "b".to_owned()];
+        let lose = || {
+            spoil(&path, b"[garbage");
+            spoil(&copy_of(&path), b"");
+        };
+        let doubted = |holds: &Holds| {
+            let doubted = holds.iter().filter(|(_, held)| held.by == Hold::Unknown);
+            doubted.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        lose();
+        // A session is noted before a nerve starts that asks.
+        remember(&path, "z:1", 7, &process(1)).unwrap();
+        for _ in 0..2 {
+            assert_eq!(doubted(&recall(&path, "i", &names).unwrap()), names);
+        }
+        let drain = Held {
+            by: Hold::Drain,
+            since: 1.0,
+        };
+        let none = Holds::new();
+        let own = Own {
+            instance_id: "i",
+            holds: &none,
+        };
+        hold(&path, &own, &names[..1], None).unwrap();
+        hold(&path, &own, &names[1..], Some(&drain)).unwrap();
+        let said = Holds::from([("b".to_owned(), drain)]);
+        assert_eq!(recall(&path, "i", &names).unwrap(), said);
+        // Another nerve on the same file has its own doubts.
+        let other = ["c".to_owned()];
+        assert_eq!(doubted(&recall(&path, "j", &other).unwrap()), other);
+        assert_eq!(doubted(&recall(&path, "i", &names).unwrap()), other);
+
+        // A nerve that runs knows what it has held.
+        lose();
+        let own = Own {
+            instance_id: "i",
+            holds: &said,
+        };
+        hold(&path, &own, &names[..1], Some(&said["b"])).unwrap();
+        let both = recall(&path, "i", &names).unwrap();
+        assert_eq!(both.keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(doubted(&both), Vec::<String>::new());
     }
 
     #[test]

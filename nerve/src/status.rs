@@ -145,7 +145,7 @@ impl Boards {
                 .iter()
                 .flat_map(|(hosts, e)| e.left_over.iter().map(move |left| left_over(hosts, left)))
                 .collect::<Vec<_>>(),
-            "warnings": warnings(&ensembles),
+            "warnings": warnings(&ensembles, &holds),
             "log_lines_dropped": telemetry::dropped().get(),
         })
     }
@@ -188,7 +188,11 @@ fn left_over(hosts: &str, left: &LeftOver) -> Value {
     })
 }
 
-fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
+fn warnings(ensembles: &BTreeMap<String, EnsembleReport>, holds: &Holds) -> Vec<String> {
+    let doubted = holds.iter().filter(|(_, held)| held.by == Hold::Unknown);
+    let doubted = doubted.map(|(service, _)| {
+        format!("not known whether `{service}` was drained or disabled: `nerve enable` or `nerve drain` it")
+    });
     let mut warnings: Vec<String> = ensembles
         .values()
         .flat_map(|e| e.registrations.values())
@@ -199,6 +203,7 @@ fn warnings(ensembles: &BTreeMap<String, EnsembleReport>) -> Vec<String> {
                 .map(|twin| format!("two nerves claim `{}/{twin}`", r.path));
             twins.chain(r.error.clone())
         })
+        .chain(doubted)
         .collect();
     for (hosts, ensemble) in ensembles {
         let state = ensemble.link.state;

@@ -6,20 +6,17 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use serde_json::Value;
-use smartstack_common::admin::Bind;
 use smartstack_common::clock::Moment;
+use smartstack_common::config::Listeners;
 use smartstack_common::descriptors;
 use smartstack_common::report::{Chain, exit};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::telemetry::LogFormat;
-use smartstack_common::terminal::{self, Services, blocking, complain, print};
+use smartstack_common::terminal::{self, Found, Order, Question, blocking, complain, print};
 
 use crate::app;
 use crate::config::{self, Config, Environment, LoadOptions, Loaded, Report};
 use crate::offline;
-
-/// Where the admin listener is unless a configuration says otherwise.
-const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 
 /// Keeps the local haproxy in step with the services registered in ZooKeeper.
 #[derive(Debug, Parser)]
@@ -56,13 +53,9 @@ enum Command {
     /// Print the haproxy configuration for the snapshot (or the default servers)
     Render,
     /// Show what a running synapse sees
-    Status {
-        /// Print the JSON of /status
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Question),
     /// End what the guards of services hold: the registry is believed as it is
-    Release(Services),
+    Release(Order),
     /// Print the JSON Schema of the configuration
     Schema,
     /// Print the completions of a shell
@@ -104,8 +97,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             clap_complete::generate(shell, &mut Cli::command(), "synapse", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
-        (Command::Status { json }, source) => blocking(status(source, json)),
-        (Command::Release(services), source) => blocking(release(services, source)),
+        (Command::Status(question), source) => blocking(status(question, source)),
+        (Command::Release(given), source) => blocking(release(given, source)),
         (Command::Run | Command::Check | Command::Render, None) => {
             complain("no configuration\nhint: `synapse -c FILE`, or set SYNAPSE_CONFIG");
             exit::USAGE
@@ -228,23 +221,24 @@ fn load(source: &LoadOptions) -> Result<Config, u8> {
     }
 }
 
-async fn status(source: Option<LoadOptions>, json: bool) -> u8 {
-    let bind = match source.as_ref().map(config::load) {
-        None => Ok(Some(Bind::Tcp(DEFAULT_ADMIN.to_owned()))),
-        Some(loaded) => loaded.map(|loaded| loaded.config.admin.map(|admin| admin.bind)),
-    };
-    terminal::show_status("synapse", bind, json, summary).await
+async fn status(question: Question, source: Option<LoadOptions>) -> u8 {
+    terminal::show_status("synapse", question, || found(source), summary).await
 }
 
 /// Tells the running synapse to let go.
-async fn release(services: Services, source: Option<LoadOptions>) -> u8 {
-    let socket = match source.as_ref().map(config::load) {
-        None => Ok(Some(
-            Environment::current().runtime_file("synapse", "synapse.sock"),
-        )),
-        Some(loaded) => loaded.map(|loaded| loaded.config.socket.map(|socket| socket.path)),
-    };
-    terminal::order("synapse", socket, "release", &services.body()).await
+async fn release(order: Order, source: Option<LoadOptions>) -> u8 {
+    terminal::order("synapse", order, || found(source), "release").await
+}
+
+/// Where synapse listens.
+fn found(source: Option<LoadOptions>) -> Found {
+    match source {
+        Some(source) => config::listeners(&source),
+        None => (
+            Listeners::of("synapse", config::ADMIN, &Environment::current()),
+            None,
+        ),
+    }
 }
 
 /// `/status` for a terminal.

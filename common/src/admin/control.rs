@@ -5,6 +5,7 @@
 //! `curl --unix-socket /run/nerve/nerve.sock -d '{"services":["web"]}' http://localhost/drain`.
 
 use std::convert::Infallible;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -173,23 +174,21 @@ pub struct Reply {
 /// Sends a command to the program that listens at `socket`.
 ///
 /// # Errors
-/// In words: nobody listens there, or no answer within `limit`.
+/// Nobody listens there, or may not be asked by us, or no answer within `limit`.
 pub async fn send(
     socket: &Path,
     command: &str,
     body: &Value,
     limit: Duration,
-) -> Result<Reply, String> {
+) -> io::Result<Reply> {
     tokio::time::timeout(limit, exchange(socket, command, body))
         .await
-        .unwrap_or_else(|_| Err(format!("no answer within {limit:?}")))
+        .unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {limit:?}"))))
 }
 
-async fn exchange(socket: &Path, command: &str, body: &Value) -> Result<Reply, String> {
-    let fail = |error: hyper::Error| Chain(&error).to_string();
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| error.to_string())?;
+async fn exchange(socket: &Path, command: &str, body: &Value) -> io::Result<Reply> {
+    let fail = |error: hyper::Error| io::Error::other(Chain(&error).to_string());
+    let stream = UnixStream::connect(socket).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(fail)?;
@@ -199,14 +198,14 @@ async fn exchange(socket: &Path, command: &str, body: &Value) -> Result<Reply, S
         .header("content-type", "application/json");
     let request = request
         .body(Full::new(Bytes::from(body.to_string())))
-        .map_err(|error| error.to_string())?;
+        .map_err(io::Error::other)?;
     let answer = async {
         let response: Response<_> = sender.send_request(request).await.map_err(fail)?;
         let done = response.status().is_success();
         let text = Limited::new(response.into_body(), ANSWER_BYTES)
             .collect()
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(io::Error::other)?;
         let text = String::from_utf8_lossy(&text.to_bytes()).into_owned();
         Ok(Reply { done, text })
     };

@@ -1,6 +1,6 @@
 //! Readers of the settings both programs have. Called by their `config::read`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_yaml::Value;
@@ -8,6 +8,8 @@ use serde_yaml::Value;
 use super::cursor::{Cursor, Map};
 use super::environment::Environment;
 use super::limits::{Use, fits, must_fit};
+use super::report::Report;
+use super::source::{Program, Source, Winner};
 use crate::admin::Bind;
 use crate::units::{Ensemble, ZkPath};
 
@@ -109,6 +111,42 @@ pub struct Listeners {
     pub socket: Option<Socket>,
 }
 
+impl Listeners {
+    /// Where `program` listens unless a configuration says otherwise; `admin` is `host:port`.
+    #[must_use]
+    pub fn of(program: &str, admin: &str, environment: &Environment) -> Self {
+        Self {
+            admin: Some(Admin {
+                bind: Bind::Tcp(admin.to_owned()),
+                configured: false,
+            }),
+            socket: Some(Socket {
+                path: environment.runtime_file(program, &format!("{program}.sock")),
+                configured: false,
+            }),
+        }
+    }
+
+    /// The same by the configuration at `path`, of which nothing else is read: orders work while the rest is broken. With
+    /// what is wrong with it; where it cannot be read, the places are the default ones.
+    #[must_use]
+    pub fn read(
+        path: &Path,
+        program: Program,
+        admin: &str,
+        environment: &Environment,
+    ) -> (Self, Option<Report>) {
+        let source = Source::open(path, program, Winner::Json, environment);
+        let read = source.root().and_then(|root| {
+            let read =
+                |top: &Map<'_>| listeners(&top.key("admin"), admin, program.name, environment);
+            root.object(read).flatten()
+        });
+        let found = read.unwrap_or_else(|| Self::of(program.name, admin, environment));
+        (found, source.finish(Some(())).err())
+    }
+}
+
 /// The top level's `admin` of `program`: `bind`, and `socket` (a path, or `false`). `admin: false` turns off both.
 #[must_use]
 pub fn listeners(
@@ -117,14 +155,7 @@ pub fn listeners(
     program: &str,
     environment: &Environment,
 ) -> Option<Listeners> {
-    let bind = || Admin {
-        bind: Bind::Tcp(default.to_owned()),
-        configured: false,
-    };
-    let socket = || Socket {
-        path: environment.runtime_file(program, &format!("{program}.sock")),
-        configured: false,
-    };
+    let default = || Listeners::of(program, default, environment);
     let read = |map: &Map<'_>| {
         let key = map.key("bind");
         let given = key.filled(|text| parse_bind(text, environment));
@@ -148,8 +179,11 @@ pub fn listeners(
             configured: true,
         });
         Listeners {
-            admin: Some(given.unwrap_or_else(bind)),
-            socket: (key.is_boolean() != Some(false)).then(|| named.unwrap_or_else(socket)),
+            admin: given.or_else(|| default().admin),
+            socket: match key.is_boolean() {
+                Some(false) => None,
+                _ => named.or_else(|| default().socket),
+            },
         }
     };
     let read = match admin.is_boolean() {
@@ -157,10 +191,7 @@ pub fn listeners(
             admin: None,
             socket: None,
         }),
-        Some(true) => Some(Listeners {
-            admin: Some(bind()),
-            socket: Some(socket()),
-        }),
+        Some(true) => Some(default()),
         None => admin.object(read),
     };
     let default = read.as_ref().and_then(|read| read.socket.as_ref());
@@ -172,7 +203,8 @@ pub fn listeners(
     read
 }
 
-fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {
+/// `host:port` or `unix:/path`.
+pub(crate) fn parse_bind(text: &str, environment: &Environment) -> Result<Bind, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return match path {
             "" => Err("must be `host:port` or `unix:/path`".to_owned()),

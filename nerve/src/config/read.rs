@@ -11,20 +11,20 @@ use super::keys::KEYS;
 use super::{Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, TcpCheck};
 use crate::throttle::Mode;
 
-const DEFAULT_ADMIN: &str = "127.0.0.1:8401";
 const MILLISECOND: Duration = Duration::from_millis(1);
 const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
+
+pub(super) const PROGRAM: Program = Program {
+    name: "nerve",
+    keys: KEYS,
+};
 
 /// Reads and checks everything.
 ///
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let program = Program {
-        name: "nerve",
-        keys: KEYS,
-    };
-    let source = Source::open(&options.path, program, Winner::Json, &options.environment);
+    let source = Source::open(&options.path, PROGRAM, Winner::Json, &options.environment);
     let config = source
         .root()
         .and_then(|root| root.object(|top| read(top, &source, options)).flatten());
@@ -50,13 +50,15 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
                 .unwrap_or_default(),
         )
     })?;
-    let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "nerve", environment);
+    let listeners = listeners(&top.key("admin"), super::ADMIN, "nerve", environment);
     let state_key = top.key("state_path");
     let state_path = path(&state_key, environment)
         .unwrap_or_else(|| environment.state_file("nerve", "state.json"));
     must_fit(&state_key, &state_path, "the state file", Use::ReplacedFile);
     let lock = state_path.with_extension("lock");
     must_fit(&state_key, &lock, "its lock", Use::File);
+    let copy = state_path.with_extension("copy");
+    must_fit(&state_key, &copy, "its copy", Use::ReplacedFile);
     let (linger, stop_deadline) = top.key("shutdown").object(shutdown)?;
     let listeners = listeners?;
     Some(Config {

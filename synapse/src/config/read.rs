@@ -19,21 +19,21 @@ use super::{
 use crate::effective::keyword;
 use crate::lines;
 
-const DEFAULT_ADMIN: &str = "127.0.0.1:8402";
 /// One answer may take 2 s, and haproxy may be busy for as long again.
 const LEAST_HUNG: Duration = Duration::from_secs(5);
 const MILLISECOND: Duration = Duration::from_millis(1);
+
+pub(super) const PROGRAM: Program = Program {
+    name: "synapse",
+    keys: KEYS,
+};
 
 /// Reads and checks everything.
 ///
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let program = Program {
-        name: "synapse",
-        keys: KEYS,
-    };
-    let source = Source::open(&options.path, program, Winner::Yaml, &options.environment);
+    let source = Source::open(&options.path, PROGRAM, Winner::Yaml, &options.environment);
     let config = source
         .root()
         .and_then(|root| root.object(|top| read(top, &source)).flatten());
@@ -84,7 +84,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
-    let listeners = listeners(&top.key("admin"), DEFAULT_ADMIN, "synapse", environment);
+    let listeners = listeners(&top.key("admin"), super::ADMIN, "synapse", environment);
     let snapshot_key = top.key("snapshot_path");
     let snapshot_path = path(&snapshot_key, environment)
         .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json"));

@@ -232,6 +232,36 @@ async fn both_programs_tell_what_they_do() {
         let json = command(name, &["status", "--json", "-c", config.to_str().unwrap()]);
         envelope(&serde_json::from_str(&json).unwrap(), name);
     }
+
+    for (asked, config, answers) in [
+        ("nerve", &synapse_json, "synapse"),
+        ("synapse", &nerve_json, "nerve"),
+    ] {
+        let config: Value = serde_json::from_slice(&std::fs::read(config).unwrap()).unwrap();
+        let bind = config["admin"]["bind"].as_str().unwrap();
+        let output = Command::new(Program::path(asked))
+            .args(["status", "--admin", bind])
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            said.contains(&format!("is {answers}, not {asked}")),
+            "{said}"
+        );
+    }
+    let _broken = pair.dir.write("synapse.json", "services: [");
+    let text = command(
+        "synapse",
+        &[
+            "status",
+            "-c",
+            synapse_json.to_str().unwrap(),
+            "--admin",
+            &pair.admin.to_string(),
+        ],
+    );
+    assert!(text.contains("web live"), "{text}");
 }
 
 /// What both documents have in common (SPEC §5).
