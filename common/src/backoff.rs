@@ -45,6 +45,11 @@ impl Backoff {
         ceiling.mul_f64(rng.f64()).max(self.base / 2)
     }
 
+    /// Changes the longest pause.
+    pub fn set_cap(&mut self, cap: Duration) {
+        self.cap = cap.max(self.base);
+    }
+
     /// Begins anew after a success.
     pub fn reset(&mut self) {
         self.attempt = 0;

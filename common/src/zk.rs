@@ -9,8 +9,10 @@
 //!   read everything. The watcher itself also receives `Session` events, in order with the node events.
 //! * A call made while disconnected hangs and is carried out later: call only while the link is [`Link::Live`], under
 //!   [`call`]'s time limit, and take a time-out for what it is, an unknown outcome ([`Trouble::Lost`]).
+//! * What waits for a watch of a client leaves with its link value, or panics [`held`]'s grace later.
 //! * A clone of the client that outlives its link value keeps the session open when the supervisor closes it.
 
+mod held;
 mod hosts;
 mod link;
 mod machine;
@@ -20,14 +22,16 @@ mod trouble;
 mod tests;
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use zookeeper_client::{Client, Error, SessionInfo, StateWatcher};
+use zookeeper_client::{Client, Connector, Error, SessionInfo, StateWatcher};
 
+use self::held::Held;
 use self::link::BRAKE_LIMIT;
-pub use self::link::{Doubt, Link, LinkStatus, Live};
+pub use self::link::{Doubt, Link, LinkStatus, Live, Suspicion, Timeout, call_limit};
 use self::machine::{Action, Event, Machine, Phase, Refusal};
 pub use self::trouble::{CallError, Trouble, call};
 use crate::backoff::Backoff;
@@ -36,6 +40,9 @@ use crate::units::Ensemble;
 
 /// Pauses between attempts to connect, or to `sync`: full jitter, growing from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A connection that gives no sign of life for so long is given up, whatever time-out the servers grant. (The client does so
+/// after two fifths of a time-out for which this is too long.)
+const SILENCE: Duration = Duration::from_secs(4);
 /// Pause after a refusal that trying again at once cannot cure.
 const FATAL_RETRY: Duration = Duration::from_secs(30);
 /// How long a clean close may take. Measured: 1 ms while connected, for ever while not.
@@ -46,7 +53,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 pub struct Settings {
     /// The ensemble.
     pub ensemble: Ensemble,
-    /// Session time-out asked for (default of the configuration: 10 s; the servers clamp it).
+    /// Session time-out asked for (default of the configuration: 10 s). The servers may grant another one, and that is the
+    /// one that counts ([`Live::timeout`]).
     pub session_timeout: Duration,
 }
 
@@ -77,21 +85,34 @@ pub async fn supervise(
 /// # Errors
 /// No server serves us, or it refuses us.
 pub async fn open(settings: &Settings) -> Result<Client, Error> {
-    Client::connector()
-        .with_session_timeout(settings.session_timeout)
-        .with_fail_eagerly()
+    connector(settings)
         .connect(&hosts::usable(settings.ensemble.hosts()))
         .await
+}
+
+/// One pass over the hosts at a time: the pauses between passes are ours, and capped.
+fn connector(settings: &Settings) -> Connector {
+    Client::connector()
+        .with_session_timeout(settings.session_timeout)
+        .with_connection_timeout(SILENCE)
+        .with_fail_eagerly()
 }
 
 struct Supervisor {
     settings: Settings,
     link: watch::Sender<Link>,
     machine: Machine,
-    /// The client and the watcher of its state. At most one, and never dropped but in a terminal state or at the end.
-    open: Option<(Client, StateWatcher)>,
+    /// The client. At most one.
+    open: Option<Held>,
+    /// The first call of an epoch: when a connection is lost between its handshake and the client's first ping, the client
+    /// says that it is connected until a server accepts the next one.
+    proof: Option<Proof>,
+    /// Number of clients so far.
+    generation: u64,
     /// Raised by users of the present client.
     doubt: Doubt,
+    /// The time-out that the servers granted last.
+    granted: Option<Duration>,
     /// The last client's session.
     session: Option<SessionInfo>,
     backoff: Backoff,
@@ -108,15 +129,17 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(settings: Settings, link: watch::Sender<Link>) -> Self {
-        // A restarted ensemble holds the session for one more time-out: at least two attempts must fall into it.
-        let backoff = Backoff::new(RETRY.0, RETRY.1.min(settings.session_timeout / 2));
+        let backoff = Backoff::new(RETRY.0, retry_cap(settings.session_timeout));
         let machine = Machine::new();
         Self {
             settings,
             link,
             machine,
             open: None,
+            proof: None,
+            generation: 0,
             doubt: Doubt::default(),
+            granted: None,
             session: None,
             backoff,
             brake: Backoff::new(RETRY.0, BRAKE_LIMIT),
@@ -167,56 +190,88 @@ impl Supervisor {
         }
     }
 
-    fn open(&mut self) -> (&Client, &mut StateWatcher) {
-        let (client, states) = self
-            .open
+    fn open(&mut self) -> &mut Held {
+        self.open
             .as_mut()
-            .expect("the machine attends only to an open client");
-        (client, states)
+            .expect("the machine attends only to an open client")
     }
 
-    /// Waits for the client's next state, or for a user's doubt.
+    /// Waits for the client's next state, for a user's doubt, or for what the machine awaits.
     async fn attend(&mut self) -> Event {
         let doubt = self.doubt.clone();
         let ensemble = self.settings.ensemble.clone();
-        let lasts_at = self.machine.lasts_at();
-        // A watch receive, a notification and a deadline: all cancel-safe. State first: the end of a session fails its calls as well.
-        tokio::select! {
+        let mut proof = self.proof.take();
+        let (lasts_at, stalls_at) = (self.machine.lasts_at(), self.machine.stalls_at());
+        // Watch receives, deadlines and a future kept outside: all cancel-safe. State first: the end of a session fails its calls as well.
+        let event = tokio::select! {
             biased;
-            event = next_state(self.open().1) => event,
-            () = doubt.0.notified() => {
-                tracing::warn!(%ensemble, "zookeeper does not know the session of a connection that stands");
+            event = next_state(&mut self.open().states) => event,
+            answered = answer(&mut proof) => {
+                proof = None;
+                if !answered {
+                    doubt.raise(Suspicion::NoAnswer);
+                }
+                Event::Proven
+            }
+            suspicion = doubt.raised() => {
+                match suspicion {
+                    Suspicion::SessionUnknown => tracing::warn!(
+                        %ensemble, "zookeeper does not know the session of a connection that stands"
+                    ),
+                    Suspicion::NoAnswer => tracing::warn!(
+                        %ensemble, "zookeeper does not answer calls on a connection that stands"
+                    ),
+                }
                 Event::Doubted
             }
+            () = until(stalls_at) => Event::Stalled,
             () = until(lasts_at) => Event::Lasted,
+        };
+        if !matches!(event, Event::State(_)) {
+            self.proof = proof;
         }
+        event
     }
 
-    /// Gives up the present client, if any (in a terminal state, says the machine), and opens the next.
+    /// Gives up the present client, if any, and opens the next.
     async fn connect(&mut self, pause: Duration) -> Event {
-        self.open = None;
+        self.proof = None;
+        if let Some(held) = self.open.take() {
+            held.give_up();
+        }
         tokio::time::sleep(pause).await;
-        // One pass over the hosts at a time: the pauses between passes are ours, and capped.
-        let connector = Client::connector()
-            .with_session_timeout(self.settings.session_timeout)
-            .with_fail_eagerly();
+        let connector = connector(&self.settings);
         let connector = match &self.session {
             Some(session) if self.machine.resumable => connector.with_session(session.clone()),
             _ => connector,
         };
-        match connector
-            .connect(&hosts::usable(self.settings.ensemble.hosts()))
-            .await
-        {
-            Ok(client) => {
-                self.session = Some(client.session().clone());
+        let hosts = hosts::usable(self.settings.ensemble.hosts());
+        match Held::connect(connector, &hosts).await {
+            Ok(held) => {
+                self.session = Some(held.client.session().clone());
                 self.doubt = Doubt::default();
-                let states = client.state_watcher();
-                let granted = client.session_timeout();
-                self.open = Some((client, states));
+                self.generation += 1;
+                let granted = held.client.session_timeout();
+                self.backoff.set_cap(retry_cap(granted));
+                self.tell_of(granted);
+                self.open = Some(held);
                 Event::Opened { granted }
             }
             Err(error) => Event::OpenFailed(self.refused(error)),
+        }
+    }
+
+    /// One line for each time-out that the servers grant instead of the one that was asked for.
+    fn tell_of(&mut self, granted: Duration) {
+        let asked = self.settings.session_timeout;
+        let other = self.granted.replace(granted) != Some(granted);
+        if other && (Timeout { asked, granted }).differs() {
+            let ensemble = &self.settings.ensemble;
+            tracing::warn!(
+                %ensemble, ?asked, ?granted,
+                "zookeeper grants another session time-out than was asked for; the granted one counts\n\
+                 hint: minSessionTimeout and maxSessionTimeout in the servers' zoo.cfg (by default 2 and 20 times tickTime)"
+            );
         }
     }
 
@@ -239,8 +294,9 @@ impl Supervisor {
 
     /// Calls `sync` after a pause; an event of the client comes first.
     async fn sync(&mut self, pause: Duration) -> Event {
-        let limit = self.settings.session_timeout;
-        let (client, states) = self.open();
+        let held = self.open();
+        let (client, states) = (&held.client, &mut held.states);
+        let limit = call_limit(client.session_timeout());
         let sync = async {
             tokio::time::sleep(pause).await;
             call(limit, client.sync("/")).await
@@ -254,7 +310,10 @@ impl Supervisor {
                 Ok(()) => Event::Synced,
                 Err(error) => {
                     tracing::warn!(error = %Chain(&error), "zookeeper sync failed, trying again");
-                    Event::SyncFailed
+                    match error {
+                        CallError::TimedOut(_) => Event::Doubted,
+                        CallError::Failed(_) => Event::SyncFailed,
+                    }
                 }
             },
         }
@@ -266,24 +325,32 @@ impl Supervisor {
         let link = match &self.machine.phase {
             Phase::Connecting => Link::Connecting,
             Phase::Live => {
-                let (client, _) = self
-                    .open
-                    .as_ref()
-                    .expect("the machine goes live only with a client");
+                let held = self.open.as_ref();
+                let client = &held
+                    .expect("the machine goes live only with a client")
+                    .client;
                 // Lost and back before anybody looked: away for no time.
                 let away = self.away.take().map_or(Duration::ZERO, |at| at.elapsed());
                 let live = Live {
                     epoch: self.machine.epoch,
                     session: client.session_id().0,
+                    generation: self.generation,
+                    timeout: Timeout {
+                        asked: self.settings.session_timeout,
+                        granted: client.session_timeout(),
+                    },
                     since: Instant::now(),
                     away,
                     short_lived: self.machine.short_lived,
                     client: client.clone(),
                     doubt: self.doubt.clone(),
                 };
+                // The first of a client has its `sync` behind it.
+                let again = self.machine.reconnected.then(|| prove(client.clone()));
                 let session = client.session_id();
                 let timeout = client.session_timeout();
                 tracing::info!(%ensemble, %session, epoch = live.epoch, ?timeout, "zookeeper connected");
+                self.proof = again;
                 self.backoff.reset();
                 self.complained = false;
                 Link::Live(live)
@@ -321,11 +388,12 @@ impl Supervisor {
     /// Gives up the clone in the link and our own client, and waits until the session is closed.
     async fn close(mut self) {
         self.link.send_replace(Link::Closed);
-        let Some((client, mut states)) = self.open.take() else {
+        self.proof = None;
+        let Some(held) = self.open.take() else {
             return;
         };
-        let session = client.session_id();
-        drop(client);
+        let session = held.client.session_id();
+        let mut states = held.close();
         let closed = async {
             while !states.peek_state().is_terminated() {
                 states.changed().await;
@@ -338,6 +406,31 @@ impl Supervisor {
             tracing::warn!(%ensemble, %session, "zookeeper session not closed within {CLOSE_LIMIT:?}: it will time out");
         }
     }
+}
+
+/// Whether a call was answered, in any way, within its limit.
+type Proof = Pin<Box<dyn Future<Output = bool> + Send>>;
+
+fn prove(client: Client) -> Proof {
+    let limit = call_limit(client.session_timeout());
+    Box::pin(async move {
+        let answer = call(limit, client.check_stat("/")).await;
+        !matches!(answer, Err(CallError::TimedOut(_)))
+    })
+}
+
+/// The outstanding proof's; none ever when there is none. Cancel-safe: it goes on when polled again.
+async fn answer(proof: &mut Option<Proof>) -> bool {
+    match proof {
+        Some(proof) => proof.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The longest pause between attempts: a restarted ensemble holds the session for one more time-out, and at least two of them
+/// must fall into that.
+fn retry_cap(session_timeout: Duration) -> Duration {
+    RETRY.1.min(session_timeout / 2)
 }
 
 /// Waits for the deadline; for ever when there is none. Cancel-safe.

@@ -4,9 +4,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use smartstack_common::testing::{Cut, Mode, TcpProxy, ZooKeeper, eventually};
+use smartstack_common::testing::{
+    Cut, Fate, Mode, Options, Request, TcpProxy, ZooKeeper, eventually, rewriting,
+};
 use smartstack_common::units::Ensemble;
-use smartstack_common::zk::{Link, LinkStatus, Live, Settings, Trouble, call, supervise};
+use smartstack_common::zk::{
+    Link, LinkStatus, Live, Settings, Suspicion, Trouble, call, supervise,
+};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use zookeeper_client::{AddWatchMode, Client, EventType, PersistentWatcher, SessionState};
@@ -323,6 +327,116 @@ async fn silence_is_noticed_within_two_fifths_of_the_session() {
         .await;
     let took = began.elapsed();
     assert!(took < LONG * 4 / 5, "{took:?}");
+}
+
+/// A server that grants other time-outs than are asked for.
+async fn granting(setting: &str) -> ZooKeeper {
+    ZooKeeper::start_with(Options {
+        settings: vec![setting.to_owned()],
+        ..Options::default()
+    })
+    .await
+}
+
+/// What the servers grant is what counts; but no connection may be silent for two fifths of half a minute, and no outage that
+/// is over may go on for as long as it has lasted, which is what the client alone makes of it.
+#[tokio::test]
+async fn a_granted_time_out_that_is_longer_makes_nothing_slower() {
+    const GRANTED: Duration = Duration::from_secs(40);
+    let zookeeper = granting("minSessionTimeout=40000").await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let mut supervised = Supervised::start(&proxy.host(), SESSION);
+    let live = supervised.live(1).await;
+    let timeout = (live.timeout.asked, live.timeout.granted);
+    assert_eq!(timeout, (SESSION, GRANTED));
+    assert!(live.timeout.differs() && live.call_limit() < GRANTED);
+    let status = LinkStatus::of(&zookeeper.ensemble(), &supervised.link.borrow());
+    let shown = serde_json::to_value(status.session_timeout).expect("plain data");
+    assert_eq!(shown, serde_json::json!({"asked": 2.0, "granted": 40.0}));
+    let session = live.session;
+    drop(live);
+    // The last comes so soon that the connection has shaken hands and nothing else, which the client does not tell.
+    for (mode, outage) in [(Mode::Refuse, 14), (Mode::Blackhole, 4), (Mode::Refuse, 11)] {
+        proxy.set(mode).await;
+        let began = tokio::time::Instant::now();
+        supervised
+            .until("suspended", |link| !matches!(link, Link::Live(_)))
+            .await;
+        let noticed = began.elapsed();
+        tokio::time::sleep_until(began + Duration::from_secs(outage)).await;
+        proxy.set(Mode::Pass).await;
+        let back = tokio::time::Instant::now();
+        let live = supervised.live(2).await;
+        let took = back.elapsed();
+        println!("{mode:?} for {outage} s: noticed after {noticed:?}, over {took:?} after it was");
+        assert!(noticed < Duration::from_secs(15), "{mode:?}: {noticed:?}");
+        assert!(took < Duration::from_secs(9), "{mode:?}: {took:?}");
+        assert_eq!(live.session, session, "{mode:?}");
+    }
+    supervised.close().await;
+}
+
+/// Asked for ten seconds, granted one and a half: attempts that come every five would miss each session that a restart holds.
+#[tokio::test]
+async fn a_granted_time_out_that_is_shorter_makes_everything_quicker() {
+    let zookeeper = granting("maxSessionTimeout=1500").await;
+    let proxy = TcpProxy::start(&zookeeper.hosts()).await;
+    let mut supervised = Supervised::start(&proxy.host(), Duration::from_secs(10));
+    let live = supervised.live(1).await;
+    assert_eq!(live.call_limit(), Duration::from_millis(1500));
+    drop(live);
+    proxy.set(Mode::Refuse).await;
+    supervised
+        .until("lost", |link| matches!(link, Link::Lost { .. }))
+        .await;
+    // Long enough for the pauses to have grown.
+    let grown = tokio::time::Instant::now() + Duration::from_secs(6);
+    tokio::time::sleep_until(grown).await;
+    for epoch in 2..5 {
+        proxy.set(Mode::Pass).await;
+        let began = tokio::time::Instant::now();
+        supervised.live(epoch).await;
+        let took = began.elapsed();
+        println!("connected {took:?} after the service returned");
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        proxy.set(Mode::Refuse).await;
+        supervised
+            .until("lost", |link| matches!(link, Link::Lost { .. }))
+            .await;
+    }
+}
+
+/// Signs of life are no answers: the connection is given up, and the session, with all that it holds, is resumed over another.
+#[tokio::test]
+async fn a_connection_that_answers_nothing_but_pings_is_given_up() {
+    const SYNC: i32 = 9;
+    let zookeeper = ZooKeeper::start().await;
+    let other = zookeeper.connect().await;
+    let deaf = |request: &Request<'_>| match (request.connection, request.operation) {
+        (1 | 3, SYNC) => Fate::Lost,
+        _ => Fate::Pass,
+    };
+    let (host, _relay) = rewriting(&zookeeper.hosts(), deaf, |granted| granted).await;
+    // The sync of the first connection is never answered, and the second takes over.
+    let mut supervised = Supervised::start(&host, SESSION);
+    let live = supervised.live(1).await;
+    let session = live.session;
+    ZooKeeper::make_ephemeral(&live.client, "/held", b"x").await;
+    // A user's call is not answered.
+    live.doubt.raise(Suspicion::NoAnswer);
+    drop(live);
+    let live = supervised.live(2).await;
+    assert_eq!(live.session, session);
+    // Nothing was closed by the connections that were given up.
+    let held = other
+        .check_stat("/held")
+        .await
+        .expect("read")
+        .expect("there");
+    assert_eq!(held.ephemeral_owner, session);
+    drop(live);
+    supervised.close().await;
+    assert_eq!(other.check_stat("/held").await, Ok(None));
 }
 
 #[tokio::test]

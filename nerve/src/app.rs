@@ -447,7 +447,6 @@ impl App {
             ensemble: (*ensemble).clone(),
             manner: Manner {
                 jitter: self.config.jitter,
-                session_timeout: self.config.session_timeout,
                 write_rate: self.config.write_rate,
                 write_rate_mode: self.config.write_rate_mode,
             },

@@ -44,8 +44,6 @@ const STEP: Duration = Duration::from_millis(100);
 pub(crate) struct Manner {
     /// Spread after a reconnection; zero also turns off the one after an outage.
     pub(crate) jitter: Duration,
-    /// Without a connection for longer than this: an outage of the ensemble, which others see as well.
-    pub(crate) session_timeout: Duration,
     /// Registrations per second.
     pub(crate) write_rate: u32,
     pub(crate) write_rate_mode: Mode,
@@ -209,8 +207,15 @@ impl Reconciler {
     /// A connection is there: every group is due, all at the same moment, so that one transaction registers them. After an
     /// outage of the ensemble that moment is spread over all its nerves; a reconnection to the same session waits for the
     /// jitter; a new session after less than an outage is this nerve's own affair and registers at once, as does the first
-    /// one. Withdrawals never wait. `former` are the earlier sessions of this installation.
-    pub(crate) fn connected(&mut self, session: i64, former: &BTreeSet<i64>, now: Instant) {
+    /// one. Withdrawals never wait. Without a connection for longer than `timeout`, the session's, was an outage of the
+    /// ensemble, which others have seen as well. `former` are the earlier sessions of this installation.
+    pub(crate) fn connected(
+        &mut self,
+        session: i64,
+        timeout: Duration,
+        former: &BTreeSet<i64>,
+        now: Instant,
+    ) {
         self.news = true;
         self.former.extend(former);
         let before = self.session.replace(session);
@@ -222,7 +227,7 @@ impl Reconciler {
         self.registering = false;
         let gap = now.saturating_duration_since(self.offline_since);
         let jitter = self.manner.jitter;
-        let limit = match gap > self.manner.session_timeout {
+        let limit = match gap > timeout {
             _ if jitter.is_zero() => Duration::ZERO,
             true => spread_after(gap).max(jitter),
             false if new => Duration::ZERO,

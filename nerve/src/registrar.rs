@@ -31,7 +31,6 @@ const STATE_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Setup {
     /// Without chroot: wishes hold absolute paths.
     pub(crate) ensemble: Ensemble,
-    /// Its session time-out is also the limit of each call: longer than this nobody is connected.
     pub(crate) manner: Manner,
     pub(crate) state_path: PathBuf,
     pub(crate) wants: watch::Receiver<Wants>,
@@ -186,13 +185,13 @@ impl Registrar {
     async fn take_up(&mut self, live: &Live) {
         let former = self.remember(live.session).await;
         self.reconciler
-            .connected(live.session, &former, Instant::now());
+            .connected(live.session, live.timeout.granted, &former, Instant::now());
         self.registry = Some((
             live.epoch,
             ZooKeeper {
                 client: live.client.clone(),
                 doubt: live.doubt.clone(),
-                limit: self.setup.manner.session_timeout,
+                limit: live.call_limit(),
             },
         ));
     }

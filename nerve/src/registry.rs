@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use smartstack_common::report::Chain;
-use smartstack_common::zk::{CallError, Doubt, Trouble, call};
+use smartstack_common::zk::{CallError, Doubt, Suspicion, Trouble, call};
 use zookeeper_client::{
     Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriteResult, MultiWriter,
 };
@@ -88,7 +88,7 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
 #[derive(Clone)]
 pub(crate) struct ZooKeeper {
     pub(crate) client: Client,
-    /// Raised when the servers do not know the session.
+    /// Raised when the servers do not know the session, or do not answer.
     pub(crate) doubt: Doubt,
     /// Limit of each call.
     pub(crate) limit: Duration,
@@ -109,17 +109,25 @@ impl ZooKeeper {
             step,
             path: path.to_owned(),
             reason: reason(&error),
-            trouble: self.judged(error.trouble()),
+            trouble: self.judged(&error),
         };
         call(self.limit, request).await.map_err(fail)
     }
 }
 
 impl ZooKeeper {
-    /// Tells the supervisor of a session that is gone.
-    fn judged(&self, trouble: Trouble) -> Trouble {
-        if trouble == Trouble::Terminal {
-            self.doubt.raise();
+    /// Tells the supervisor of a session that is gone, or a connection that is of no use.
+    fn judged<E: std::error::Error + 'static>(&self, error: &CallError<E>) -> Trouble
+    where
+        for<'a> Trouble: From<&'a E>,
+    {
+        let trouble = error.trouble();
+        match error {
+            CallError::TimedOut(_) => self.doubt.raise(Suspicion::NoAnswer),
+            CallError::Failed(_) if trouble == Trouble::Terminal => {
+                self.doubt.raise(Suspicion::SessionUnknown);
+            }
+            CallError::Failed(_) => {}
         }
         trouble
     }
@@ -271,7 +279,7 @@ impl Registry for ZooKeeper {
                 step: STEP,
                 path: path.unwrap_or_default().to_owned(),
                 reason: reason(&error),
-                trouble: self.judged(error.trouble()),
+                trouble: self.judged(&error),
             },
         })
     }

@@ -288,6 +288,7 @@ mod tests {
                 state: "live",
                 session: Some("0x1".to_owned()),
                 epoch: Some(1),
+                session_timeout: None,
                 since: Some(2.0),
                 error: None,
             };

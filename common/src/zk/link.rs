@@ -4,11 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::sync::Notify;
+use serde::ser::SerializeStruct;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use zookeeper_client::Client;
 
 use crate::units::Ensemble;
+
+/// A call takes at most this, however long the session's time-out is.
+const CALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The longest pause before a session is opened when those before did not last.
 pub(super) const BRAKE_LIMIT: Duration = Duration::from_secs(30);
@@ -45,6 +49,10 @@ pub struct Live {
     pub epoch: u64,
     /// The session's id, as in `Stat::ephemeral_owner`.
     pub session: i64,
+    /// Number of the client, from 1: what was asked of another one has no answer.
+    pub generation: u64,
+    /// How long the session lasts without a connection.
+    pub timeout: Timeout,
     /// When this epoch began.
     pub since: Instant,
     /// How long there was no connection before it; before the first one, since the start.
@@ -54,20 +62,85 @@ pub struct Live {
     pub short_lived: u32,
     /// The client. Do not keep a clone beyond this link value.
     pub client: Client,
-    /// Where to tell that the servers do not know the session any more.
+    /// Where to tell that the connection is of no use although it stands.
     pub doubt: Doubt,
 }
 
-/// Tells the supervisor that a call was answered with "session expired" although the connection stands, which the client
-/// does not take for an end. (A client that comes back at the very moment of its session's close can be left with a
-/// connection that reads and cannot write; seen on a 3.8 ensemble.)
+impl Live {
+    /// The limit of a call: for longer than its time-out nobody has a session.
+    #[must_use]
+    pub fn call_limit(&self) -> Duration {
+        call_limit(self.timeout.granted)
+    }
+}
+
+/// [`Live::call_limit`] of a session with that time-out.
+#[must_use]
+pub fn call_limit(granted: Duration) -> Duration {
+    granted.min(CALL_LIMIT)
+}
+
+/// A session's time-out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeout {
+    /// As it was asked for.
+    pub asked: Duration,
+    /// As the servers granted it: the one in force.
+    pub granted: Duration,
+}
+
+impl Timeout {
+    /// Whether they differ by more than half.
+    #[must_use]
+    pub fn differs(&self) -> bool {
+        2 * self.asked.min(self.granted) < self.asked.max(self.granted)
+    }
+}
+
+impl Serialize for Timeout {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_struct("Timeout", 2)?;
+        map.serialize_field("asked", &self.asked.as_secs_f64())?;
+        map.serialize_field("granted", &self.granted.as_secs_f64())?;
+        map.end()
+    }
+}
+
+/// Why a connection is of no use although it stands, as far as the client can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Suspicion {
+    /// A call was answered with "session expired", which the client does not take for an end. (A client that comes back at
+    /// the very moment of its session's close can be left with a connection that reads and cannot write; seen on a 3.8
+    /// ensemble.)
+    SessionUnknown,
+    /// A call was not answered within its limit, although there are signs of life (or the client would have noticed).
+    NoAnswer,
+}
+
+/// Tells the supervisor of a connection that is of no use: the session is resumed over another one, or replaced if the
+/// servers refuse it.
 #[derive(Debug, Clone, Default)]
-pub struct Doubt(pub(super) Arc<Notify>);
+pub struct Doubt(Arc<watch::Sender<Option<Suspicion>>>);
 
 impl Doubt {
-    /// The session is to be looked after: resumed, or replaced if the servers refuse it.
-    pub fn raise(&self) {
-        self.0.notify_one();
+    /// The first suspicion counts.
+    pub fn raise(&self, suspicion: Suspicion) {
+        self.0.send_if_modified(|raised| {
+            let first = raised.is_none();
+            raised.get_or_insert(suspicion);
+            first
+        });
+    }
+
+    /// Waits until it is raised. Cancel-safe.
+    pub(super) async fn raised(&self) -> Suspicion {
+        let mut raised = self.0.subscribe();
+        let raised = raised.wait_for(Option::is_some).await;
+        // The sender is ours.
+        raised
+            .ok()
+            .and_then(|raised| *raised)
+            .unwrap_or(Suspicion::NoAnswer)
     }
 }
 
@@ -118,6 +191,8 @@ pub struct LinkStatus {
     pub session: Option<String>,
     /// The live epoch.
     pub epoch: Option<u64>,
+    /// The live session's time-out in seconds, `asked` and `granted`.
+    pub session_timeout: Option<Timeout>,
     /// Since when, in seconds since 1970: live for this epoch, or without a connection. Unknown before the first one.
     pub since: Option<f64>,
     /// [`Link::error`].
@@ -138,6 +213,7 @@ impl LinkStatus {
             state: link.state(),
             session: live.map(|live| format!("{:#x}", live.session)),
             epoch: live.map(|live| live.epoch),
+            session_timeout: live.map(|live| live.timeout),
             since: since.and_then(|since| {
                 let began = SystemTime::now().checked_sub(since.elapsed())?;
                 Some(

@@ -7,12 +7,16 @@
 //! | two clients on one session kick each other out for ever | a connect is ordered only after a terminal state, or when there is no client |
 //! | the state channel keeps the latest value only, so a loss and a recovery may merge | `SyncConnected` while connected *is* such a pair: a new epoch |
 //! | a resumed session may land on a server that lags behind | no client goes live before its `sync` was answered |
+//! | a client without a connection tries again in steps that double, up to 1.4 times the time-out | after [`TAKE_OVER`] it is given up and the session resumed by another, whose pauses are ours |
 //! | servers may accept sessions that they do not know when something is written | a session that ends before it is as old as its time-out did not work: the next is opened after a pause, which grows until one has lasted |
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use zookeeper_client::SessionState;
+
+/// A client that is without a connection for so long is given up.
+const TAKE_OVER: Duration = Duration::from_secs(10);
 
 /// What the users of the link may know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,8 +45,12 @@ pub(super) enum Event {
     OpenFailed(Refusal),
     /// The client's state changed (at least once) and is now this.
     State(SessionState),
-    /// A user's call was answered with "session expired" on a connection that stands.
+    /// A call was answered with "session expired" on a connection that stands, or not at all.
     Doubted,
+    /// The call of [`Machine::reconnected`] is over.
+    Proven,
+    /// The client has been without a connection for [`TAKE_OVER`].
+    Stalled,
     /// The present session has been used for as long as its time-out.
     Lasted,
     /// `sync` was answered.
@@ -91,8 +99,12 @@ pub(super) struct Machine {
     pub(super) resumable: bool,
     /// Sessions in a row that went live and ended before they were as old as their time-out.
     pub(super) short_lived: u32,
+    /// The present epoch is not the first of its client.
+    pub(super) reconnected: bool,
     /// Whether the present client was synced once.
     synced: bool,
+    /// Since when the present client has no connection.
+    disconnected: Option<Instant>,
     /// When the present client went live first.
     live_since: Option<Instant>,
     /// The time-out of the present client's session.
@@ -106,10 +118,17 @@ impl Machine {
             epoch: 0,
             resumable: false,
             short_lived: 0,
+            reconnected: false,
             synced: false,
+            disconnected: None,
             live_since: None,
             granted: Duration::ZERO,
         }
+    }
+
+    /// When to say [`Event::Stalled`], if at all.
+    pub(super) fn stalls_at(&self) -> Option<Instant> {
+        self.disconnected.map(|since| since + TAKE_OVER)
     }
 
     /// When to say [`Event::Lasted`], if at all.
@@ -120,6 +139,13 @@ impl Machine {
 
     /// Takes in what happened and says what to do.
     pub(super) fn step(&mut self, event: Event, now: Instant) -> Action {
+        match event {
+            Event::State(SessionState::Disconnected | SessionState::ConnectedReadOnly) => {
+                self.disconnected.get_or_insert(now);
+            }
+            Event::Synced | Event::SyncFailed | Event::Lasted | Event::Proven => {}
+            _ => self.disconnected = None,
+        }
         match event {
             Event::Opened { granted } => {
                 self.resumable = true;
@@ -136,6 +162,7 @@ impl Machine {
                 self.short_lived = 0;
                 Action::Attend
             }
+            Event::Proven => Action::Attend,
             Event::State(SessionState::SyncConnected) if self.synced => self.go_live(now),
             Event::State(SessionState::SyncConnected) => Action::Sync,
             Event::SyncFailed => Action::SyncLater,
@@ -147,9 +174,9 @@ impl Machine {
                 Action::Attend
             }
             // Resumed rather than replaced: the servers' refusal is the proof.
-            Event::State(SessionState::Expired | SessionState::Closed) | Event::Doubted => {
-                self.lose(now)
-            }
+            Event::State(SessionState::Expired | SessionState::Closed)
+            | Event::Doubted
+            | Event::Stalled => self.lose(now),
             Event::State(SessionState::AuthFailed) => {
                 self.phase = Phase::Fatal("the servers refuse the credentials".to_owned());
                 Action::ConnectMuchLater
@@ -168,6 +195,7 @@ impl Machine {
 
     fn go_live(&mut self, now: Instant) -> Action {
         self.phase = Phase::Live;
+        self.reconnected = self.live_since.is_some();
         self.live_since.get_or_insert(now);
         self.epoch += 1;
         Action::Attend

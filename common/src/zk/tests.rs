@@ -78,6 +78,8 @@ fn every_event_in_every_phase() {
         (live(), state(Expired), "lost", 1, Action::ConnectBraked),
         (live(), state(Closed), "lost", 1, Action::ConnectBraked),
         (live(), Event::Doubted, "lost", 1, Action::ConnectBraked),
+        (suspended.clone(), Event::Stalled, "lost", 1, Action::ConnectBraked),
+        (vec![opened(), state(Disconnected)], Event::Stalled, "connecting", 0, Action::ConnectLater),
         (live(), Event::Lasted, "live", 1, Action::Attend),
         (suspended.clone(), Event::Doubted, "lost", 1, Action::ConnectBraked),
         (live(), state(AuthFailed), "fatal", 1, Action::ConnectMuchLater),
@@ -238,7 +240,7 @@ fn status_names_the_ensemble_and_the_state() {
     let ensemble = Ensemble::new(&["a:1", "b:2/root"]).expect("two hosts");
     let status = LinkStatus::of(&ensemble, &Link::Fatal("why".to_owned()));
     let json = serde_json::to_string(&status).expect("plain data");
-    let text = r#"{"hosts":"a:1,b:2/root","state":"fatal","session":null,"epoch":null,"since":null,"error":"why"}"#;
+    let text = r#"{"hosts":"a:1,b:2/root","state":"fatal","session":null,"epoch":null,"session_timeout":null,"since":null,"error":"why"}"#;
     assert_eq!(json, text);
     let since = LinkStatus::of(
         &ensemble,

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use smartstack_common::zk::Trouble;
 
-use super::tests::{PATH, failure, manner, wish};
+use super::tests::{PATH, TIMEOUT, failure, manner, wish};
 use super::*;
 use crate::config::NodeType;
 use crate::hysteresis::Finding;
@@ -311,7 +311,9 @@ impl World {
         for service in world.services() {
             world.set(service, Verdict::Up, 1);
         }
-        world.reconciler.connected(1, &BTreeSet::new(), now);
+        world
+            .reconciler
+            .connected(1, TIMEOUT, &BTreeSet::new(), now);
         world
     }
 
@@ -423,7 +425,8 @@ impl World {
         let former = self.ours.clone();
         self.ours.insert(session);
         self.reconciler.disconnected(self.now);
-        self.reconciler.connected(session, &former, self.now);
+        self.reconciler
+            .connected(session, TIMEOUT, &former, self.now);
     }
 
     /// Away for up to a minute, without an expiry (the ensemble was away, too) or with one.
@@ -447,7 +450,7 @@ impl World {
                 self.created.clear();
             }
             self.reconciler
-                .connected(session, &BTreeSet::new(), self.now);
+                .connected(session, TIMEOUT, &BTreeSet::new(), self.now);
         } else {
             self.connect_anew(false);
         }

@@ -14,10 +14,12 @@ use crate::service::Verdict;
 
 pub(super) const PATH: &str = "/s";
 
+/// Of every session.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
+
 pub(super) fn manner(write_rate: u32) -> Manner {
     Manner {
         jitter: Duration::ZERO,
-        session_timeout: Duration::from_secs(10),
         write_rate,
         write_rate_mode: Mode::On,
     }
@@ -89,7 +91,7 @@ impl Rig {
     fn connect(&mut self, session: i64) {
         self.fake.session = session;
         self.reconciler
-            .connected(session, &BTreeSet::from([1, 2]), self.now);
+            .connected(session, TIMEOUT, &BTreeSet::from([1, 2]), self.now);
     }
 
     /// Runs what is due now, and again, until it is everything.

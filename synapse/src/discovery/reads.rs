@@ -9,8 +9,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use smartstack_common::zk::Trouble;
+use smartstack_common::zk::{CallError, Doubt, Suspicion, Trouble, call};
 use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher, Stat};
 
 use super::Counters;
@@ -51,6 +52,10 @@ const SINGLE_READS: usize = 64;
 pub(super) struct Reader {
     /// The client, valid for one connection.
     pub(super) client: Client,
+    /// Where to tell of a connection that does not answer.
+    pub(super) doubt: Doubt,
+    /// How long to wait for an answer.
+    pub(super) limit: Duration,
     /// Absolute path, chroot included.
     pub(super) path: Arc<str>,
     /// Shared with later connections: what is in flight counts as lost until its answer is there.
@@ -322,7 +327,14 @@ impl Reader {
         request: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         self.caution().suspects.asked(asks);
-        let result = request.await;
+        let result = match call(self.limit, request).await {
+            Ok(answer) => Ok(answer),
+            Err(CallError::Failed(error)) => Err(error),
+            Err(CallError::TimedOut(_)) => {
+                self.doubt.raise(Suspicion::NoAnswer);
+                Err(Error::Timeout)
+            }
+        };
         let trouble = result.as_ref().err().map(Trouble::from);
         if !matches!(trouble, Some(Trouble::Lost | Trouble::Terminal)) {
             self.caution().suspects.answered();

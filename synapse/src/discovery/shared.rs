@@ -2,9 +2,8 @@
 //! that are suspected of taking connections down ([`super::suspects`]). Thin.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use smartstack_common::zk::{self, CallError, Trouble, call};
+use smartstack_common::zk::{self, CallError, Trouble, call, call_limit};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 use zookeeper_client::{AddWatchMode, Client, Error, SessionState};
 
@@ -37,11 +36,6 @@ impl Shared {
         }
     }
 
-    /// Away for longer than this is an outage.
-    pub(super) fn session_timeout(&self) -> Duration {
-        self.settings.session_timeout
-    }
-
     /// Whether the servers are older than 3.6. Once found out this holds until the process ends: each further attempt would
     /// cost the connection, which such a server closes after an unknown request.
     pub(super) fn is_old(&self) -> bool {
@@ -67,9 +61,11 @@ impl Shared {
     /// Asks for these at once on a connection with nothing else in flight. Dropping it says nothing about them.
     pub(super) async fn test(&self, path: &str, asks: &[Ask]) -> Outcome {
         let mut own = self.own.lock().await;
-        let limit = self.settings.session_timeout;
         let usable = match own.take() {
-            Some(client) => tokio::time::timeout(limit, connected(client)).await,
+            Some(client) => {
+                let limit = call_limit(client.session_timeout());
+                tokio::time::timeout(limit, connected(client)).await
+            }
             None => Ok(None),
         };
         let client = match usable {
@@ -82,6 +78,7 @@ impl Shared {
                 }
             },
         };
+        let limit = call_limit(client.session_timeout());
         let outcome = call(limit, ask(&client, path, asks, self.is_old())).await;
         *own = Some(client);
         match outcome {

@@ -18,7 +18,7 @@ use smartstack_common::zk::{Link, Live};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
-use zookeeper_client::{Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
+use zookeeper_client::{Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
 use super::armed::Armed;
 use super::reads::{Caution, Full, Reader};
@@ -35,6 +35,10 @@ use proving::{Testing, tested};
 /// Events that are queued are noted before any is acted on, but for no longer than this: what one transaction did comes
 /// together, and a timer of milliseconds would cost every change that much.
 const DRAIN: Duration = Duration::from_millis(2);
+
+/// A read may take so many times as long as another call: a long answer may come over a slow line. Of silence the client
+/// tells much sooner.
+const READ_LIMIT: u32 = 3;
 
 /// With old servers everything is read so many times as often: it is the only way to see a change in place.
 const OLD_COMPARES: u32 = 10;
@@ -180,9 +184,10 @@ impl Follower {
     async fn attempt(&mut self, live: Live) -> Result<Infallible, End> {
         self.tree.restart();
         self.interrupted = false;
-        let reader = self.reader(live.client);
+        let reader = self.reader(&live);
         self.arm(&reader).await?;
-        let pace = self.pace(live.epoch, live.away);
+        let pace = self.pace(&live);
+        drop(live);
         // Until then events are followed, and count.
         let mut full_due = Instant::now() + pace.list.mul_f64(self.rng.f64());
         let mut trust = pace.verify.map_or(Trust::Nothing, |_| Trust::Nodes);
@@ -256,9 +261,11 @@ impl Follower {
         }
     }
 
-    fn reader(&self, client: Client) -> Reader {
+    fn reader(&self, live: &Live) -> Reader {
         Reader {
-            client,
+            client: live.client.clone(),
+            doubt: live.doubt.clone(),
+            limit: live.call_limit() * READ_LIMIT,
             path: self.path.clone(),
             caution: self.caution.clone(),
             shared: self.shared.clone(),
@@ -274,7 +281,10 @@ impl Follower {
             self.prove(&Ask::Watch).await;
         }
         self.prove(&Ask::List).await;
-        if !reader.old {
+        if reader.old {
+            // Of a client that may be gone.
+            self.watcher = None;
+        } else {
             let armed = reader.watch().await.map_err(|e| End::Failed("watch", e))?;
             // Replaced, not dropped before: its events are never missed for longer than the connection was away.
             self.watcher = Some(armed.ok_or(End::TooOld)?);
@@ -299,13 +309,14 @@ impl Follower {
     }
 
     /// Over what times the reads of this attempt are spread: another one on the same connection has waited already.
-    fn pace(&mut self, epoch: u64, away: Duration) -> Pace {
-        let timeout = self.shared.session_timeout();
-        match self.paced.replace(epoch) {
-            Some(before) if before == epoch => Pace::AT_ONCE,
-            _ => self
-                .settings
-                .pace(away, timeout, self.view.borrow().confirmed),
+    fn pace(&mut self, live: &Live) -> Pace {
+        match self.paced.replace(live.epoch) {
+            Some(before) if before == live.epoch => Pace::AT_ONCE,
+            _ => {
+                let (away, timeout) = (live.away, live.timeout.granted);
+                self.settings
+                    .pace(away, timeout, self.view.borrow().confirmed)
+            }
         }
     }
 
