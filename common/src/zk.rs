@@ -12,6 +12,7 @@
 //! * What waits for a watch of a client leaves with its link value, or panics [`held`]'s grace later.
 //! * A clone of the client that outlives its link value keeps the session open when the supervisor closes it.
 
+mod armed;
 mod held;
 mod hosts;
 mod link;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Connector, Error, SessionInfo, StateWatcher};
 
+pub use self::armed::{Armed, arm};
 use self::held::Held;
 use self::link::BRAKE_LIMIT;
 pub use self::link::{Doubt, Link, LinkStatus, Live, Suspicion, Timeout, call_limit};
@@ -91,8 +93,12 @@ pub async fn open(settings: &Settings) -> Result<Client, Error> {
 }
 
 /// One pass over the hosts at a time: the pauses between passes are ours, and capped.
+///
+/// Nodes are created with the operation that all servers know (the other one, since 3.5, also answers with the new node's
+/// stat, which nobody here needs). In a transaction the client knows the other one only.
 fn connector(settings: &Settings) -> Connector {
     Client::connector()
+        .with_server_version(3, 4, 0)
         .with_session_timeout(settings.session_timeout)
         .with_connection_timeout(SILENCE)
         .with_fail_eagerly()
@@ -375,6 +381,7 @@ impl Supervisor {
                 Link::Lost {
                     since: *since,
                     short_lived,
+                    generation: self.generation + 1,
                 }
             }
             Phase::Fatal(reason) => {

@@ -271,10 +271,10 @@ impl Reconciler {
         }
     }
 
-    /// A node below `path` was changed or deleted.
-    pub(crate) fn touched(&mut self, path: &str, now: Instant) {
+    /// A node below `path` was changed or deleted, or may have been by `at`.
+    pub(crate) fn touched(&mut self, path: &str, at: Instant) {
         if let Some(group) = self.groups.get_mut(path) {
-            group.hurry(now);
+            group.hurry(at);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use smartstack_common::clock::Clock;
@@ -20,12 +21,15 @@ use tokio::time::Instant;
 use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
 use crate::reconcile::{LeftOver, Manner, Reconciler, Wants};
-use crate::registry::{Registry, ZooKeeper};
+use crate::registry::{Failure, Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
 
 /// How long the state file may hold up a registration.
 const STATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How soon to look again at a node that cannot be watched.
+const UNWATCHED: Duration = Duration::from_secs(5);
 
 /// What a registrar works with.
 pub(crate) struct Setup {
@@ -66,7 +70,8 @@ pub(crate) async fn run(setup: Setup) {
             Ok(()) = setup.link.changed() => {}
             Ok(()) = setup.wants.changed() => {}
             Some(done) = jobs.join_next() => registrar.finished(unwrap(done)),
-            Some(touched) = watches.join_next() => registrar.touched(unwrap(touched)),
+            // One that panics was of a client that is gone: the next one's are others.
+            Some(Ok(touched)) = watches.join_next() => registrar.touched(touched),
             () = tokio::time::sleep_until(wake) => {}
         }
     }
@@ -87,9 +92,14 @@ struct Registrar {
     /// While live: the client and its epoch.
     registry: Option<(u64, ZooKeeper)>,
     jobs: JoinSet<Vec<Done>>,
-    /// One for each node of our name: ends when it is touched.
-    watches: JoinSet<(String, String)>,
+    /// One for each node of our name: ends when it is touched, or when that cannot be told. They last as long as their client,
+    /// which arms them again after a reconnection.
+    watches: JoinSet<(String, String, Result<(), Failure>)>,
     watched: BTreeSet<(String, String)>,
+    /// Whose they are.
+    generation: Option<u64>,
+    /// Whether a server did not understand a transaction that creates.
+    old: Arc<AtomicBool>,
     link: LinkStatus,
     /// Whether `link` was not published yet.
     link_news: bool,
@@ -118,6 +128,8 @@ impl Registrar {
             jobs: JoinSet::new(),
             watches: JoinSet::new(),
             watched: BTreeSet::new(),
+            generation: None,
+            old: Arc::default(),
             link,
             link_news: true,
             session: None,
@@ -143,9 +155,17 @@ impl Registrar {
         let status = LinkStatus::of(&self.setup.ensemble, &link);
         if self.registry.take().is_some() {
             self.jobs = JoinSet::new();
+            self.reconciler.disconnected(Instant::now());
+        }
+        // Whoever waits for a watch of a client that is given up has to leave.
+        if let Some(generation) = link.generation()
+            && self.generation != Some(generation)
+        {
             self.watches = JoinSet::new();
             self.watched.clear();
-            self.reconciler.disconnected(Instant::now());
+            // The servers may be others by now.
+            self.old = Arc::default();
+            self.generation = Some(generation);
         }
         if let Some(live) = live {
             self.take_up(live).await;
@@ -192,6 +212,7 @@ impl Registrar {
                 client: live.client.clone(),
                 doubt: live.doubt.clone(),
                 limit: live.call_limit(),
+                old: Arc::clone(&self.old),
             },
         ));
     }
@@ -262,8 +283,8 @@ impl Registrar {
                 if self.watched.insert((path.clone(), node.clone())) {
                     let (registry, path) = (registry.clone(), path.clone());
                     self.watches.spawn(async move {
-                        registry.touched(format!("{path}/{node}")).await;
-                        (path, node)
+                        let touched = registry.touched(format!("{path}/{node}")).await;
+                        (path, node, touched)
                     });
                 }
             }
@@ -300,8 +321,17 @@ impl Registrar {
         }
     }
 
-    fn touched(&mut self, (path, node): (String, String)) {
-        self.reconciler.touched(&path, Instant::now());
+    fn touched(&mut self, (path, node, touched): (String, String, Result<(), Failure>)) {
+        let now = Instant::now();
+        // Without a watch it is looked at again soon, and the watch tried again then.
+        let at = match touched {
+            Ok(()) => now,
+            Err(failure) => {
+                tracing::debug!(%failure, "node not watched");
+                now + UNWATCHED
+            }
+        };
+        self.reconciler.touched(&path, at);
         self.watched.remove(&(path, node));
     }
 

@@ -4,10 +4,12 @@
 //! which no real server does.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use smartstack_common::report::Chain;
-use smartstack_common::zk::{CallError, Doubt, Suspicion, Trouble, call};
+use smartstack_common::zk::{Armed, CallError, Doubt, Suspicion, Trouble, arm, call};
 use zookeeper_client::{
     Acls, Client, CreateMode, CreateOptions, MultiWriteError, MultiWriteResult, MultiWriter,
 };
@@ -21,6 +23,9 @@ const PARENT: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::an
 const SEQUENTIAL: CreateOptions<'static> =
     CreateMode::EphemeralSequential.with_acls(Acls::anyone_all());
 const FIXED: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+
+/// What a transaction does, for people.
+const STEP: &str = "write below";
 
 /// A node below the parent whose name claims to be ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,9 +84,9 @@ pub(crate) trait Registry: Clone + Send + Sync + 'static {
         changes: &[(&str, &Change)],
     ) -> impl Future<Output = Result<Vec<String>, Refusal>> + Send;
 
-    /// Returns when the node at `path` was changed or deleted, or when that can no longer be told. Keeps no hold on
-    /// the session while it waits.
-    fn touched(self, path: String) -> impl Future<Output = ()> + Send;
+    /// Returns when the node at `path` was changed or deleted, or the session is over; fails when that cannot be told. Keeps no
+    /// hold on the session while it waits.
+    fn touched(self, path: String) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
 /// A connected client.
@@ -92,6 +97,8 @@ pub(crate) struct ZooKeeper {
     pub(crate) doubt: Doubt,
     /// Limit of each call.
     pub(crate) limit: Duration,
+    /// Whether a server did not understand a transaction that creates: see [`ZooKeeper::in_steps`]. As old as the client.
+    pub(crate) old: Arc<AtomicBool>,
 }
 
 impl ZooKeeper {
@@ -190,6 +197,104 @@ fn created(result: MultiWriteResult) -> Option<String> {
     }
 }
 
+impl ZooKeeper {
+    /// All changes or none.
+    async fn transact(&self, changes: &[(&str, &Change)]) -> Result<Vec<String>, Refusal> {
+        let mut multi = self.client.new_multi_writer();
+        // For each operation the change it belongs to.
+        let mut owners = Vec::new();
+        for (at, (path, change)) in changes.iter().enumerate() {
+            let operations = add(&mut multi, path, change).map_err(|error| Refusal {
+                change: Some(at),
+                failure: Failure {
+                    step: STEP,
+                    path: (*path).to_owned(),
+                    reason: error.to_string(),
+                    trouble: Trouble::from(&error),
+                },
+            })?;
+            owners.extend(std::iter::repeat_n(at, operations));
+        }
+        let error = match call(self.limit, multi.commit()).await {
+            Ok(results) => return Ok(results.into_iter().filter_map(created).collect()),
+            Err(error) => error,
+        };
+        let change = match &error {
+            CallError::Failed(MultiWriteError::OperationFailed { index, .. }) => {
+                owners.get(*index).copied()
+            }
+            _ => None,
+        };
+        let path = changes.get(change.unwrap_or(0)).map(|(path, _)| *path);
+        Err(Refusal {
+            change,
+            failure: Failure {
+                step: STEP,
+                path: path.unwrap_or_default().to_owned(),
+                reason: reason(&error),
+                trouble: self.judged(&error),
+            },
+        })
+    }
+
+    /// One change on servers before 3.5, which know neither a transaction that creates a node nor, in the client's, any other
+    /// way in one. The node of a sequential name is there before what it replaces goes, as ever; that of a fixed name cannot,
+    /// and is missing for a moment. What came to nothing after the first step is left to the next look.
+    async fn in_steps(&self, path: &str, change: &Change) -> Result<Vec<String>, Refusal> {
+        let Some(create) = &change.create else {
+            return self.transact(&[(path, change)]).await;
+        };
+        let removal = Change {
+            create: None,
+            ..change.clone()
+        };
+        let removes = removal.removed().next().is_some();
+        let unfinished = |mut refusal: Refusal| {
+            refusal.failure.trouble = Trouble::Lost;
+            refusal
+        };
+        if create.node_type == NodeType::EphemeralSequential {
+            let created = self.create(path, create, &SEQUENTIAL).await?;
+            if removes {
+                let removed = self.transact(&[(path, &removal)]).await;
+                removed.map_err(unfinished)?;
+            }
+            return Ok(vec![created]);
+        }
+        if removes {
+            self.transact(&[(path, &removal)]).await?;
+        }
+        let created = self.create(path, create, &FIXED).await;
+        let created = created.map_err(|refusal| match removes {
+            true => unfinished(refusal),
+            false => refusal,
+        })?;
+        Ok(vec![created])
+    }
+
+    /// Creates one node, and says where.
+    async fn create(
+        &self,
+        path: &str,
+        create: &Create,
+        options: &CreateOptions<'_>,
+    ) -> Result<String, Refusal> {
+        let prefix = format!("{path}/{}", create.prefix);
+        let request = self.client.create(&prefix, &create.payload, options);
+        let (_, sequence) = self
+            .call(STEP, path, request)
+            .await
+            .map_err(|failure| Refusal {
+                change: Some(0),
+                failure,
+            })?;
+        Ok(match create.node_type {
+            NodeType::EphemeralSequential => format!("{prefix}{sequence}"),
+            NodeType::Ephemeral => prefix.clone(),
+        })
+    }
+}
+
 impl Registry for ZooKeeper {
     async fn sync(&self) -> Result<(), Failure> {
         self.call("sync", "/", self.client.sync("/")).await
@@ -246,57 +351,50 @@ impl Registry for ZooKeeper {
     }
 
     async fn apply(&self, changes: &[(&str, &Change)]) -> Result<Vec<String>, Refusal> {
-        const STEP: &str = "write below";
-        let mut multi = self.client.new_multi_writer();
-        // For each operation the change it belongs to.
-        let mut owners = Vec::new();
-        for (at, (path, change)) in changes.iter().enumerate() {
-            let operations = add(&mut multi, path, change).map_err(|error| Refusal {
-                change: Some(at),
+        let creates = changes.iter().any(|(_, change)| change.create.is_some());
+        if !creates {
+            return self.transact(changes).await;
+        }
+        if !self.old.load(Ordering::Acquire) {
+            match self.transact(changes).await {
+                Err(refusal) if refusal.failure.trouble == Trouble::TooOld => {
+                    if !self.old.swap(true, Ordering::AcqRel) {
+                        tracing::warn!(
+                            "zookeeper is older than 3.5: it knows no transaction that creates a node, so that nodes are created \
+                             and deleted in steps, each service by itself"
+                        );
+                    }
+                }
+                result => return result,
+            }
+        }
+        match changes {
+            [(path, change)] => self.in_steps(path, change).await,
+            // All of it or nothing: the caller goes on with one by one.
+            _ => Err(Refusal {
+                change: None,
                 failure: Failure {
                     step: STEP,
-                    path: (*path).to_owned(),
-                    reason: error.to_string(),
-                    trouble: Trouble::from(&error),
+                    path: String::new(),
+                    reason: "the servers are too old for it".to_owned(),
+                    trouble: Trouble::TooOld,
                 },
-            })?;
-            owners.extend(std::iter::repeat_n(at, operations));
+            }),
         }
-        let error = match call(self.limit, multi.commit()).await {
-            Ok(results) => return Ok(results.into_iter().filter_map(created).collect()),
-            Err(error) => error,
-        };
-        let change = match &error {
-            CallError::Failed(MultiWriteError::OperationFailed { index, .. }) => {
-                owners.get(*index).copied()
-            }
-            _ => None,
-        };
-        let path = changes.get(change.unwrap_or(0)).map(|(path, _)| *path);
-        Err(Refusal {
-            change,
-            failure: Failure {
-                step: STEP,
-                path: path.unwrap_or_default().to_owned(),
-                reason: reason(&error),
-                trouble: self.judged(&error),
-            },
-        })
     }
 
-    async fn touched(self, path: String) {
-        let watched = self
-            .call("watch", &path, self.client.check_and_watch_stat(&path))
-            .await;
+    async fn touched(self, path: String) -> Result<(), Failure> {
+        let (client, node) = (self.client.clone(), path.clone());
+        // Never removed: a server before 3.5 closes the connection that asks for it.
+        let armed = arm(async move {
+            let (stat, watcher) = client.check_and_watch_stat(&node).await?;
+            Ok((stat, Armed::new(watcher)))
+        });
+        let (stat, mut watch) = self.call("watch", &path, armed).await?;
         drop(self);
-        match watched {
-            Ok((Some(_), watcher)) => drop(watcher.changed().await),
-            Ok((None, _)) => {}
-            // The next connection looks again anyway, and so does the regular verification.
-            Err(failure) => {
-                tracing::debug!(%failure, "node not watched");
-                std::future::pending().await
-            }
+        if stat.is_some() {
+            let _any = watch.changed().await;
         }
+        Ok(())
     }
 }

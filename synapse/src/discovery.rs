@@ -24,7 +24,6 @@ use smartstack_common::units::Ensemble;
 
 use crate::source::SourceKey;
 
-mod armed;
 pub mod chunks;
 mod reads;
 mod shared;

@@ -84,14 +84,25 @@ pub struct Removal {
     pub znode: Arc<str>,
     /// Its last data.
     pub data: Arc<[u8]>,
-    /// Its owner withdrew it on purpose.
-    pub announced: bool,
+    /// What its owner has said.
+    pub said: Farewell,
     at: Instant,
+}
+
+/// What was heard of the owner of a child when it left the set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Farewell {
+    /// It withdrew it on purpose.
+    Announced,
+    /// It would have been heard, and was not.
+    Silent,
+    /// It could not have been heard: servers without recursive watches do not tell of the change that announces it.
+    Unheard,
 }
 
 impl Removals {
     /// Adds one and forgets what is old.
-    pub fn push(&mut self, znode: &str, data: Arc<[u8]>, announced: bool, now: Instant) {
+    pub fn push(&mut self, znode: &str, data: Arc<[u8]>, said: Farewell, now: Instant) {
         while self.kept.len() >= MOST_REMEMBERED
             || self
                 .kept
@@ -105,7 +116,7 @@ impl Removals {
             number: self.last,
             znode: znode.into(),
             data,
-            announced,
+            said,
             at: now,
         });
     }
@@ -143,19 +154,28 @@ mod tests {
     fn removals_are_numbered_bounded_and_forgotten() {
         let data: Arc<[u8]> = b"{}"[..].into();
         let now = Instant::now();
+        let said = |announced| match announced {
+            true => Farewell::Announced,
+            false => Farewell::Silent,
+        };
         let mut removals = Removals::default();
         for n in 0..3 {
-            removals.push(&format!("n{n}"), data.clone(), n == 1, now);
+            removals.push(&format!("n{n}"), data.clone(), said(n == 1), now);
         }
         let since = |r: &Removals, n| r.since(n).map(|r| r.number).collect::<Vec<_>>();
         assert_eq!(since(&removals, 0), [1, 2, 3]);
         assert_eq!(since(&removals, 2), [3]);
         assert!(since(&removals, 3).is_empty() && removals.last() == 3);
-        assert!(removals.since(1).next().is_some_and(|r| r.announced));
-        removals.push("n3", data.clone(), true, now + REMEMBERED * 2);
+        assert!(
+            removals
+                .since(1)
+                .next()
+                .is_some_and(|r| r.said == Farewell::Announced)
+        );
+        removals.push("n3", data.clone(), said(true), now + REMEMBERED * 2);
         assert_eq!(since(&removals, 0), [4]);
         for n in 0..MOST_REMEMBERED * 2 {
-            removals.push(&n.to_string(), data.clone(), false, now);
+            removals.push(&n.to_string(), data.clone(), said(false), now);
         }
         assert_eq!(removals.since(0).count(), MOST_REMEMBERED);
     }

@@ -35,6 +35,8 @@ pub enum Link {
         since: Instant,
         /// As [`Live::short_lived`].
         short_lived: u32,
+        /// [`Live::generation`] of the next client.
+        generation: u64,
     },
     /// Refused for good (authentication, arguments): retried slowly; nobody waits for it.
     Fatal(String),
@@ -164,6 +166,17 @@ impl Link {
             Self::Lost { .. } => "lost",
             Self::Fatal(_) => "fatal",
             Self::Closed => "closed",
+        }
+    }
+
+    /// The number of the client whose watches may still tell something, as far as the link says.
+    #[must_use]
+    pub fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Live(Live { generation, .. }) | Self::Lost { generation, .. } => {
+                Some(*generation)
+            }
+            _ => None,
         }
     }
 

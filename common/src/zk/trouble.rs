@@ -26,7 +26,9 @@ pub enum Trouble {
     NoAuth,
     /// Nothing done: the session is known to one member alone, and may have no ephemeral nodes.
     LocalSession,
-    /// Nothing done, for a reason that is none of the above (quota, throttling, arguments, server too old).
+    /// Nothing done: the server does not know the operation, or one in the transaction.
+    TooOld,
+    /// Nothing done, for a reason that is none of the above (quota, throttling, arguments).
     Refused,
 }
 
@@ -41,6 +43,7 @@ impl From<&Error> for Trouble {
             Error::NotEmpty => Self::NotEmpty,
             Error::BadVersion => Self::BadVersion,
             Error::NoAuth => Self::NoAuth,
+            Error::MarshallingError | Error::Unimplemented => Self::TooOld,
             Error::UnexpectedErrorCode(EPHEMERAL_ON_LOCAL_SESSION) => Self::LocalSession,
             Error::BadArguments(_)
             | Error::NoChildrenForEphemerals
@@ -49,8 +52,6 @@ impl From<&Error> for Trouble {
             | Error::NoWatcher
             | Error::QuotaExceeded
             | Error::Throttled
-            | Error::MarshallingError
-            | Error::Unimplemented
             | Error::ReconfigDisabled
             | Error::RuntimeInconsistent
             | Error::UnexpectedErrorCode(_) => Self::Refused,

@@ -242,7 +242,7 @@ impl Registry for Fake {
         })
     }
 
-    async fn touched(self, _path: String) {
+    async fn touched(self, _path: String) -> Result<(), Failure> {
         std::future::pending().await
     }
 }

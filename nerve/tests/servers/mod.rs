@@ -107,3 +107,55 @@ async fn local_sessions_that_may_not_be_upgraded_are_named() {
     println!("{} connections", session(&nerve).await);
     assert_eq!(host.nodes().await, Vec::<String>::new());
 }
+
+/// What cannot be watched is looked at, and watched as soon as that can be done: whatever the server says about it.
+#[tokio::test]
+async fn a_watch_that_failed_is_armed_again() {
+    const EXISTS: i32 = 3;
+    /// Runtime inconsistency, and codes that no client knows.
+    const ERRORS: [i32; 3] = [-2, -999, -4321];
+    let host = Host::start().await;
+    let (refused, armed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (refuses, arms) = (Arc::clone(&refused), Arc::clone(&armed));
+    let decide = move |request: &Request<'_>| {
+        let watches = request.operation == EXISTS && request.frame.ends_with(&[1]);
+        match refuses.load(Ordering::Acquire) {
+            number if watches && number < 3 => {
+                refuses.fetch_add(1, Ordering::AcqRel);
+                request.fails(ERRORS[usize::try_from(number).unwrap()])
+            }
+            _ => {
+                arms.fetch_add(u64::from(watches), Ordering::AcqRel);
+                Fate::Pass
+            }
+        }
+    };
+    let (hosts, _relay) = rewriting(&host.zookeeper.hosts(), decide, |granted| granted).await;
+    let began = Instant::now();
+    let (nerve, _) = host.nerve_with(&hosts, &json!({})).await;
+    let node = host.one_node("").await;
+    eventually("it is watched", 6 * SOON, async || {
+        match (
+            refused.load(Ordering::Acquire),
+            armed.load(Ordering::Acquire),
+        ) {
+            (3, 1) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    let watched = began.elapsed();
+    let deleted = Instant::now();
+    let path = format!("{}/{node}", crate::rig::PARENT);
+    host.client.delete(&path, None).await.unwrap();
+    host.one_node(&node).await;
+    println!(
+        "three times refused, watched after {watched:?}; deleted, it was back after {:?}",
+        deleted.elapsed()
+    );
+    assert!(
+        deleted.elapsed() < Duration::from_secs(5),
+        "its watch has told"
+    );
+    assert_eq!(session(&nerve).await["epoch"], 1);
+}

@@ -11,11 +11,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use smartstack_common::zk::{CallError, Doubt, Suspicion, Trouble, call};
+use smartstack_common::zk::{Armed, CallError, Doubt, Suspicion, Trouble, arm, call};
 use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher, Stat};
 
 use super::Counters;
-use super::armed::{Armed, arm};
+
 use super::chunks::ChunkSize;
 use super::shared::Shared;
 use super::suspects::{Ask, Suspects};

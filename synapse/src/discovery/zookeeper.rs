@@ -14,19 +14,18 @@ use std::time::Duration;
 use smartstack_common::clock::Moment;
 
 use smartstack_common::backoff::Backoff;
-use smartstack_common::zk::{Link, Live};
+use smartstack_common::zk::{Armed, Link, Live};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 use zookeeper_client::{Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 
-use super::armed::Armed;
 use super::reads::{Caution, Full, Reader};
 use super::shared::Shared;
 use super::suspects::Ask;
 use super::tree::{Event, Read, Stale, Tree, Trust, Validity};
 use super::{Counters, Pace, Settings, Watch};
-use crate::source::{Removals, SourceKey, SourceView};
+use crate::source::{Farewell, Removals, SourceKey, SourceView};
 
 mod proving;
 
@@ -393,7 +392,13 @@ impl Follower {
         if !removed.is_empty() {
             let (all, now) = (Arc::make_mut(&mut removals), Instant::now());
             for one in removed {
-                all.push(&one.name, one.child.data, one.announced, now);
+                let said = match one.announced {
+                    true => Farewell::Announced,
+                    // The list alone tells what has gone, and never how.
+                    false if self.children.is_some() => Farewell::Unheard,
+                    false => Farewell::Silent,
+                };
+                all.push(&one.name, one.child.data, said, now);
             }
         }
         removals

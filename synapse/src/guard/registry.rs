@@ -9,7 +9,7 @@ use super::{Address, Member};
 use crate::config::Decode;
 use crate::decode;
 use crate::sorted::Walk;
-use crate::source::{Child, Children, SourceView};
+use crate::source::{Child, Children, Farewell, SourceView};
 
 /// A source's set by address.
 #[derive(Debug, Clone)]
@@ -221,8 +221,10 @@ impl Registry {
                     port: instance.port,
                 };
                 let word = words.entry(address).or_default();
-                word.announced = removal.announced || !instance.available;
-                word.announces |= !word.announced && instance.announces;
+                word.announced = removal.said == Farewell::Announced || !instance.available;
+                // Nobody is silent who could not be heard.
+                let heard = removal.said != Farewell::Unheard;
+                word.announces |= heard && !word.announced && instance.announces;
             }
         }
         self.removal = view.removals.last();

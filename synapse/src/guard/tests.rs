@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::config::Decode;
-use crate::source::{Children, SourceView};
+use crate::source::{Children, Farewell, SourceView};
 
 /// A registry, a haproxy and a clock around one guard.
 pub(super) struct Scene {
@@ -100,6 +100,14 @@ impl Scene {
 
     /// Deletes the nodes of these ports.
     pub(super) fn delete(&mut self, ports: impl IntoIterator<Item = u16>, announced: bool) {
+        let said = match announced {
+            true => Farewell::Announced,
+            false => Farewell::Silent,
+        };
+        self.leave(ports, said);
+    }
+
+    fn leave(&mut self, ports: impl IntoIterator<Item = u16>, said: Farewell) {
         for port in ports {
             let prefix = format!("i-{port}_");
             let names: Vec<String> = self
@@ -112,7 +120,7 @@ impl Scene {
             for name in names {
                 let gone = self.children().remove(&name).unwrap();
                 let removals = Arc::make_mut(&mut self.view.removals);
-                removals.push(&name, gone.data, announced, Instant::now());
+                removals.push(&name, gone.data, said, Instant::now());
             }
         }
     }
@@ -749,6 +757,24 @@ fn what_cannot_be_announced_is_believed_unless_it_is_to_be_held() {
     }
 }
 
+/// Of servers before 3.6 only the list is known: nobody is silent there, whoever announces.
+#[test]
+fn what_could_not_be_heard_is_no_silence() {
+    let mut scene = Scene::of(40);
+    scene.leave(1..=22, Farewell::Unheard);
+    scene.step();
+    assert_eq!(scene.passed(), all(23, 40));
+    assert_eq!(scene.guard.trips(), 0);
+    // What is heard again is as before, and what is left is never all withdrawn.
+    scene.leave(23..=38, Farewell::Silent);
+    scene.step();
+    assert_eq!(scene.passed(), all(23, 40));
+    let mut scene = Scene::of(40);
+    scene.leave(1..=40, Farewell::Unheard);
+    scene.step();
+    assert_eq!(scene.passed(), all(1, 40));
+}
+
 #[test]
 fn in_a_mixed_fleet_those_are_held_that_would_have_announced() {
     // 1..=50 by Ruby's nerves, 51..=100 by ours.
@@ -860,7 +886,7 @@ fn of_twins_the_one_that_would_have_announced_counts() {
     for name in &rubys {
         let gone = scene.children().remove(name).unwrap();
         let removals = Arc::make_mut(&mut scene.view.removals);
-        removals.push(name, gone.data, false, Instant::now());
+        removals.push(name, gone.data, Farewell::Silent, Instant::now());
     }
     scene.step();
     scene.delete(2..=10, false);
@@ -882,7 +908,7 @@ fn of_twins_the_one_that_would_have_announced_counts() {
     for name in ours.iter().filter(|name| !rubys.contains(name)) {
         let gone = scene.children().remove(name).unwrap();
         let removals = Arc::make_mut(&mut scene.view.removals);
-        removals.push(name, gone.data, true, Instant::now());
+        removals.push(name, gone.data, Farewell::Announced, Instant::now());
     }
     scene.delete(2..=10, false);
     scene.step();

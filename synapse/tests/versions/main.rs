@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod pair;
 mod plain;
 #[path = "../rig/mod.rs"]
 mod rig;
@@ -151,6 +152,23 @@ async fn zookeeper_3_9() {
     assert!(version.starts_with("3.9."), "{version}");
     let scene = Scene::start(zookeeper, &Haproxy::binary(), Way::Supervise).await;
     tell(&scene.play(&format!("ZooKeeper {version}"), true).await);
+}
+
+/// nerve has all it needs there but transactions that create.
+#[tokio::test]
+async fn nerve_on_zookeeper_3_4() {
+    let (zookeeper, version) = zookeeper_of("bullseye").await;
+    assert_eq!(version, "3.4.13");
+    let life = pair::nerve_lives(zookeeper).await;
+    tell(&format!("nerve on ZooKeeper {version}: {life}"));
+}
+
+/// An announcement is not told of there: what cannot be known is no loss.
+#[tokio::test]
+async fn announced_withdrawals_on_zookeeper_3_4() {
+    let (zookeeper, version) = zookeeper_of("bullseye").await;
+    let told = pair::withdrawals_are_believed(zookeeper).await;
+    tell(&format!("nerve and synapse on ZooKeeper {version}: {told}"));
 }
 
 /// nerve registers there, withdraws when it is told to end, and synapse follows.

@@ -15,15 +15,17 @@ use zookeeper_client::{Error, OneshotWatcher, WatchedEvent};
 type Event = Pin<Box<dyn Future<Output = WatchedEvent> + Send>>;
 
 /// A watch that is armed. To drop it does not tell the server.
-pub(super) struct Armed(Option<Event>);
+pub struct Armed(Option<Event>);
 
 impl Armed {
-    pub(super) fn new(watcher: OneshotWatcher) -> Self {
+    /// The watch of this watcher.
+    #[must_use]
+    pub fn new(watcher: OneshotWatcher) -> Self {
         Self(Some(Box::pin(watcher.changed())))
     }
 
     /// Waits for the event; for ever after it has come. Cancel-safe: it goes on when polled again.
-    pub(super) async fn changed(&mut self) -> WatchedEvent {
+    pub async fn changed(&mut self) -> WatchedEvent {
         let event = match &mut self.0 {
             Some(event) => event.await,
             None => std::future::pending().await,
@@ -34,7 +36,7 @@ impl Armed {
 
     /// Another one of the same kind is armed on the same path: the client does not tell the server about this one, and
     /// forgets it.
-    pub(super) fn replaced(mut self) {
+    pub fn replaced(mut self) {
         self.0 = None;
     }
 }
@@ -52,7 +54,10 @@ impl fmt::Debug for Armed {
 }
 
 /// Makes a request that arms a watch, and takes the answer also when this is dropped.
-pub(super) async fn arm<T: Send + 'static>(
+///
+/// # Errors
+/// The request's, or that the program ends.
+pub async fn arm<T: Send + 'static>(
     request: impl Future<Output = Result<T, Error>> + Send + 'static,
 ) -> Result<T, Error> {
     let (sender, answer) = oneshot::channel();
