@@ -485,6 +485,88 @@ async fn the_set_survives_a_crash_of_zookeeper() {
     f.one_watch_is_left().await;
 }
 
+/// So long the full read after a reconnection is put off, which would find out in any case.
+const LATER: Duration = Duration::from_secs(300);
+
+async fn put_all(direct: &Client, numbers: std::ops::Range<u32>, data: &[u8]) {
+    for number in numbers {
+        ZooKeeper::put(direct, &format!("{PATH}/i_{number:010}"), data).await;
+    }
+}
+
+impl Follow {
+    /// Another history is served from now on, by names and numbers a continuation of the one before: the first list must not
+    /// leave anything of that one.
+    async fn the_first_list_shows(&mut self, data: &[u8], names: usize) {
+        let lists = count(&self.counters.full_reads);
+        self.proxy.set(Mode::Pass).await;
+        self.until("nothing is as before", |v| {
+            v.children.len() == names && v.children.values().all(|c| *c.data == *data)
+        })
+        .await;
+        assert_eq!(
+            count(&self.counters.full_reads),
+            lists + 1,
+            "found by the second read"
+        );
+    }
+}
+
+/// Wiped, and further than before; the path was created by a transaction of the same number.
+#[tokio::test]
+async fn a_wiped_ensemble_that_got_further_is_another_one() {
+    let zookeeper = ZooKeeper::start().await;
+    let seed = SourceView::default();
+    let mut f = Follow::start_with(zookeeper, "", PATH, seed, LATER).await;
+    put_all(&f.direct, 0..4, b"{1}").await;
+    f.until("all of them", |v| v.fresh && v.children.len() == 4)
+        .await;
+    let path = f.direct.check_stat(PATH).await.unwrap().unwrap();
+    f.proxy.set(Mode::Refuse).await;
+    f.zookeeper.stop_all();
+    f.zookeeper.erase(0);
+    f.zookeeper.start_all().await;
+    let direct = f.zookeeper.connect().await;
+    let (mut last, _) = direct.create("/services", b"", &NODE).await.unwrap();
+    while last.mzxid < path.czxid - 1 {
+        last = direct.set_data("/services", b"", None).await.unwrap();
+    }
+    direct.create(PATH, b"", &NODE).await.unwrap();
+    put_all(&direct, 0..8, b"{2}").await;
+    let again = direct.check_stat(PATH).await.unwrap().unwrap();
+    assert_eq!(again.czxid, path.czxid);
+    assert!(again.pzxid > path.pzxid && again.ctime != path.ctime);
+    f.the_first_list_shows(b"{2}", 8).await;
+}
+
+/// Restored from a backup: the path is the same node, and its numbers are given out a second time.
+#[tokio::test]
+async fn an_ensemble_restored_from_a_backup_is_another_one() {
+    let mut zookeeper = ZooKeeper::start().await;
+    let direct = zookeeper.connect().await;
+    ZooKeeper::make_path(&direct, PATH).await;
+    drop(direct);
+    zookeeper.stop_all();
+    zookeeper.backup(0);
+    zookeeper.start_all().await;
+    let seed = SourceView::default();
+    let mut f = Follow::start_with(zookeeper, "", PATH, seed, LATER).await;
+    put_all(&f.direct, 0..4, b"{1}").await;
+    f.until("all of them", |v| v.fresh && v.children.len() == 4)
+        .await;
+    let path = f.direct.check_stat(PATH).await.unwrap().unwrap();
+    f.proxy.set(Mode::Refuse).await;
+    f.zookeeper.stop_all();
+    f.zookeeper.restore(0);
+    f.zookeeper.start_all().await;
+    let direct = f.zookeeper.connect().await;
+    put_all(&direct, 0..12, b"{2}").await;
+    let again = direct.check_stat(PATH).await.unwrap().unwrap();
+    assert_eq!((again.czxid, again.ctime), (path.czxid, path.ctime));
+    assert!(again.pzxid > path.pzxid);
+    f.the_first_list_shows(b"{2}", 12).await;
+}
+
 #[tokio::test]
 async fn a_seed_is_unconfirmed_until_the_registry_is_read() {
     let mut zookeeper = ZooKeeper::start().await;

@@ -179,6 +179,38 @@ impl ZooKeeper {
         std::fs::remove_dir_all(&data).unwrap_or_else(|e| panic!("{}: {e}", data.display()));
     }
 
+    /// Keeps a copy of all data of a stopped server, for [`Self::restore`].
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn backup(&self, index: usize) {
+        self.copy_data(index, "version-2", "backup");
+    }
+
+    /// Replaces all data of a stopped server by what was kept.
+    ///
+    /// # Panics
+    /// When it runs, or nothing was kept.
+    pub fn restore(&self, index: usize) {
+        self.erase(index);
+        self.copy_data(index, "backup", "version-2");
+    }
+
+    fn copy_data(&self, index: usize, from: &str, to: &str) {
+        assert!(
+            self.servers[index].process.is_none(),
+            "a server that runs writes its data"
+        );
+        let folder = |name: &str| self.dir.join(&format!("server{index}/{name}"));
+        let (from, to) = (folder(from), folder(to));
+        let files = std::fs::read_dir(&from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+        for file in files {
+            let file = file.unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+            let data = std::fs::read(file.path()).unwrap_or_else(|e| panic!("{file:?}: {e}"));
+            write(&to.join(file.file_name()), &data);
+        }
+    }
+
     /// The server that leads. (The others follow.)
     ///
     /// # Panics

@@ -15,7 +15,6 @@ use smartstack_common::zk::{Armed, CallError, Doubt, Suspicion, Trouble, arm, ca
 use zookeeper_client::{AddWatchMode, Client, Error, MultiReadResult, PersistentWatcher, Stat};
 
 use super::Counters;
-
 use super::chunks::ChunkSize;
 use super::shared::Shared;
 use super::suspects::{Ask, Suspects};
@@ -112,29 +111,40 @@ impl Reader {
         self.caution().suspects.retain(&listed);
         let parent = Parent {
             czxid: stat.czxid,
+            ctime: stat.ctime,
             pzxid: stat.pzxid,
         };
         let mut unread = Vec::new();
-        for (name, mzxid) in &known.refused {
+        for (name, mzxid) in known.refused(parent) {
             if let Some(at) = names.iter().position(|n| n == name) {
                 let path = format!("{}/{name}", self.path);
                 let asks = vec![Ask::Child(name.clone())];
                 let now = self.ask(asks, || self.client.check_stat(&path)).await?;
-                if now.is_some_and(|now| now.mzxid == *mzxid) {
+                if now.is_some_and(|now| now.mzxid == mzxid) {
                     names.swap_remove(at);
                     unread.push((name.clone(), Read::StillRefused));
                 }
             }
         }
-        let (same, names) = names
+        let (mut same, mut names) = names
             .into_iter()
             .partition::<Vec<String>, _>(|name| known.is_same(name, parent));
-        unread.extend(same.into_iter().map(|name| (name, Read::Same)));
+        let witness = known.witness(&same).map(|at| same.swap_remove(at));
+        names.extend(witness.clone());
         let parent_config = match stat.data_length {
             0 => Arc::default(),
             _ => self.parent_config().await?,
         };
         let mut read = self.clone().names(names).await?;
+        let proves = |witness: &String| {
+            let answer = read.iter().find(|(name, _)| name == witness);
+            answer.is_some_and(|(name, read)| known.is_witnessed(name, read))
+        };
+        if witness.as_ref().is_none_or(proves) {
+            unread.extend(same.into_iter().map(|name| (name, Read::Same)));
+        } else {
+            read.append(&mut self.clone().names(same).await?);
+        }
         read.append(&mut unread);
         Ok(Full {
             parent: Some(parent),

@@ -14,7 +14,8 @@
 //!
 //! After a reconnection the watch is armed at once and the list read later, spread over everybody who lost the same server.
 //! Events count from the start. A list gives names only, so what proves that a child it names has not changed?
-//! - For a sequential name, that the parent is still the same node (czxid): its numbers are not given out twice.
+//! - For a sequential name, that the parent is still the same node (czxid and ctime): its numbers are not given out twice. But
+//!   by an ensemble that was restored from a backup: the newest of those that would be trusted is read, and proves the rest.
 //! - For a fixed name, that the parent's children have not changed either (pzxid): deleted and made again moves it.
 //! - For its data, nothing: a change in place leaves no trace in the parent, `exists` cannot be sent in bulk, and the one
 //!   bulk read that gives a stat gives the data with it. But whoever registers as nerve does never changes data in place
@@ -313,6 +314,10 @@ impl Tree {
         let Reading::Names(asked) = std::mem::take(&mut self.reading) else {
             return false;
         };
+        if self.unlisted {
+            // Of this history; and what else is known may be of another.
+            self.unsure.extend(asked.iter().cloned());
+        }
         let mut changed = false;
         for (name, read) in read {
             if !self.dirty.contains(&name) {
@@ -353,18 +358,23 @@ impl Tree {
         let refused =
             |(name, skip): (&String, &Skip)| (skip.mzxid > 0).then(|| (name.clone(), skip.mzxid));
         let refused = self.skipped.iter().filter_map(refused).collect();
-        let same = match (trust, self.parent) {
-            (Trust::Nodes, Some(parent)) => {
+        let same = match trust {
+            Trust::Nodes => {
                 // Of a snapshot (czxid 0) only the bytes are known.
                 let sure = |(name, child): &(&String, &Child)| {
                     child.czxid > 0 && !self.skipped.contains_key(*name) && !self.is_unsure(name)
                 };
                 let names = self.children.iter().filter(sure);
-                Some((parent, names.map(|(name, _)| name.clone()).collect()))
+                Some(names.map(|(name, _)| name.clone()).collect())
             }
-            _ => None,
+            Trust::Nothing => None,
         };
-        Known { refused, same }
+        Known {
+            refused,
+            parent: self.parent,
+            same,
+            children: Arc::clone(&self.children),
+        }
     }
 
     fn is_unsure(&self, name: &str) -> bool {
@@ -426,6 +436,7 @@ impl Tree {
     /// counts from an earlier one.
     pub fn forget_parent(&mut self) {
         self.parent = None;
+        self.forget_nodes();
     }
 
     /// Judges a listing (`None`: the path is absent).
@@ -434,8 +445,11 @@ impl Tree {
     /// When the list is older than what is known: it must not be used.
     fn listed(&mut self, parent: Option<Parent>) -> Result<(), Stale> {
         if let (Some(known), Some(got)) = (self.parent, parent) {
-            let older =
-                got.czxid < known.czxid || (got.czxid == known.czxid && got.pzxid < known.pzxid);
+            let older = match got.is_same_node(&known) {
+                true => got.pzxid < known.pzxid,
+                // Another node, and perhaps another ensemble.
+                false => got.czxid < known.czxid,
+            };
             if older {
                 return Err(Stale {
                     got: got.pzxid,
@@ -443,8 +457,23 @@ impl Tree {
                 });
             }
         }
+        let another = |known: Parent| parent.is_some_and(|got| !got.is_same_node(&known));
+        if self.parent.is_some_and(another) {
+            self.forget_nodes();
+        }
         self.parent = parent;
         Ok(())
+    }
+
+    /// The children that are known are below another node, perhaps in another ensemble: what has their names and even their
+    /// transactions is not them.
+    fn forget_nodes(&mut self) {
+        for child in Arc::make_mut(&mut self.children).values_mut() {
+            child.czxid = ANOTHER;
+        }
+        for skip in self.skipped.values_mut() {
+            skip.mzxid = 0;
+        }
     }
 
     /// Whether a deletion since the outstanding read began overrules its reply.
@@ -491,7 +520,7 @@ impl Tree {
             } => self.skip(name, czxid, mzxid, reason),
             Read::Data(child) => {
                 self.leaving.remove(name);
-                if let Some(parent) = &mut self.parent {
+                if let Some(parent) = self.parent.as_mut().filter(|_| !self.unlisted) {
                     // Its creation changed the parent: no list from before it may be used.
                     parent.pzxid = parent.pzxid.max(child.czxid);
                 }
@@ -509,9 +538,10 @@ impl Tree {
                     let reason = "its data was changed in place to something invalid; the last valid value is kept".to_owned();
                     return self.skip(name, child.czxid, child.mzxid, reason);
                 }
-                self.skipped.remove(name);
+                let same = old.is_some_and(|old| old.czxid == ANOTHER && old.data == child.data);
+                let unskipped = self.skipped.remove(name).is_some();
                 Arc::make_mut(&mut self.children).insert(name.to_owned(), child);
-                true
+                unskipped || !same
             }
         }
     }
@@ -531,6 +561,9 @@ impl Tree {
         changed
     }
 }
+
+/// The transaction of children below another parent: no node was created by it.
+const ANOTHER: i64 = -1;
 
 /// A child from a snapshot has no transaction: its name decides.
 fn same_node(old: &Child, czxid: i64) -> bool {

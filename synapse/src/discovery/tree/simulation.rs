@@ -1,6 +1,6 @@
 //! A registry, a wire and a follower at random: lost replies, doubled events, cuts and expiry at any step, lists that come
-//! late and rest on what is known. Whatever comes,
-//! the copy must be the registry's at rest, and an instance that is registered all the time must never be missing from
+//! late and rest on what is known, an ensemble that is wiped or restored from a backup and gets further than before. Whatever
+//! comes, the copy must be the registry's at rest, a list that is taken over leaves nothing of another history, and an instance that is registered all the time must never be missing from
 //! what is published, however often its session is swapped. Seeds: [`crate::simulation`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,9 +24,15 @@ enum Request {
 }
 
 /// The server: which node each instance has, and the path.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Registry {
     zxid: i64,
+    /// How often it was wiped or restored.
+    history: u32,
+    /// The next number of a sequential name.
+    sequence: i64,
+    /// What was ever created in this history.
+    ever: BTreeSet<(String, Arc<[u8]>)>,
     parent: Option<Parent>,
     children: Children,
     node: BTreeMap<u8, String>,
@@ -36,20 +42,26 @@ impl Registry {
     fn create(&mut self, instance: u8, events: &mut Vec<(Event, String)>) {
         if self.parent.is_none() {
             let (czxid, pzxid) = (self.zxid, self.zxid);
-            self.parent = Some(Parent { czxid, pzxid });
+            self.parent = Some(Parent {
+                czxid,
+                ctime: (i64::from(self.history) << 32) + self.zxid,
+                pzxid,
+            });
             events.push((Event::Created, PATH.to_owned()));
         }
         // Odd instances have fixed names.
         let name = match instance % 2 {
-            0 => format!("i{instance}_{:010}", self.zxid),
+            0 => format!("i{instance}_{:010}", self.sequence),
             _ => format!("i{instance}"),
         };
+        self.sequence += 1;
         let child = Child {
-            data: instance.to_string().into_bytes().into(),
+            data: format!("{instance} {}", self.history).into_bytes().into(),
             czxid: self.zxid,
             mzxid: self.zxid,
         };
         events.push((Event::Created, format!("{PATH}/{name}")));
+        self.ever.insert((name.clone(), Arc::clone(&child.data)));
         self.children.insert(name.clone(), child);
         self.node.insert(instance, name);
         self.touch();
@@ -119,6 +131,19 @@ impl Registry {
         events
     }
 
+    /// Another history, from nothing or from a backup, that gets further than this one has.
+    fn replaced(&mut self, backup: &Self, rng: &mut Rng) {
+        let (zxid, history) = (self.zxid, self.history + 1);
+        *self = match rng.bool() {
+            true => backup.clone(),
+            false => Self::default(),
+        };
+        self.history = history;
+        while self.zxid <= zxid + 1 || self.parent.is_none_or(|parent| parent.pzxid <= zxid) {
+            self.change(rng, &mut BTreeSet::new());
+        }
+    }
+
     fn answer(&self, request: Request) -> Message {
         match request {
             Request::List => {
@@ -140,11 +165,15 @@ impl Registry {
 /// A full read under way: the path, the names to be read, what was read.
 type Full = (Option<Parent>, Vec<String>, Vec<(String, Read)>);
 
+/// What is trusted on the word of one that is read, and what is known of that one.
+type Trusted = (Vec<String>, String, Known);
+
 /// The follower without its time and its sockets.
 struct Follower {
     tree: Tree,
     known: Option<Known>,
     full: Option<Full>,
+    trusted: Option<Trusted>,
     busy: bool,
     complete: bool,
 }
@@ -160,6 +189,7 @@ impl Follower {
             self.busy = true;
             self.known = Some(self.tree.begin_full(trust));
             self.full = Some((None, Vec::new(), Vec::new()));
+            self.trusted = None;
             return Some(Request::List);
         }
         self.busy = self.tree.is_dirty();
@@ -181,10 +211,14 @@ impl Follower {
                 let full = self.full.as_mut().expect("a list was asked for");
                 if let Some((parent, names)) = list {
                     let known = self.known.take().expect("a list was asked for");
-                    let (same, names): (Vec<_>, Vec<_>) =
+                    let (mut same, mut names): (Vec<_>, Vec<_>) =
                         names.into_iter().partition(|n| known.is_same(n, parent));
+                    if let Some(at) = known.witness(&same) {
+                        let witness = same.swap_remove(at);
+                        names.push(witness.clone());
+                        self.trusted = Some((same, witness, known));
+                    }
                     (full.0, full.1) = (Some(parent), names);
-                    full.2.extend(same.into_iter().map(|n| (n, Read::Same)));
                 }
             }
             Message::Reads(read) => match &mut self.full {
@@ -201,8 +235,21 @@ impl Follower {
             let rest = full.1.split_off(full.1.len().min(2));
             return Some(Request::Read(std::mem::replace(&mut full.1, rest)));
         }
+        if let Some((same, witness, known)) = self.trusted.take() {
+            let read = full.2.iter().find(|(name, _)| *name == witness);
+            if read.is_some_and(|(name, read)| known.is_witnessed(name, read)) {
+                full.2.extend(same.into_iter().map(|n| (n, Read::Same)));
+            } else if !same.is_empty() {
+                return Some(Request::Read(same));
+            }
+        }
         let (parent, _, read) = self.full.take().expect("just seen");
-        let differed = self.tree.replace(parent, read).expect("no server lags");
+        let Ok(differed) = self.tree.replace(parent, read) else {
+            // As far as the numbers go, a server may lag; another try begins with a `sync`, after which none does.
+            self.restart();
+            self.tree.forget_parent();
+            return None;
+        };
         assert!(!self.complete || differed.is_empty(), "{differed:?}");
         (self.busy, self.complete) = (false, !self.tree.is_unverified());
         None
@@ -211,12 +258,20 @@ impl Follower {
     /// The connection, or the session, is over; or a reply was lost. Everything begins again, sooner or later.
     fn restart(&mut self) {
         self.tree.restart();
-        (self.full, self.busy, self.complete) = (None, false, false);
+        (self.full, self.trusted) = (None, None);
+        (self.busy, self.complete) = (false, false);
     }
 
     fn instances(&self) -> BTreeSet<u8> {
         let data = self.tree.children().values().map(|child| &child.data);
-        let number = |data: &Arc<[u8]>| std::str::from_utf8(data).ok()?.parse().ok();
+        let number = |data: &Arc<[u8]>| {
+            std::str::from_utf8(data)
+                .ok()?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        };
         data.filter_map(number).collect()
     }
 }
@@ -232,6 +287,7 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
             tree,
             known,
             full,
+            trusted: None,
             busy,
             complete,
         };
@@ -240,6 +296,7 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
         // Instances seen in the copy and registered ever since.
         let mut stable: BTreeSet<u8> = BTreeSet::new();
         let doubled = rng.bool();
+        let mut backup = registry.clone();
         requests.extend(follower.begin(Some(Trust::Nothing)));
         for step in 0..400 {
             let mut removed = BTreeSet::new();
@@ -261,8 +318,17 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                 }
                 8..16 => wire.extend(requests.pop_front().map(|r| registry.answer(r))),
                 16..28 => {
+                    let full = follower.full.is_some();
                     let next = wire.pop_front().and_then(|m| follower.receive(m));
                     requests.extend(next);
+                    if full && follower.full.is_none() && !follower.tree.unlisted {
+                        let copy = follower.tree.children().iter();
+                        // Of what an event has told since, nothing is said.
+                        let copy = copy.filter(|(name, _)| !follower.tree.is_noted(name));
+                        let mut copy = copy.map(|(name, child)| (name.clone(), child.data.clone()));
+                        let of_another = copy.find(|child| !registry.ever.contains(child));
+                        assert_eq!(of_another, None, "step {step}: of another history");
+                    }
                 }
                 28..37 => {
                     follower.tree.absorb();
@@ -275,6 +341,14 @@ fn at_rest_the_copy_is_the_registry_and_no_swap_shows_a_gap() {
                     requests.clear();
                     for _ in 0..rng.u8(..4) {
                         registry.change(&mut rng, &mut removed);
+                    }
+                    match rng.u8(..6) {
+                        0 => backup = registry.clone(),
+                        1 => {
+                            registry.replaced(&backup, &mut rng);
+                            stable.clear();
+                        }
+                        _ => {}
                     }
                     follower.restart();
                     requests.extend(follower.begin(full));

@@ -22,7 +22,11 @@ fn named(reads: &[(&str, Read)]) -> Vec<(String, Read)> {
 }
 
 fn at(pzxid: i64) -> Option<Parent> {
-    Some(Parent { czxid: 1, pzxid })
+    Some(Parent {
+        czxid: 1,
+        ctime: 0,
+        pzxid,
+    })
 }
 
 /// A tree with children `a` and `b`, where data beginning with `!` is invalid.
@@ -66,10 +70,20 @@ fn a_node_proven_the_same_is_not_read_with_the_list_but_later() {
     events(&mut tree, &[(Event::Changed, "/services/a/s_0000000002")]);
     tree.restart();
     let known = tree.begin_full(Trust::Nodes);
-    let parent = |czxid, pzxid| Parent { czxid, pzxid };
+    let parent = |czxid, pzxid| Parent {
+        czxid,
+        ctime: 0,
+        pzxid,
+    };
     let same = |name, parent| known.is_same(name, parent);
     assert!(same("fixed", parent(1, 4)) && same(sequential, parent(1, 4)));
     assert!(!same("fixed", parent(1, 5)) && same(sequential, parent(1, 5)));
+    // An ensemble that was wiped has come to the same transactions by the same steps.
+    let wiped = Parent {
+        ctime: 1,
+        ..parent(1, 4)
+    };
+    assert!(!same(sequential, wiped) && !same("fixed", wiped));
     assert!(!same(sequential, parent(2, 4)) && !same("new_0000000003", parent(1, 4)));
     assert!(!same(other, parent(1, 4)));
     assert!(tree.begin_full(Trust::Nothing).same.is_none());
@@ -350,6 +364,7 @@ fn a_deleted_path_is_an_empty_set() {
     tree.replace(
         Some(Parent {
             czxid: 50,
+            ctime: 0,
             pzxid: 50,
         }),
         named(&[]),
@@ -375,8 +390,15 @@ fn an_older_list_is_refused_and_changes_nothing() {
     assert!(error.to_string().contains("pzxid 0x7"), "{error}");
     // The same transactions of a path deleted and made anew are newer.
     tree.begin_full(Trust::Nothing);
-    tree.replace(Some(Parent { czxid: 9, pzxid: 9 }), named(&[]))
-        .unwrap();
+    tree.replace(
+        Some(Parent {
+            czxid: 9,
+            ctime: 0,
+            pzxid: 9,
+        }),
+        named(&[]),
+    )
+    .unwrap();
     assert!(tree.children().is_empty());
 }
 
@@ -541,6 +563,7 @@ impl Server {
                 if self.parent.is_none() {
                     self.parent = Some(Parent {
                         czxid: self.zxid,
+                        ctime: 0,
                         pzxid: self.zxid,
                     });
                     events.push((Event::Created, PATH.to_owned()));
@@ -763,4 +786,49 @@ proptest! {
         prop_assert!(client.tree.is_settled() && requests.is_empty() && wire.is_empty());
         prop_assert_eq!(client.tree.children().as_ref(), &server.children);
     }
+}
+
+/// Transactions are compared within one history: of a wiped ensemble that has got further than before nothing is taken for what
+/// it was, by its numbers. What was refused is asked for again, and what is invalid does not keep the value of another node.
+#[test]
+fn another_history_proves_nothing() {
+    let valid: Validity = Arc::new(|_, data| data != b"bad");
+    let mut tree = Tree::new(PATH, valid, Arc::default());
+    tree.begin_full(Trust::Nothing);
+    let (one, two, big) = ("s_0000000001", "s_0000000002", "s_0000000003");
+    let refused = Read::Refused {
+        reason: "too big".to_owned(),
+        czxid: 4,
+        mzxid: 4,
+    };
+    let mut read = named(&[(one, child("1", 2, 2)), (two, child("2", 3, 3))]);
+    read.push((big.to_owned(), refused));
+    tree.replace(at(4), read).unwrap();
+    tree.restart();
+    let known = tree.begin_full(Trust::Nodes);
+    let below = |ctime| Parent {
+        czxid: 1,
+        ctime,
+        pzxid: 9,
+    };
+    assert_eq!(known.refused(below(0)).count(), 1);
+    assert_eq!(known.refused(below(7)).count(), 0);
+    assert!(known.is_same(one, below(0)) && !known.is_same(one, below(7)));
+    // The newest stands for the others; absent, or another, it proves nothing.
+    let names = [one, two].map(str::to_owned);
+    assert_eq!(known.witness(&names), Some(1));
+    assert!(known.is_witnessed(two, &child("2", 3, 3)));
+    for other in [
+        child("2", 3, 5),
+        child("other", 3, 3),
+        child("2", 8, 8),
+        Read::Gone,
+    ] {
+        assert!(!known.is_witnessed(two, &other), "{other:?}");
+    }
+    // The same name and transaction as before, and not the same node.
+    let read = named(&[(one, child("bad", 2, 2)), (two, child("2", 3, 3))]);
+    tree.replace(Some(below(7)), read).unwrap();
+    assert_eq!(*tree.children()[one].data, *b"bad");
+    assert!(tree.skipped().is_empty(), "{:?}", tree.skipped());
 }
