@@ -29,9 +29,19 @@ build:
 demo: deps build
 	@env -u KEEP $(CARGO_TARGET_DIR)/debug/examples/demo $(if $(KEEP),--keep)
 
-# The lines of the table of versions are printed whether or not the output of tests is.
+# A package's test programs, as cargo's options. (With `--package` its dependencies would have other features, and be
+# compiled once more.)
+programs = $(addprefix --test=,$(notdir $(basename $(wildcard $(1)/tests/*.rs)) $(patsubst %/,%,$(dir $(wildcard $(1)/tests/*/main.rs)))))
+
+# Most tests wait: synapse's programs run beside everything else, whose output is shown after theirs. The lines of the table
+# of versions are printed whether or not the output of tests is.
 test: deps versions build
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-run
+	@said=$(CARGO_TARGET_DIR)/tests-beside.log; \
+	$(CARGO) test --locked --workspace --lib --bins $(call programs,common) $(call programs,nerve) >$$said 2>&1 & beside=$$!; \
+	$(CARGO) test --locked --workspace $(call programs,synapse); synapse=$$?; \
+	wait $$beside; beside=$$?; cat $$said; \
+	[ $$synapse = 0 ] && [ $$beside = 0 ]
 
 # Other versions of haproxy and ZooKeeper: downloaded once, not installed.
 versions: deps
