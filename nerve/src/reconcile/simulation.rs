@@ -691,6 +691,8 @@ impl World {
             self.set(service, Verdict::Up, 1);
             self.hold(service, None);
         }
+        // Some were not wanted until now, and had nothing left that could be withdrawn.
+        self.created.clear();
         self.tree.lock().unwrap().eaten = true;
         for _ in 0..200 {
             for path in [PATH, "/other"] {

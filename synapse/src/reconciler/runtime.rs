@@ -229,6 +229,8 @@ impl Reconciler {
             }
         }
         self.verify(ops).await;
+        // At once: who is killed now must not take an operator's maint, which may follow, for one of these.
+        self.marks.tidy().await;
     }
 
     fn note_digest(&mut self, pid: u32, op: &Op) -> Option<Digest> {

@@ -288,10 +288,13 @@ impl Soak {
     async fn reload(&mut self) {
         let worker = self.rig.haproxy.worker_pid().await;
         eventually("haproxy reloads by hand", SOON, async || {
-            // A haproxy that was just started again may not have a master yet, or not its pid in the file.
-            let file = self.rig.dir.join("haproxy/haproxy.cfg.pid");
-            let pid = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
-            let pid = pid.trim().parse().map_err(|e| format!("{pid:?}: {e}"))?;
+            // Its pid file is empty when the disk was full at its last reload.
+            let now = self.rig.haproxy.worker_pid().await;
+            let status = std::fs::read_to_string(format!("/proc/{now}/status"));
+            let status = status.map_err(|e| e.to_string())?;
+            let master = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+            let pid = master.unwrap_or_default().trim().parse();
+            let pid = pid.map_err(|e| format!("{status}: {e}"))?;
             kill(Pid::from_raw(pid), Signal::SIGUSR2).map_err(|e| e.to_string())?;
             let another = async {
                 loop {
