@@ -11,6 +11,7 @@
 )]
 
 mod app;
+mod counter;
 mod haproxy;
 mod http;
 mod names;

@@ -156,19 +156,33 @@ where
     }
 }
 
+/// What of a change is written first. A sequential node is there before what it replaces goes, unless the parent's counter is
+/// at its end: there it stays, 2147483647 is the number of every further node, and what has that name must go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Sequential,
+    Removals,
+}
+
 /// Adds one change's operations to a transaction, and returns their number.
 fn add(
     multi: &mut MultiWriter<'_>,
     path: &str,
     change: &Change,
+    first: First,
 ) -> Result<usize, zookeeper_client::Error> {
-    let create = |multi: &mut MultiWriter<'_>, sequential: bool| {
+    let create = |multi: &mut MultiWriter<'_>, now: bool| {
+        let sequential = |c: &Create| c.node_type == NodeType::EphemeralSequential;
         let wanted = change.create.as_ref();
-        let kind = |c: &&Create| (c.node_type == NodeType::EphemeralSequential) == sequential;
+        let kind = |c: &&Create| (sequential(c) && first == First::Sequential) == now;
         let Some(create) = wanted.filter(kind) else {
             return Ok(0);
         };
-        let options = if sequential { &SEQUENTIAL } else { &FIXED };
+        let options = if sequential(create) {
+            &SEQUENTIAL
+        } else {
+            &FIXED
+        };
         let path = format!("{path}/{}", create.prefix);
         multi
             .add_create(&path, &create.payload, options)
@@ -189,6 +203,24 @@ fn add(
     Ok(operations)
 }
 
+/// Whether it replaces a node by one of a sequential name.
+fn is_swap_of_sequential(change: &Change) -> bool {
+    let create = change.create.as_ref();
+    let sequential = create.is_some_and(|c| c.node_type == NodeType::EphemeralSequential);
+    sequential && change.removed().next().is_some()
+}
+
+/// What it means that a node exists which has yet to be given its number.
+fn exhausted(create: &Create) -> &'static str {
+    match create.node_type {
+        NodeType::Ephemeral => "",
+        NodeType::EphemeralSequential => {
+            " (the counter of the path is at its end, 2147483647, and somebody else has that name: the servers give out no \
+             other until the path is deleted, once it is empty, and made again)"
+        }
+    }
+}
+
 /// The path alone: the stat in the answer to a transaction is empty (ZOOKEEPER-4667; measured with 3.8).
 fn created(result: MultiWriteResult) -> Option<String> {
     match result {
@@ -200,11 +232,35 @@ fn created(result: MultiWriteResult) -> Option<String> {
 impl ZooKeeper {
     /// All changes or none.
     async fn transact(&self, changes: &[(&str, &Change)]) -> Result<Vec<String>, Refusal> {
+        let mut turned = BTreeSet::new();
+        loop {
+            match self.transact_once(changes, &turned).await {
+                Err(Refusal {
+                    change: Some(at),
+                    failure,
+                }) if failure.trouble == Trouble::NodeExists
+                    && is_swap_of_sequential(changes[at].1)
+                    && turned.insert(at) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// The same; removals first for the changes of these numbers.
+    async fn transact_once(
+        &self,
+        changes: &[(&str, &Change)],
+        turned: &BTreeSet<usize>,
+    ) -> Result<Vec<String>, Refusal> {
         let mut multi = self.client.new_multi_writer();
         // For each operation the change it belongs to.
         let mut owners = Vec::new();
         for (at, (path, change)) in changes.iter().enumerate() {
-            let operations = add(&mut multi, path, change).map_err(|error| Refusal {
+            let first = match turned.contains(&at) {
+                true => First::Removals,
+                false => First::Sequential,
+            };
+            let operations = add(&mut multi, path, change, first).map_err(|error| Refusal {
                 change: Some(at),
                 failure: Failure {
                     step: STEP,
@@ -225,13 +281,20 @@ impl ZooKeeper {
             }
             _ => None,
         };
-        let path = changes.get(change.unwrap_or(0)).map(|(path, _)| *path);
+        let (path, first) = match changes.get(change.unwrap_or(0)) {
+            Some((path, change)) => (*path, change.create.as_ref()),
+            None => ("", None),
+        };
+        let mut reason = reason(&error);
+        if change.is_some() && error.trouble() == Trouble::NodeExists {
+            reason.push_str(first.map_or("", exhausted));
+        }
         Err(Refusal {
             change,
             failure: Failure {
                 step: STEP,
-                path: path.unwrap_or_default().to_owned(),
-                reason: reason(&error),
+                path: path.to_owned(),
+                reason,
                 trouble: self.judged(&error),
             },
         })
@@ -254,17 +317,27 @@ impl ZooKeeper {
             refusal
         };
         if create.node_type == NodeType::EphemeralSequential {
-            let created = self.create(path, create, &SEQUENTIAL).await?;
-            if removes {
-                let removed = self.transact(&[(path, &removal)]).await;
-                removed.map_err(unfinished)?;
+            match self.create(path, create, &SEQUENTIAL).await {
+                Ok(created) => {
+                    if removes {
+                        let removed = self.transact(&[(path, &removal)]).await;
+                        removed.map_err(unfinished)?;
+                    }
+                    return Ok(vec![created]);
+                }
+                // The counter is at its end: as one of a fixed name.
+                Err(refusal) if removes && refusal.failure.trouble == Trouble::NodeExists => {}
+                Err(refusal) => return Err(refusal),
             }
-            return Ok(vec![created]);
         }
         if removes {
             self.transact(&[(path, &removal)]).await?;
         }
-        let created = self.create(path, create, &FIXED).await;
+        let options = match create.node_type {
+            NodeType::EphemeralSequential => &SEQUENTIAL,
+            NodeType::Ephemeral => &FIXED,
+        };
+        let created = self.create(path, create, options).await;
         let created = created.map_err(|refusal| match removes {
             true => unfinished(refusal),
             false => refusal,

@@ -179,6 +179,22 @@ impl ZooKeeper {
         std::fs::remove_dir_all(&data).unwrap_or_else(|e| panic!("{}: {e}", data.display()));
     }
 
+    /// Sets the counter that names sequential children of a path, on all servers, which are restarted for it.
+    ///
+    /// # Panics
+    /// When there is no such path.
+    pub async fn set_counter(&mut self, path: &str, value: i32) {
+        // A server that starts makes a snapshot of all that it has.
+        self.stop_all();
+        self.start_all().await;
+        self.stop_all();
+        for index in 0..self.servers.len() {
+            let folder = self.dir.join(&format!("server{index}/version-2"));
+            super::counter::set_counter(&folder, path, value);
+        }
+        self.start_all().await;
+    }
+
     /// Keeps a copy of all data of a stopped server, for [`Self::restore`].
     ///
     /// # Panics

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use smartstack_common::testing::{
-    Fate, Options, Program, Request, ZooKeeper, eventually, rewriting,
+    Behaviour, Fate, Options, Program, Request, ZooKeeper, eventually, rewriting,
 };
 use tokio::time::Instant;
 
 use crate::live;
-use crate::rig::{Host, SOON};
+use crate::rig::{Host, PARENT, SOON};
 
 const MULTI: i32 = 14;
 /// `KeeperException.Code.SESSIONEXPIRED`.
@@ -146,7 +147,7 @@ async fn a_watch_that_failed_is_armed_again() {
     .await;
     let watched = began.elapsed();
     let deleted = Instant::now();
-    let path = format!("{}/{node}", crate::rig::PARENT);
+    let path = format!("{PARENT}/{node}");
     host.client.delete(&path, None).await.unwrap();
     host.one_node(&node).await;
     println!(
@@ -158,4 +159,55 @@ async fn a_watch_that_failed_is_armed_again() {
         "its watch has told"
     );
     assert_eq!(session(&nerve).await["epoch"], 1);
+}
+
+/// The counter of a path stays at its end, where each further node has the same name: what is ours is replaced all the same,
+/// and what is not is named.
+#[tokio::test]
+async fn a_counter_at_its_end_gives_one_name_for_ever() {
+    let mut host = Host::start().await;
+    ZooKeeper::make_path(&host.client, PARENT).await;
+    host.zookeeper.set_counter(PARENT, i32::MAX - 1).await;
+    host.client = host.zookeeper.connect().await;
+    let (nerve, admin) = host.nerve().await;
+    assert!(host.one_node("").await.ends_with("_2147483646"));
+    let payload = async || {
+        let node = host.one_node("").await;
+        let data = host.client.get_data(&format!("{PARENT}/{node}")).await;
+        (node, data.map(|(data, _)| String::from_utf8(data).unwrap()))
+    };
+    for weight in 3..7 {
+        let config = host.config(&admin, &host.zookeeper.hosts(), &json!({"weight": weight}));
+        host.write(&config);
+        nerve.signal(Signal::SIGHUP);
+        let words = format!("\"weight\":{weight}");
+        eventually(&words, SOON, async || match payload().await {
+            (node, Ok(data)) if data.contains(&words) && node.ends_with("_2147483647") => Ok(()),
+            other => Err(format!("{other:?}: {}", nerve.status().await["services"])),
+        })
+        .await;
+    }
+    let place = nerve.status().await["services"]["web"]["registrations"][0].clone();
+    assert_eq!(place["error"], Value::Null, "{place}");
+    // Withdrawn, and its name taken by somebody else.
+    host.app.set(Behaviour::Unhealthy);
+    host.no_node().await;
+    let node = format!("{PARENT}/i-0a1b2c3d_2147483647");
+    ZooKeeper::put(&host.client, &node, b"{}").await;
+    host.app.set(Behaviour::Healthy);
+    let place = eventually("it says why", SOON, async || {
+        let place = nerve.status().await["services"]["web"]["registrations"][0].clone();
+        match place["error"].as_str() {
+            Some(error) if error.contains("counter of the path is at its end") => Ok(place),
+            _ => Err(place.to_string()),
+        }
+    })
+    .await;
+    println!("{place}");
+    host.client.delete(&node, None).await.unwrap();
+    eventually("registered", 4 * SOON, async || match payload().await {
+        (_, Ok(data)) if data.contains("10.0.0.12") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
 }
