@@ -1,6 +1,7 @@
 //! The only place where text becomes a unit: ensembles, znode paths, ports, durations.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 /// A ZooKeeper ensemble as Airbnb's `hosts` / `zk_hosts` list names it: entries sorted as text, an optional chroot.
@@ -11,6 +12,44 @@ use std::time::Duration;
 pub struct Ensemble {
     hosts: String,
     chroot: String,
+}
+
+/// Whether the client can ever connect to it: `name:port`, `v4:port` or `[v6]:port`.
+fn host_port(text: &str) -> Result<(), &'static str> {
+    const FORM: &str = "is not `host:port` with a port of 1..65535";
+    if text.contains([';', '|']) {
+        return Err("is not `host:port`: hosts are separated by commas");
+    }
+    let (name, port) = text.rsplit_once(':').ok_or(FORM)?;
+    if name.contains('%') {
+        return Err(
+            "has a zone id, which the ZooKeeper client does not take: write an address without",
+        );
+    }
+    let is_v6 = |text: &str| text.parse::<Ipv6Addr>().is_ok();
+    if is_v6(text) || is_v6(name) {
+        return Err("is an IPv6 address without brackets; allowed: `[v6]:port`");
+    }
+    if !port.parse::<u16>().is_ok_and(|port| port > 0) {
+        return Err(FORM);
+    }
+    match name.strip_prefix('[') {
+        Some(rest) if rest.strip_suffix(']').is_some_and(is_v6) => Ok(()),
+        Some(_) => Err("has no IPv6 address between the brackets; allowed: `[v6]:port`"),
+        None if name.contains(':') => {
+            Err("has two ports: only the one for clients; allowed: `host:port`")
+        }
+        None if name.is_empty() => Err(FORM),
+        None if name
+            .chars()
+            .all(|c| c.is_alphanumeric() || ".-_".contains(c)) =>
+        {
+            Ok(())
+        }
+        None => Err(
+            "names no host; allowed: `host:port`, letters, digits, `.`, `-` and `_` in the host",
+        ),
+    }
 }
 
 impl Ensemble {
@@ -43,19 +82,8 @@ impl Ensemble {
                 ZkPath::new(root).map_err(|e| format!("chroot of `{entry}`: {e}"))?;
                 root.clone_into(&mut chroot);
             }
-            let port = host
-                .rsplit_once(':')
-                .map(|(name, port)| (name, port.parse::<u16>()));
-            match port {
-                Some((name, Ok(1..))) if !name.is_empty() && !name.contains([' ', ',', '@']) => {
-                    hosts.push(host)
-                }
-                _ => {
-                    return Err(format!(
-                        "`{entry}` is not `host:port` with a port of 1..65535"
-                    ));
-                }
-            }
+            host_port(host).map_err(|why| format!("`{entry}` {why}"))?;
+            hosts.push(host);
         }
         Ok(Self {
             hosts: hosts.join(","),
@@ -185,4 +213,46 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
                 "`{text}` is not a duration; allowed: seconds (`0.5`), `20ms`, `10s`, `5m`, `1h`"
             )
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_can_never_be_connected_to_are_refused() {
+        for (good, hosts) in [
+            ("zk-a:2181", "zk-a:2181"),
+            ("10.0.0.1:2181/root", "10.0.0.1:2181"),
+            ("[::1]:2181", "[::1]:2181"),
+            ("[fd00::7:1]:65535", "[fd00::7:1]:65535"),
+            ("zk_1.rack-2.example:1", "zk_1.rack-2.example:1"),
+        ] {
+            assert_eq!(Ensemble::new(&[good]).unwrap().hosts(), hosts);
+        }
+        for (bad, why) in [
+            ("a:2181;b:2181", "commas"),
+            ("a:2181|b:2181", "commas"),
+            ("zk-a:2181:2888", "two ports"),
+            ("10.0.0.1:2888:3888", "two ports"),
+            ("::1", "without brackets"),
+            ("::1:2181", "without brackets"),
+            ("fd00::a:2181", "without brackets"),
+            ("fe80::1%eth0:2181", "zone id"),
+            ("[fe80::1%eth0]:2181", "zone id"),
+            ("[::1]", "1..65535"),
+            ("[zk-a]:2181", "between the brackets"),
+            ("[::1:2181", "between the brackets"),
+            ("zk-a", "1..65535"),
+            ("zk-a:0", "1..65535"),
+            (":2181", "1..65535"),
+            ("zk a:2181", "names no host"),
+            ("user@zk:2181", "names no host"),
+            ("zk:2181\\", "1..65535"),
+            ("{zk}:2181", "names no host"),
+        ] {
+            let error = Ensemble::new(&["zk:2181", bad]).unwrap_err();
+            assert!(error.contains(why) && error.contains(bad), "{bad}: {error}");
+        }
+    }
 }

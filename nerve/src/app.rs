@@ -12,6 +12,7 @@ use smartstack_common::admin::control::{Control, ControlError};
 use smartstack_common::admin::{BindError, Listener};
 use smartstack_common::backoff::Backoff;
 use smartstack_common::clock::Moment;
+use smartstack_common::config::emptied;
 use smartstack_common::descriptors;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -36,6 +37,9 @@ use crate::registrar::{self, without_chroot};
 use crate::service::{Verdict, Wanted, freshness};
 use crate::status::{Board, Boards, ServiceReport, routes};
 use crate::watch::{Outputs, Start, run as watch_service};
+
+/// A service's task that has run for so long had no defect that comes back at once.
+const QUIET: Duration = Duration::from_secs(300);
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -143,6 +147,8 @@ struct Running {
     service: Arc<Service>,
     task: AbortHandle,
     backoff: Backoff,
+    /// When the task was last started.
+    started: Instant,
 }
 
 impl App {
@@ -273,7 +279,12 @@ impl App {
 
     /// A bad file changes nothing and says so.
     fn reload(&mut self, read: Result<Config, String>) {
-        let result = match read {
+        let before = self.config.service_files;
+        let not_emptied = |config: Config| {
+            emptied(before, config.service_files)?;
+            Ok(config)
+        };
+        let result = match read.and_then(not_emptied) {
             Ok(config) => {
                 self.apply(config);
                 "ok"
@@ -418,6 +429,7 @@ impl App {
                 service,
                 task,
                 backoff,
+                started: Instant::now(),
             },
         );
     }
@@ -492,6 +504,9 @@ impl App {
                 else {
                     return Ok(());
                 };
+                if running.started.elapsed() > QUIET {
+                    running.backoff.reset();
+                }
                 let delay = running.backoff.next(&mut self.rng);
                 let service = Arc::clone(&running.service);
                 tracing::error!(
@@ -510,6 +525,7 @@ impl App {
                 let task = self.watch(&service, start);
                 if let Some(running) = self.services.get_mut(&name) {
                     running.task = task;
+                    running.started = Instant::now() + delay;
                 }
                 Ok(())
             }

@@ -66,6 +66,8 @@ pub struct Config {
     pub session_timeout: Duration,
     /// Spread of what is done after a reconnection; default 500 ms. Zero also turns off the spread after an outage.
     pub jitter: Duration,
+    /// How many of the services have a file in `service_conf_dir`.
+    pub service_files: usize,
     /// Registrations per second and ensemble; default 50.
     pub write_rate: u32,
     /// What that limit does; default on.

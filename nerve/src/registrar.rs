@@ -3,7 +3,7 @@
 //! It hands the latest link, wishes and results to the reconciler, starts the jobs it asks for, and publishes how things
 //! stand. While the link is not live it holds no client and asks nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::job::{Done, perform};
 use crate::metrics::{Metrics, of_hosts, of_registration, of_write};
-use crate::reconcile::{LeftOver, Manner, Reconciler, Wants};
+use crate::reconcile::{LeftOver, Manner, Reconciler, Registered, Wants};
 use crate::registry::{Failure, Registry, ZooKeeper};
 use crate::state;
 use crate::status::{Board, EnsembleReport};
@@ -108,6 +108,8 @@ struct Registrar {
     /// Whether the state file holds it.
     remembered: bool,
     process: ProcessId,
+    /// What the log was last told of registrations that failed since they last stood as wanted, by key.
+    told: BTreeMap<String, String>,
 }
 
 impl Registrar {
@@ -135,6 +137,7 @@ impl Registrar {
             session: None,
             remembered: false,
             process: ProcessId::own(),
+            told: BTreeMap::new(),
         }
     }
 
@@ -347,19 +350,27 @@ impl Registrar {
             at_rest: self.reconciler.is_at_rest(),
             remembered: self.remembered,
         };
+        let mut told = std::mem::take(&mut self.told);
         self.setup.board.send_if_modified(|board| {
             let before = board.get(&self.hosts);
             if before == Some(&report) {
                 return false;
             }
-            self.tell(before, &report);
+            self.tell(before, &report, &mut told);
             board.insert(self.hosts.clone(), report);
             true
         });
+        self.told = told;
     }
 
     /// One log line per transition.
-    fn tell(&self, before: Option<&EnsembleReport>, after: &EnsembleReport) {
+    fn tell(
+        &self,
+        before: Option<&EnsembleReport>,
+        after: &EnsembleReport,
+        told: &mut BTreeMap<String, String>,
+    ) {
+        told.retain(|key, _| after.registrations.contains_key(key));
         let metrics = &self.setup.metrics;
         let mut twins: BTreeSet<&String> = BTreeSet::new();
         let gone = before.into_iter().flat_map(|report| &report.registrations);
@@ -409,11 +420,7 @@ impl Registrar {
                     "two nerves claim one instance_id, left alone"
                 );
             }
-            if let Some(error) = now
-                .error
-                .as_ref()
-                .filter(|error| old.and_then(|old| old.error.as_ref()) != Some(error))
-            {
+            if let Some(error) = to_tell(told, key, now) {
                 tracing::warn!(
                     service,
                     path = now.path,
@@ -441,8 +448,55 @@ impl Registrar {
     }
 }
 
+/// The error of a registration, where it is another one than the log was last told. One that comes and goes with the
+/// attempts is told once, until the registration stands as wanted.
+fn to_tell<'a>(
+    told: &mut BTreeMap<String, String>,
+    key: &str,
+    now: &'a Registered,
+) -> Option<&'a String> {
+    match &now.error {
+        None if now.in_sync => drop(told.remove(key)),
+        None => {}
+        Some(error) if told.get(key) == Some(error) => {}
+        Some(error) => {
+            told.insert(key.to_owned(), error.clone());
+            return Some(error);
+        }
+    }
+    None
+}
+
 /// The ensemble of `hosts` alone, as one session serves all chroots of it.
 pub(crate) fn without_chroot(ensemble: &Ensemble) -> Arc<Ensemble> {
     let hosts: Vec<&str> = ensemble.hosts().split(',').collect();
     Arc::new(Ensemble::new(&hosts).unwrap_or_else(|_| ensemble.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_until_it_changes_or_the_registration_stands() {
+        let registered = |error: Option<&str>, in_sync| Registered {
+            error: error.map(str::to_owned),
+            in_sync,
+            ..Registered::default()
+        };
+        let mut told = BTreeMap::new();
+        let mut tells = |error, in_sync| {
+            let now = registered(error, in_sync);
+            to_tell(&mut told, "web", &now).is_some()
+        };
+        let (denied, full) = (Some("NoAuth"), Some("quota"));
+        assert!(tells(denied, false));
+        for _ in 0..10 {
+            assert!(!tells(None, false), "an attempt is under way");
+            assert!(!tells(denied, false));
+        }
+        assert!(tells(full, false) && !tells(full, false) && tells(denied, false));
+        assert!(!tells(None, true), "it stands");
+        assert!(tells(denied, false));
+    }
 }

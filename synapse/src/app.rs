@@ -10,6 +10,7 @@ use smartstack_common::admin::control::{Command, Commands, Control, ControlError
 use smartstack_common::admin::{self, Answer, Listener, Routes};
 use smartstack_common::atomic;
 use smartstack_common::clock::Moment;
+use smartstack_common::config::emptied;
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -169,7 +170,10 @@ pub async fn run(
             _ = look.tick() => follow(&locks, &mut following),
             request = signals.next() => match request {
                 Request::Stop => break Ok(()),
-                Request::Reload => match reload().and_then(|config| of(&locks).change(config)) {
+                Request::Reload => match reload().and_then(|config| {
+                    emptied(configs.borrow().service_files, config.service_files)?;
+                    of(&locks).change(config)
+                }) {
                     Ok(config) => _ = configs.send_replace(Arc::new(config)),
                     Err(problem) => error!("the configuration is refused, nothing changes:\n{problem}"),
                 },

@@ -58,6 +58,8 @@ pub fn schema() -> serde_json::Value {
 pub struct Config {
     /// In the order of the file (it is the order of the sections in haproxy.cfg).
     pub services: Vec<Service>,
+    /// How many of them have a file in `service_conf_dir`.
+    pub service_files: usize,
     /// haproxy and how to drive it.
     pub haproxy: Haproxy,
     /// Session time-out asked for; default 10 s.

@@ -28,6 +28,7 @@ fn lines(text: &[&str]) -> Vec<String> {
 
 fn config(global: &[&str], defaults: &[&str]) -> Config {
     Config {
+        service_files: 0,
         services: Vec::new(),
         haproxy: Haproxy {
             global: lines(global),

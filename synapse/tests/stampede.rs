@@ -454,6 +454,7 @@ fn nerve(host: usize, ensemble: &Ensemble, dir: &Dir, timeout: Duration) -> nerv
         use_path_encoding: false,
     };
     nerve::config::Config {
+        service_files: 0,
         instance_id: format!("host-{host:05}"),
         services: (0..SERVICES)
             .map(|n| (format!("s{n}"), service(n)))

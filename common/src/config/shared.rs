@@ -37,6 +37,31 @@ pub fn ensemble(cursor: &Cursor<'_>) -> Option<Ensemble> {
         .ok()
 }
 
+/// The last line of defence: a service that was written and not read must have left an error. `before` is how many there
+/// were before it was read.
+pub fn unread(source: &Source, service: &Cursor<'_>, before: usize) {
+    if source.errors() == before {
+        service.error_hint(
+            "cannot be read, and nothing says why",
+            "a defect of this program: please report it with the file",
+        );
+    }
+}
+
+/// Why a re-read configuration is refused that has no file in `service_conf_dir` while the one before had `before` of them.
+///
+/// # Errors
+/// That, in words.
+pub fn emptied(before: usize, now: usize) -> Result<(), String> {
+    if before == 0 || now > 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "`service_conf_dir`: no service is there any more, and {before} were\nhint: a folder that is not mounted or not filled yet looks so; to remove \
+         the last service, restart the program"
+    ))
+}
+
 /// An absolute znode path. Ruby fails on a trailing slash only at run time; here it is an error at once.
 #[must_use]
 pub fn zk_path(cursor: &Cursor<'_>) -> Option<ZkPath> {

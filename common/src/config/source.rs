@@ -191,6 +191,20 @@ impl Source {
             .collect()
     }
 
+    /// How many errors have been noted so far.
+    #[must_use]
+    pub fn errors(&self) -> usize {
+        let findings = self.findings.borrow();
+        let errors = findings.iter().filter(|f| f.severity == Severity::Error);
+        errors.count()
+    }
+
+    /// How many services have a file in `service_conf_dir`.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        self.services.len()
+    }
+
     /// The outcome: the configuration with the warnings, or everything that was found.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ pub(super) const KEYS: &[Key] = &[
         "zookeeper.session_timeout",
         Kind::Duration,
         "10s",
-        "session time-out asked for; the servers may change it",
+        "session time-out asked for; the servers may grant another one (`zookeeper[].session_timeout` in `/status`), which counts",
     ),
     honoured(
         "zookeeper.jitter",

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use smartstack_common::config::{Cursor, Map, Program, Report, Source, Use, Winner, must_fit};
-use smartstack_common::config::{Loaded, ensemble, listeners, path, session, zk_path};
+use smartstack_common::config::{Loaded, ensemble, listeners, path, session, unread, zk_path};
 
 use super::keys::KEYS;
 use super::{Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, TcpCheck};
@@ -64,6 +64,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
     Some(Config {
         instance_id: instance_id?,
         services,
+        service_files: source.files(),
         heartbeat_path,
         session_timeout: session.timeout,
         jitter: session.jitter,
@@ -118,7 +119,9 @@ fn services<'a>(top: &Map<'a>, source: &'a Source) -> BTreeMap<String, Service> 
             cursor.error("required, but null");
             continue;
         }
+        let errors = source.errors();
         let Some(service) = cursor.object(|map| service(map, &name)).flatten() else {
+            unread(source, &cursor, errors);
             continue;
         };
         for (node, path) in fixed_names(&service) {

@@ -270,3 +270,55 @@ fn the_schema_takes_what_the_loader_takes_and_no_mistake() {
     println!("{cases} cases pass, {mistakes} mistakes do not");
     assert!(cases >= 3 && mistakes >= 4 * KEYS.len());
 }
+
+/// An entry without a value takes nothing else with it in silence: the file is refused, at each list.
+#[test]
+fn an_empty_entry_of_any_list_is_an_error() {
+    let service = |key: &str, value: &str| {
+        let mut keys = vec![
+            ("host", "127.0.0.1"),
+            ("port", "80"),
+            ("zk_hosts", "[\"zk:2181\"]"),
+            ("zk_path", "/s"),
+            ("checks", "[{type: tcp}]"),
+        ];
+        keys.retain(|(known, _)| *known != key);
+        keys.push((key, value));
+        let keys = keys.iter().map(|(key, value)| format!("{key}: {value}"));
+        let keys: Vec<String> = keys.collect();
+        format!(
+            "instance_id: i\nservices: {{web: {{{}}}}}\n",
+            keys.join(", ")
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let read = |text: &str| {
+        let path = folder.path().join("nerve.yaml");
+        write(&path, text);
+        load(&LoadOptions {
+            path,
+            instance_id: None,
+            environment: Environment::default(),
+        })
+    };
+    assert_eq!(
+        read(&service("port", "80")).unwrap().config.services.len(),
+        1
+    );
+    for (key, value) in [
+        ("zk_hosts", "[null]"),
+        ("zk_hosts", "[~, \"zk:2181\"]"),
+        ("checks", "[null]"),
+        ("checks", "[{type: tcp}, null]"),
+        ("reporters", "[null]"),
+        (
+            "reporters",
+            "[{zk_hosts: [\"other:2181\"], zk_path: /s}, ~]",
+        ),
+        ("reporters", "[{zk_hosts: [null], zk_path: /s}]"),
+    ] {
+        let refused = read(&service(key, value)).map(|loaded| loaded.config.services.len());
+        let report = refused.expect_err(&format!("{key}: {value}"));
+        assert!(report.to_string().contains(key), "{key}: {value}: {report}");
+    }
+}

@@ -9,7 +9,7 @@ use crate::registration::Twin;
 use crate::service::{Stance, Wanted};
 
 /// One registration in `/status`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Registered {
     pub(crate) service: String,
     pub(crate) path: String,

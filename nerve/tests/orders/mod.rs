@@ -208,3 +208,45 @@ async fn who_may_not_is_told_who_may() {
     assert!(told(&absent).1.contains("does nerve run?"), "{absent:?}");
     end(nerve).await;
 }
+
+/// A folder that is not mounted, or that is being filled anew, looks like one from which all services were removed.
+#[tokio::test]
+async fn an_emptied_folder_of_services_withdraws_nothing() {
+    let host = Host::start().await;
+    let admin = Bind::Tcp(format!("127.0.0.1:{}", free_port()));
+    let mut config = host.config(&admin, &host.zookeeper.hosts(), &json!({}));
+    let web = config["services"]["web"].take();
+    config["services"] = json!({});
+    config["service_conf_dir"] = json!(host.dir.join("services"));
+    host.write(&config);
+    let file = host.dir.write("services/web.json", web.to_string());
+    let nerve = host.launch(&admin).await;
+    let node = host.one_node("").await;
+    let counted = async |result: &str, count: f64| {
+        let name = format!(r#"nerve_config_reloads_total{{result="{result}"}}"#);
+        eventually(
+            "it has read its configuration",
+            SOON,
+            async || match nerve.metric(&name).await {
+                Some(now) if now >= count => Ok(()),
+                other => Err(format!("{result}: {other:?}")),
+            },
+        )
+        .await;
+    };
+    std::fs::remove_file(&file).unwrap();
+    for count in [1.0, 2.0] {
+        nerve.signal(Signal::SIGHUP);
+        counted("failed", count).await;
+    }
+    assert_eq!(host.nodes().await, [node]);
+    let log = std::fs::read_to_string(host.dir.join("nerve.log")).unwrap();
+    assert!(log.contains("no service is there any more"), "{log}");
+
+    let _other = host.dir.write("services/other.json", web.to_string());
+    nerve.signal(Signal::SIGHUP);
+    counted("ok", 1.0).await;
+    let status = nerve.status().await;
+    assert!(status["services"]["web"].is_null(), "{status}");
+    end(nerve).await;
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smartstack_common::config::{
     Cursor, Environment, Loaded, Map, Program, Report, Source, Use, Winner, beside, fits,
-    listeners, must_fit, path, session,
+    listeners, must_fit, path, session, unread,
 };
 
 use super::guard::guard;
@@ -70,10 +70,14 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
             cursor.error("required, but null");
             continue;
         }
+        let errors = source.errors();
         let read = cursor
             .object(|map| service(map, &name, &inherited))
             .flatten();
-        let Some(read) = read else { continue };
+        let Some(read) = read else {
+            unread(source, &cursor, errors);
+            continue;
+        };
         if let Some(key) = read.use_nerve_weights {
             weights = Some(key);
         }
@@ -131,6 +135,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         haproxy.use_nerve_weights = true;
     }
     let config = Config {
+        service_files: source.files(),
         services,
         haproxy,
         session_timeout: session.timeout,

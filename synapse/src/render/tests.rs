@@ -11,6 +11,7 @@ fn lines(text: &[&str]) -> Vec<String> {
 
 pub(crate) fn config() -> Config {
     Config {
+        service_files: 0,
         services: Vec::new(),
         haproxy: crate::config::Haproxy {
             global: lines(&["stats socket /run/h.sock level admin"]),
