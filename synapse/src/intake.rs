@@ -149,12 +149,11 @@ pub struct Intake {
 type Made = (usize, u64);
 
 impl Intake {
-    /// The sources of a service, as far as the snapshot knows them.
+    /// The sources of a service, as far as the snapshot knows them. `now` is since this boot, which `clock` knows.
     #[must_use]
-    pub fn new(service: &Service, snapshot: &Snapshot, clock: &Clock) -> Self {
+    pub fn new(service: &Service, snapshot: &Snapshot, clock: &Clock, now: Duration) -> Self {
         let mut intake = Self::default();
         intake.resolve(service);
-        let now = Clock::now();
         let same_boot = snapshot.boot == clock.boot() && !snapshot.boot.is_empty();
         for watched in watched(service) {
             let record = snapshot.source(&watched.key);

@@ -92,7 +92,7 @@ fn pieces(
             let mut state = State::new(
                 Arc::new(service.clone()),
                 crate::reconciler::held(&snapshot, service),
-                Intake::new(service, &snapshot, &clock),
+                Intake::new(service, &snapshot, &clock, Clock::now()),
             );
             let view = |key: &SourceKey| snapshot.view(key);
             let taken = state

@@ -68,12 +68,16 @@ struct Scene {
 
 impl Scene {
     fn of(service: Service, snapshot: &Snapshot) -> Self {
+        Self::at(service, snapshot, Clock::now())
+    }
+
+    fn at(service: Service, snapshot: &Snapshot, now: Duration) -> Self {
         let clock = Clock::new();
         Self {
-            intake: Intake::new(&service, snapshot, &clock),
+            intake: Intake::new(&service, snapshot, &clock, now),
             service,
             views: BTreeMap::new(),
-            now: Clock::now(),
+            now,
             max_stale: None,
             sequence: 0,
         }
@@ -482,4 +486,96 @@ fn a_clock_that_was_set_decides_nothing() {
             assert_eq!(scene.ports().len(), 0, "{set_to:?} {boot}");
         }
     }
+}
+
+impl Scene {
+    /// Killed and started again `now` after the boot that the snapshot calls `boot`. What it has noted by the clock on the
+    /// wall is `wall`.
+    fn restarted(&self, boot: &str, now: Duration, mut wall: impl FnMut() -> SystemTime) -> Self {
+        let agreed = self.intake.agreed_boot(self.now);
+        let agreed: BTreeMap<String, Duration> =
+            agreed.map(|(k, at)| (k.to_string(), at)).collect();
+        let record = |(key, view): (&SourceKey, &SourceView)| {
+            let record = SourceRecord {
+                agreed_at: view.agreed_at.map(|_| wall()),
+                agreed_boot: agreed.get(&key.to_string()).copied(),
+                fresh: false,
+                children: Arc::clone(&view.children),
+            };
+            (key.to_string(), record)
+        };
+        let guards = self.intake.save(&Clock::new());
+        let snapshot = Snapshot {
+            boot: boot.to_owned(),
+            sources: self.views.iter().map(record).collect(),
+            guards: [("web".to_owned(), guards)].into(),
+            ..Snapshot::default()
+        };
+        let mut scene = Self::at(self.service.clone(), &snapshot, now);
+        let views = self
+            .views
+            .keys()
+            .map(|key| (key.clone(), snapshot.view(key)));
+        scene.views = views.collect();
+        (scene.max_stale, scene.sequence) = (self.max_stale, self.sequence);
+        scene
+    }
+}
+
+/// Two hosts that are told the same. On one of them the clock on the wall is set anywhere before each step.
+#[test]
+fn no_decision_depends_on_the_wall_clock() {
+    crate::simulation::run("intake::tests::no_decision", |seed| {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let names = &["a", "b"][..rng.usize(1..=2)];
+        let mut service = match names {
+            [_] => single(),
+            _ => service(Resolver::Union, names),
+        };
+        if rng.bool() {
+            service.default_servers = default_server();
+        }
+        let start = Duration::from_secs(100_000);
+        let max_stale = rng.bool().then(|| Duration::from_secs(rng.u64(1..7200)));
+        let mut scenes = [(); 2].map(|()| {
+            let mut scene = Scene::at(service.clone(), &Snapshot::default(), start);
+            scene.max_stale = max_stale;
+            scene
+        });
+        let clock = Clock::new();
+        for step in 0..40 {
+            let (dice, name) = (rng.u8(0..10), names[rng.usize(0..names.len())]);
+            let (from, wait) = (rng.u16(1..6), rng.u64(0..3000));
+            let ports = from..from + rng.u16(0..8);
+            let boot = [clock.boot(), "another boot", ""][rng.usize(0..3)];
+            let walls = rng.fork();
+            for (scene, jumps) in scenes.iter_mut().zip([false, true]) {
+                let mut walls = walls.clone();
+                let mut wall = || match jumps {
+                    true => {
+                        SystemTime::UNIX_EPOCH + Duration::from_secs(walls.u64(0..4_000_000_000))
+                    }
+                    false => SystemTime::now(),
+                };
+                match dice {
+                    0..4 => {
+                        scene.set(name, ports.clone());
+                        let view = scene.views.get_mut(&key(name)).unwrap();
+                        view.agreed_at = Some(Moment::of_wall(wall()));
+                    }
+                    4..6 => scene.lose_contact(name),
+                    6..8 => scene.wait(wait),
+                    _ => {
+                        let now = match boot == clock.boot() {
+                            true => scene.now,
+                            false => Duration::from_secs(wait),
+                        };
+                        *scene = scene.restarted(boot, now, wall);
+                    }
+                }
+            }
+            let [right, wrong] = scenes.each_mut().map(Scene::ports);
+            assert_eq!(right, wrong, "step {step}");
+        }
+    });
 }

@@ -34,6 +34,7 @@ use crate::desired::Previous;
 use crate::effective::Scope;
 use crate::generation::Generation;
 use crate::good::Good;
+use crate::guard::Clock;
 use crate::haproxy::version::{self, Version};
 use crate::intake::{self, Intake};
 use crate::render::{RenderError, Renderer};
@@ -75,7 +76,7 @@ impl Reconciler {
             .services
             .iter()
             .map(|s| {
-                let intake = Intake::new(s, snapshot, &guarding.clock);
+                let intake = Intake::new(s, snapshot, &guarding.clock, Clock::now());
                 State::new(Arc::new(s.clone()), held(snapshot, s), intake)
             })
             .collect();
@@ -316,7 +317,7 @@ impl Reconciler {
                     state
                 }
                 None => {
-                    let intake = Intake::new(&service, &empty, &self.guarding.clock);
+                    let intake = Intake::new(&service, &empty, &self.guarding.clock, Clock::now());
                     State::new(service, Previous::None, intake)
                 }
             };

@@ -48,7 +48,7 @@ fn view(children: &Arc<Children>) -> SourceView {
 }
 
 fn state(service: &Arc<Service>) -> State {
-    let intake = Intake::new(service, &Snapshot::default(), &Clock::new());
+    let intake = Intake::new(service, &Snapshot::default(), &Clock::new(), Clock::now());
     State::new(Arc::clone(service), Previous::None, intake)
 }
 
