@@ -265,6 +265,8 @@ struct World {
     calm: bool,
     /// Sessions that nobody keeps alive any more.
     dying: BTreeSet<i64>,
+    /// Nodes that somebody has deleted lately, by their names below the parent.
+    taken: Vec<Found>,
     /// The youngest session that the reconciler has learnt of.
     learnt: Option<i64>,
     /// The checks of each service.
@@ -302,6 +304,7 @@ impl World {
             told: true,
             calm: false,
             dying: BTreeSet::new(),
+            taken: Vec::new(),
             learnt: None,
             machines: BTreeMap::new(),
             failing: BTreeMap::new(),
@@ -491,6 +494,12 @@ impl World {
                 let own: Vec<String> = self.names(|owner| owner != FOREIGN);
                 let mut tree = self.tree.lock().unwrap();
                 if self.rng.bool() {
+                    let taken = tree.nodes.iter().filter(|n| Some(&n.name) == own.first());
+                    let below = |node: &Found| Found {
+                        name: node.name.rsplit('/').next().unwrap_or_default().to_owned(),
+                        ..node.clone()
+                    };
+                    self.taken.extend(taken.map(below));
                     tree.nodes.retain(|n| Some(&n.name) != own.first());
                 } else if let Some(node) = tree.nodes.iter_mut().find(|n| own.contains(&n.name)) {
                     // Somebody writes the same bytes again.
@@ -573,6 +582,8 @@ impl World {
                 );
             }
         }
+        // Everything touched was looked at.
+        self.taken.clear();
         let expired = !self
             .tree
             .lock()
@@ -633,8 +644,9 @@ impl World {
                     (n.owner == write.session || self.dying.contains(&n.owner))
                         && registration.is_met_by(&n.name, &n.data)
                 };
+                // Or it stayed there when that was planned, and somebody took it since.
                 assert!(
-                    write.after.iter().any(stays),
+                    write.after.iter().chain(&self.taken).any(stays),
                     "gone without a word at {}: {change:?}",
                     write.path
                 );
