@@ -9,7 +9,7 @@
 //!   read everything. The watcher itself also receives `Session` events, in order with the node events.
 //! * A call made while disconnected hangs and is carried out later: call only while the link is [`Link::Live`], under
 //!   [`call`]'s time limit, and take a time-out for what it is, an unknown outcome ([`Trouble::Lost`]).
-//! * What waits for a watch of a client leaves with its link value, or panics [`held`]'s grace later.
+//! * What waits for a watch of a client leaves with its link value, or panics `held`'s grace later.
 //! * A clone of the client that outlives its link value keeps the session open when the supervisor closes it.
 
 mod armed;
