@@ -318,11 +318,18 @@ async fn exit_codes() {
     ] {
         assert_eq!(code(good).0, 0, "{good:?}");
     }
-    for command in ["run", "check", "render", "status"] {
+    for command in ["run", "check", "render"] {
         let (code, _, stderr) = code(&["-c", "nosuch.json", command]);
         assert_eq!(code, 78, "{command}: {stderr}");
         assert!(stderr.contains("nosuch.json"), "{stderr}");
     }
+    // Who asks a running program needs no file, but is told where it was not.
+    let (status, _, stderr) = code(&["-c", "nosuch.json", "status"]);
+    assert_eq!(status, 1, "{stderr}");
+    assert!(
+        stderr.contains("nosuch.json") && stderr.contains("no status from"),
+        "{stderr}"
+    );
     let _file = dir.write("bad.json", r#"{"services": {"a": {}}}"#);
     for command in ["run", "check", "render"] {
         assert_eq!(code(&["-c", "bad.json", command]).0, 78, "{command}");
