@@ -469,7 +469,7 @@ async fn bad_hosts_are_passed_over_and_an_absent_server_is_waited_for() {
     let proxy = TcpProxy::start(&zookeeper.hosts()).await;
     proxy.set(Mode::Refuse).await;
     let hosts = format!(
-        "127.0.0.1:1,[::1:2181,no-such-name.invalid:2181,{}",
+        "127.0.0.1:1,[::1]:1,no-such-name.invalid:2181,{}",
         proxy.host()
     );
     let mut supervised = Supervised::start(&hosts, SESSION);
