@@ -224,9 +224,9 @@ pub fn plan(wants: &[Want<'_>], observed: &[Node], displaced: &BTreeSet<i64>) ->
 }
 
 /// Gives each of our nodes to a want: by its exact form and bytes, by address, and what is left to wants without any
-/// (their address changed). Of several that it fits, one that has none yet takes it, and of those one that is to be
-/// present: services may have equal payloads, and what is withdrawn must not be the other's. Returns also those nobody
-/// takes.
+/// (their address changed). Of several that it fits, one that has none yet takes it, and of those first one that is to be
+/// present, last one that is not: services may have equal payloads, what is withdrawn must not be the other's, and a want
+/// that is met must not lose its node to one that only leaves what it finds. Returns also those nobody takes.
 fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, Vec<&'n Node>) {
     let mut ours: Vec<&Node> = observed
         .iter()
@@ -247,8 +247,13 @@ fn assign<'n>(wants: &[Want<'_>], observed: &'n [Node]) -> (Vec<Vec<&'n Node>>, 
             let takers = (0..wants.len())
                 .filter(|i| fits(&wants[*i], node))
                 .filter(|i| !only_empty || assigned[*i].is_empty());
-            let is_absent = |i: usize| matches!(wants[i].stance, Stance::Absent(_));
-            match takers.min_by_key(|i| (assigned[*i].len(), is_absent(*i))) {
+            let rank = |i: usize| match wants[i].stance {
+                Stance::Present => 0,
+                Stance::Keep => 1,
+                Stance::Leave => 2,
+                Stance::Absent(_) => 3,
+            };
+            match takers.min_by_key(|i| (assigned[*i].len(), rank(*i))) {
                 Some(taker) => {
                     assigned[taker].push(node);
                     false

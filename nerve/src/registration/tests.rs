@@ -274,6 +274,46 @@ fn surplus_and_unclaimed_own_nodes_go() {
     );
 }
 
+/// Of equal wants, one whose node stands has it whatever the others find; what is too many goes, and nothing is created.
+#[test]
+fn a_want_that_is_met_loses_its_node_to_none_that_only_leaves_it() {
+    let web = registration(1, 1, NodeType::EphemeralSequential);
+    for other in [Stance::Keep, Stance::Leave, ABSENT] {
+        for present_first in [false, true] {
+            let mut wants = vec![
+                Want {
+                    service: "other",
+                    ..one(&web, other)
+                },
+                Want {
+                    service: "web",
+                    ..one(&web, Stance::Present)
+                },
+            ];
+            if present_first {
+                wants.reverse();
+            }
+            let tree = [
+                node("i_0000000009", Owner::Former, 9, &web.payload),
+                node("i_0000000010", Owner::Former, 10, &web.payload),
+                node("i_0000000014", Owner::Own, 14, &web.payload),
+            ];
+            let plan = plan(&wants, &tree, &BTreeSet::new());
+            let web = plan
+                .changes
+                .iter()
+                .filter(|c| c.service.as_deref() == Some("web"));
+            for change in web {
+                assert!(change.create.is_none(), "{other:?}: {change:?}");
+                assert!(
+                    !change.removed().any(|name| name == "i_0000000014"),
+                    "{change:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_sequential_twin_is_reported_and_left_alone() {
     let web = registration(1, 1, NodeType::EphemeralSequential);
