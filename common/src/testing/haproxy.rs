@@ -184,7 +184,8 @@ impl Haproxy {
         )
     }
 
-    /// `show servers state`: one map of column name to value per server.
+    /// `show servers state`: one map of column name to value per server. Without the bit of both check states that says whether a
+    /// check is under way just now (`CHK_ST_INPROGRESS`, 1).
     pub async fn servers_state(&self) -> Vec<BTreeMap<String, String>> {
         let text = self.command("show servers state").await;
         let mut lines = text.lines().skip(1);
@@ -194,11 +195,15 @@ impl Haproxy {
             .trim_start_matches("# ")
             .split(' ')
             .collect();
+        let at_rest = |column: &str, value: &str| match (column, value.parse::<u32>()) {
+            ("srv_check_state" | "srv_agent_state", Ok(state)) => (state & !1).to_string(),
+            _ => value.to_owned(),
+        };
         let row = |line: &str| {
             columns
                 .iter()
                 .zip(line.split(' '))
-                .map(|(c, v)| ((*c).to_owned(), v.to_owned()))
+                .map(|(c, v)| ((*c).to_owned(), at_rest(c, v)))
                 .collect()
         };
         lines.filter(|line| !line.is_empty()).map(row).collect()
