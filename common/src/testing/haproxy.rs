@@ -173,6 +173,19 @@ impl Haproxy {
             .expect("`show info` has a `Pid`")
     }
 
+    /// The pid of its master, the parent of its worker.
+    ///
+    /// # Errors
+    /// The worker ended meanwhile.
+    pub async fn master_pid(&self) -> Result<u32, String> {
+        let worker = self.worker_pid().await;
+        let status = std::fs::read_to_string(format!("/proc/{worker}/status"));
+        let status = status.map_err(|e| format!("worker {worker}: {e}"))?;
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+        let parent = parent.unwrap_or_default().trim().parse();
+        parent.map_err(|e| format!("worker {worker}: {e}: {status}"))
+    }
+
     /// The generation synapse wrote into `description`, if it did.
     pub async fn generation(&self) -> Option<String> {
         let info = self.info().await;

@@ -7,12 +7,10 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
-use smartstack_common::testing::{App, Behaviour, Program, ask_once, eventually, free_port};
+use smartstack_common::testing::{App, Behaviour, ask_once, eventually, free_port};
 
-use crate::pair::{Pair, SOON, Way, in_step, reloads};
+use crate::pair::{Pair, SOON, Way, in_step, reloaded_by_hand, reloads};
 
 /// Requests of one measurement; many where chance decides, so that five points are five standard deviations.
 const REQUESTS: usize = 1_000;
@@ -262,29 +260,6 @@ impl Client {
     }
 }
 
-/// By hand; synapse has seen it. A master that has just re-executed itself loses the signal, so that it is sent again when
-/// nothing comes of it.
-async fn reload(pair: &Pair, synapse: &Program) {
-    let before = synapse.status().await["haproxy"]["foreign_reloads"].as_u64();
-    let (mut sent, mut looks) = (0, 0);
-    eventually("the foreign reload is seen", SOON, async || {
-        let found = synapse.status().await["haproxy"]["foreign_reloads"].as_u64();
-        if found > before {
-            return Ok(());
-        }
-        if looks >= sent * 100 {
-            sent += 1;
-            let master = std::fs::read_to_string(pair.dir.join("haproxy.cfg.pid")).unwrap();
-            let master = Pid::from_raw(master.trim().parse().unwrap());
-            kill(master, Signal::SIGUSR2).unwrap();
-        }
-        looks += 1;
-        Err(format!("{found:?}, sent {sent} times"))
-    })
-    .await;
-    in_step(synapse).await;
-}
-
 #[tokio::test]
 async fn servers_added_get_their_share_and_their_connections_are_used_again() {
     let mut pair = Pair::start(Way::Supervise).await;
@@ -314,7 +289,8 @@ async fn servers_added_get_their_share_and_their_connections_are_used_again() {
         service.add(&pair).await;
     }
     in_step(&synapse).await;
-    reload(&pair, &synapse).await;
+    reloaded_by_hand(&pair, &synapse).await;
+    in_step(&synapse).await;
 
     for service in &mut services {
         let (before, pid) = (reloads(&synapse).await, pair.haproxy.worker_pid().await);
@@ -348,7 +324,8 @@ async fn servers_added_get_their_share_and_their_connections_are_used_again() {
         (before, pid)
     );
 
-    reload(&pair, &synapse).await;
+    reloaded_by_hand(&pair, &synapse).await;
+    in_step(&synapse).await;
     for (service, added) in services.iter().zip(&added) {
         let answers = service.answers().await;
         service.assert_kept(&pair, &answers, "after a reload").await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use smartstack_common::testing::{App, Dir, Haproxy, eventually};
 use tokio::time::Instant;
 
-use crate::pair::{Pair, SOON, Traffic, Way, answer, in_step, reloads, status};
+use crate::pair::{Pair, SOON, Traffic, Way, answer, in_step, reloaded_by_hand, reloads, status};
 
 #[tokio::test]
 async fn a_removal_and_its_return_do_not_wait_for_the_next_reload() {
@@ -159,20 +159,8 @@ async fn a_reload_by_others_with_an_older_file_is_repaired() {
     let pid = pair.haproxy.worker_pid().await;
 
     let _path = pair.dir.write("haproxy.cfg", old);
-    let master: i32 = std::fs::read_to_string(pair.dir.join("haproxy.pid"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
     let began = Instant::now();
-    kill(Pid::from_raw(master), Signal::SIGUSR2).unwrap();
-    eventually("the foreign reload is seen", SOON, async || {
-        match synapse.status().await["haproxy"]["foreign_reloads"].as_u64() {
-            Some(1..) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
+    reloaded_by_hand(&pair, &synapse).await;
     pair.until(&b, "ready").await;
     in_step(&synapse).await;
     println!(

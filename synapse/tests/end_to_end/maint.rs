@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::testing::{App, eventually};
 use tokio::time::sleep;
 
-use crate::pair::{Pair, SOON, Traffic, Way, in_step, status};
+use crate::pair::{Pair, SOON, Traffic, Way, in_step, reloaded_by_hand, status};
 
 /// haproxy's name for an app's server.
 fn name(app: &App) -> String {
@@ -61,23 +60,7 @@ async fn an_operators_maint_stays_whatever_its_weight_and_whoever_restarts() {
             }
         })
         .await;
-        let master = std::fs::read_to_string(pair.dir.join("haproxy.pid")).unwrap();
-        let pid = pair.haproxy.worker_pid().await;
-        kill(
-            Pid::from_raw(master.trim().parse().unwrap()),
-            Signal::SIGUSR2,
-        )
-        .unwrap();
-        eventually("another worker", SOON, async || {
-            let now = tokio::net::UnixStream::connect(pair.dir.join("stats.sock")).await;
-            now.map_err(|e| e.to_string())?;
-            if pair.haproxy.worker_pid().await == pid {
-                Err(String::new())
-            } else {
-                Ok(())
-            }
-        })
-        .await;
+        reloaded_by_hand(&pair, &synapse).await;
         in_step(&synapse).await;
         audited().await;
         assert_eq!(pair.state(&b).await, "maint");

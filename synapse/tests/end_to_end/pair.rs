@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{
@@ -453,4 +455,26 @@ fn local(port: u16) -> SocketAddr {
 
 fn seconds(duration: Duration) -> String {
     format!("{}ms", duration.as_millis())
+}
+
+/// By hand, until synapse has seen it: a master that has just re-executed itself loses the signal, so that it is sent again
+/// when nothing comes of it.
+pub(crate) async fn reloaded_by_hand(pair: &Pair, synapse: &Program) {
+    let before = synapse.status().await["haproxy"]["foreign_reloads"].as_u64();
+    let (mut sent, mut looks) = (0, 0);
+    eventually("the foreign reload is seen", SOON, async || {
+        let found = synapse.status().await["haproxy"]["foreign_reloads"].as_u64();
+        if found > before {
+            return Ok(());
+        }
+        if looks >= sent * 100 {
+            sent += 1;
+            let master = pair.haproxy.master_pid().await?;
+            let master = Pid::from_raw(i32::try_from(master).unwrap());
+            kill(master, Signal::SIGUSR2).map_err(|e| e.to_string())?;
+        }
+        looks += 1;
+        Err(format!("{found:?}, sent {sent} times"))
+    })
+    .await;
 }

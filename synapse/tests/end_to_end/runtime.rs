@@ -1,11 +1,10 @@
 //! Servers that come and go without a reload, and the backends in which they cannot.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use smartstack_common::testing::App;
 
-use crate::pair::{Pair, SOON, Traffic, WEB, Way, in_step, reloads, status};
+use crate::pair::{Pair, SOON, Traffic, WEB, Way, in_step, reloaded_by_hand, reloads};
 
 /// Names and ids of `web`: in the file, and in the worker.
 async fn ids(pair: &Pair) -> [Vec<(String, String)>; 2] {
@@ -118,16 +117,7 @@ async fn what_was_added_outlives_restarts_and_reloads_by_others() {
     let [written, live] = ids(&pair).await;
     assert_eq!(written, live);
 
-    let master = std::fs::read_to_string(pair.dir.join("haproxy.pid")).unwrap();
-    kill(
-        Pid::from_raw(master.trim().parse().unwrap()),
-        Signal::SIGUSR2,
-    )
-    .unwrap();
-    status(&synapse, "the foreign reload is seen", |status| {
-        status["haproxy"]["foreign_reloads"].as_u64() > Some(0)
-    })
-    .await;
+    reloaded_by_hand(&pair, &synapse).await;
     in_step(&synapse).await;
     assert_eq!(reloads(&synapse).await, 0);
     assert_eq!(ids(&pair).await[1], live);
@@ -196,15 +186,6 @@ async fn consistent_hashing_gives_servers_added_at_runtime_their_share() {
     }
     assert_eq!(pair.haproxy.worker_pid().await, pid);
     // A reload does not move a key.
-    let master = std::fs::read_to_string(pair.dir.join("haproxy.cfg.pid")).unwrap();
-    kill(
-        Pid::from_raw(master.trim().parse().unwrap()),
-        Signal::SIGUSR2,
-    )
-    .unwrap();
-    status(&synapse, "the foreign reload is seen", |status| {
-        status["haproxy"]["foreign_reloads"].as_u64() > Some(0)
-    })
-    .await;
+    reloaded_by_hand(&pair, &synapse).await;
     assert_eq!(whose().await, added);
 }
