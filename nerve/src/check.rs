@@ -2,29 +2,77 @@
 //!
 //! No decision about health is taken here and nothing is retried: a request that had to be repeated is a failed one. What
 //! only this host is to blame for (no descriptor, no port, no memory, a resolver that does not answer) is no failure of
-//! the app: the attempt could not run. Called by `watch.rs` once a round.
+//! the app: the attempt could not run. Called by `watch` once a round.
 
-use std::fmt;
-use std::io;
-use std::time::Duration;
-
-use nix::errno::Errno;
-use smartstack_common::net;
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
-
-use crate::config::{Check, CheckKind};
-use crate::hysteresis::Finding;
-
+mod connect;
 mod http;
 mod names;
 mod tcp;
+#[cfg(test)]
+mod tests;
 
-pub use self::names::Names;
+use std::fmt;
+use std::time::Duration;
+
+pub(crate) use self::names::Names;
+
+/// One health check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// As Ruby names it: `http-<host>:<port><uri>`, or `<service> <type>-<host>:<port>`.
+    pub name: String,
+    /// Consecutive passes to go up, at least 1.
+    pub rise: u32,
+    /// Consecutive failures to go down, at least 1.
+    pub fall: u32,
+    /// What is done.
+    pub kind: CheckKind,
+}
+
+/// What a check does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CheckKind {
+    /// A GET answered by 200..399, the body holding `expect`.
+    Http(HttpCheck),
+    /// A connection.
+    Tcp(TcpCheck),
+    /// Always passes.
+    Noop,
+}
+
+/// Settings of an http check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpCheck {
+    /// Where to connect: a literal of either family or a name.
+    pub host: String,
+    /// Where to connect.
+    pub port: u16,
+    /// Request target, sent verbatim.
+    pub uri: String,
+    /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
+    pub open_timeout: Duration,
+    /// Default: the check's `timeout`, 0.1 s.
+    pub read_timeout: Duration,
+    /// Text the body must hold.
+    pub expect: Option<String>,
+    /// Sent after, and instead of, the default ones of the same name.
+    pub headers: Vec<(String, String)>,
+}
+
+/// Settings of a tcp check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpCheck {
+    /// A literal of either family or a name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Deadline; default 0.1 s.
+    pub timeout: Duration,
+}
 
 /// What one attempt found.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// As it should be.
     Pass,
     /// The reason in words, never the body of an answer.
@@ -40,9 +88,20 @@ pub enum Outcome {
     NotRun(String),
 }
 
+/// What one attempt says about the app.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// As it should be.
+    Passed,
+    /// Not as it should be.
+    Failed,
+    /// Nothing: this host could not run the check.
+    NotRun,
+}
+
 /// A part of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Waiting for the connection.
     Connect,
     /// Waiting for the head of the answer.
@@ -52,15 +111,9 @@ pub enum Step {
 }
 
 impl Outcome {
-    /// Whether the check passed.
-    #[must_use]
-    pub fn passed(&self) -> bool {
-        *self == Outcome::Pass
-    }
-
     /// What it says about the app.
     #[must_use]
-    pub fn finding(&self) -> Finding {
+    pub(crate) fn finding(&self) -> Finding {
         match self {
             Outcome::Pass => Finding::Passed,
             Outcome::Fail(_) | Outcome::Timeout { .. } => Finding::Failed,
@@ -70,7 +123,7 @@ impl Outcome {
 
     /// Why not, if it did not.
     #[must_use]
-    pub fn error(&self) -> Option<String> {
+    pub(crate) fn error(&self) -> Option<String> {
         match self {
             Outcome::Pass => None,
             Outcome::Fail(reason) => Some(reason.clone()),
@@ -93,7 +146,7 @@ impl fmt::Display for Step {
 }
 
 /// Runs one attempt of the check.
-pub async fn run(check: &Check, names: &Names) -> Outcome {
+pub(crate) async fn run(check: &Check, names: &Names) -> Outcome {
     match &check.kind {
         CheckKind::Http(settings) => http::run(settings, names).await,
         CheckKind::Tcp(settings) => tcp::run(settings, names).await,
@@ -103,85 +156,10 @@ pub async fn run(check: &Check, names: &Names) -> Outcome {
 
 /// The longest one attempt can take.
 #[must_use]
-pub fn deadline(check: &Check) -> Duration {
+pub(crate) fn deadline(check: &Check) -> Duration {
     match &check.kind {
         CheckKind::Http(http) => http.open_timeout.saturating_add(http.read_timeout),
         CheckKind::Tcp(tcp) => tcp.timeout,
         CheckKind::Noop => Duration::ZERO,
     }
 }
-
-/// A connection to the first address that accepts one, resolving anew each time (an address that moved must be seen,
-/// a name server that fails costs this attempt only). A literal may stand in brackets.
-async fn connect(
-    host: &str,
-    port: u16,
-    limit: Duration,
-    names: &Names,
-) -> Result<TcpStream, Outcome> {
-    let until = Instant::now() + limit;
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|h| h.strip_suffix(']'))
-        .unwrap_or(host);
-    let unanswered = |_| {
-        let limit = limit.as_millis();
-        Outcome::NotRun(format!(
-            "the resolver did not answer for `{host}` within {limit} ms"
-        ))
-    };
-    let addresses = timeout_at(until, names.addresses(bare))
-        .await
-        .map_err(unanswered)??;
-    let mut last = Outcome::Fail(format!("`{host}` has no address"));
-    for (tried, mut address) in addresses.iter().copied().enumerate() {
-        address.set_port(port);
-        // An address that swallows packets must leave the later ones their share of the time.
-        let left = until.saturating_duration_since(Instant::now());
-        let share = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-        let outcome = match timeout_at(Instant::now() + share, net::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => refused(&format!("cannot connect to `{address}`"), &error),
-            Err(_elapsed) => Outcome::Timeout {
-                step: Step::Connect,
-                after: limit,
-            },
-        };
-        last = match (last, outcome) {
-            // The app may be at the address that could not be tried.
-            (Outcome::NotRun(reason), _) => Outcome::NotRun(reason),
-            (_, outcome) => outcome,
-        };
-    }
-    Err(last)
-}
-
-/// What an error of the system says, about the app or about this host.
-fn refused(what: &str, error: &io::Error) -> Outcome {
-    match local(error) {
-        Some(reason) => Outcome::NotRun(format!("{what}: {reason}")),
-        None => Outcome::Fail(format!("{what}: {}", reason(error))),
-    }
-}
-
-/// What this host is short of, when the error says so.
-fn local(error: &io::Error) -> Option<&'static str> {
-    match Errno::from_raw(error.raw_os_error()?) {
-        Errno::EAGAIN => Some("this host has no free port or process for it"),
-        _ => net::shortage(error),
-    }
-}
-
-/// An error of the system without its number.
-fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused if error.raw_os_error().is_some() => {
-            "connection refused".to_owned()
-        }
-        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        _ => error.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests;

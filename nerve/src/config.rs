@@ -18,7 +18,7 @@ pub use smartstack_common::config::{
 };
 use smartstack_common::units::{Ensemble, ZkPath};
 
-use crate::throttle::Mode;
+use crate::check::Check;
 
 /// What to load.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ pub struct Config {
     /// Registrations per second and ensemble; default 50.
     pub write_rate: u32,
     /// What that limit does; default on.
-    pub write_rate_mode: Mode,
+    pub write_rate_mode: RateMode,
     /// The admin listener; `None` = off.
     pub admin: Option<Admin>,
     /// The control socket; `None` = off.
@@ -82,6 +82,18 @@ pub struct Config {
     pub linger: Duration,
     /// At most this long for a clean stop; default 10 s.
     pub stop_deadline: Duration,
+}
+
+/// What the limit of registrations does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RateMode {
+    /// Delays registrations above the rate.
+    #[default]
+    On,
+    /// Only counts what it would delay.
+    Shadow,
+    /// Nothing.
+    Off,
 }
 
 /// One service of this host.
@@ -132,58 +144,4 @@ pub enum NodeType {
     EphemeralSequential,
     /// The bare prefix, ending in an underscore.
     Ephemeral,
-}
-
-/// One health check.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Check {
-    /// As Ruby names it: `http-<host>:<port><uri>`, or `<service> <type>-<host>:<port>`.
-    pub name: String,
-    /// Consecutive passes to go up, at least 1.
-    pub rise: u32,
-    /// Consecutive failures to go down, at least 1.
-    pub fall: u32,
-    /// What is done.
-    pub kind: CheckKind,
-}
-
-/// What a check does.
-#[derive(Debug, Clone, PartialEq)]
-pub enum CheckKind {
-    /// A GET answered by 200..399, the body holding `expect`.
-    Http(HttpCheck),
-    /// A connection.
-    Tcp(TcpCheck),
-    /// Always passes.
-    Noop,
-}
-
-/// Settings of an http check.
-#[derive(Debug, Clone, PartialEq)]
-pub struct HttpCheck {
-    /// Where to connect: a literal of either family or a name.
-    pub host: String,
-    /// Where to connect.
-    pub port: u16,
-    /// Request target, sent verbatim.
-    pub uri: String,
-    /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
-    pub open_timeout: Duration,
-    /// Default: the check's `timeout`, 0.1 s.
-    pub read_timeout: Duration,
-    /// Text the body must hold.
-    pub expect: Option<String>,
-    /// Sent after, and instead of, the default ones of the same name.
-    pub headers: Vec<(String, String)>,
-}
-
-/// Settings of a tcp check.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TcpCheck {
-    /// A literal of either family or a name.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-    /// Deadline; default 0.1 s.
-    pub timeout: Duration,
 }

@@ -1,37 +1,41 @@
 //! nerve: health-checks the local services and keeps an ephemeral ZooKeeper node for each while it is healthy.
 //!
+//! The rooms. An arrow only goes down this list; `house.rs` checks it.
+//!
 //! ```text
-//! watch: interval ▶ check::run ─Outcome▶ service::Machine (hysteresis) ─▶ Wanted   (one task per service)
+//! program/    cli, run                     starts, stops, prints; the owner of all tasks
+//! operator/   control, recall              drain, enable, disable, and their proof
+//! registrar/  lease/, zookeeper            keeps what is wanted registered: wishes in, a report out; one task per ensemble
+//! watch       rounds of checks             one task per service
+//! report/     status, metrics, heartbeat   what is told: pages, numbers, signs of life
+//! boards      who publishes what
+//! state       sessions and holds on disk
+//! wanted/     Wanted, Stance, Hold, Registration        pure
+//! health/     hysteresis, service, Verdict              pure
+//! config/     keys, reading, types
+//! check/      one file per check
+//! ```
+//!
+//! ```text
+//! watch: interval ▶ check::run ─Outcome▶ health::Machine (hysteresis) ─▶ Wanted   (one task per service)
 //!                                                                           │ latest value, all services
 //! zk::supervise ─Link▶ registrar ◀──────────────────────────────────────────┘      (one per ensemble)
-//!                        └ reconcile ▶ registration::plan ▶ registry: ZooKeeper
+//!                        └ lease::reconciler ▶ lease::plan ▶ lease::job ▶ ZooKeeper
 //! control: drain, enable, disable ▶ state file ▶ Wanted, answered when the registrar has confirmed it
 //! recall: state file ▶ holds of earlier runs, before anything is registered
 //! status, metrics, heartbeat: views over what the tasks last published
 //! ```
-//!
-//! Checks never know of ZooKeeper, the registrar never of checks. `app` owns all tasks.
 
-mod app;
+mod boards;
 pub mod check;
-pub mod cli;
-
 pub mod config;
-mod control;
-mod heartbeat;
-pub mod hysteresis;
-mod job;
-mod metrics;
-pub mod node;
-mod recall;
-mod reconcile;
+mod health;
+mod operator;
+pub mod program;
 mod registrar;
-pub mod registration;
-mod registry;
-pub mod service;
+mod report;
 mod state;
-mod status;
-pub mod throttle;
+mod wanted;
 mod watch;
 
-pub use app::{RunError, run};
+pub use program::{RunError, run};

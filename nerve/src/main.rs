@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(nerve::cli::main(std::env::args_os()))
+    ExitCode::from(nerve::program::cli::main(std::env::args_os()))
 }

@@ -7,7 +7,7 @@
 //! A copy of it stands beside it, for when it is lost or damaged. When both are, it is not known what operators had taken
 //! out: that is noted in the new file, and each nerve that starts on it doubts all of its services ([`Hold::Unknown`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ use smartstack_common::clock::Moment;
 use smartstack_common::process::ProcessId;
 use smartstack_common::report::Chain;
 
-use crate::service::Hold;
+use crate::wanted::{Held, Hold, Holds};
 
 /// Sessions kept at most. Of too many the oldest of dead processes go first: their nodes expired long ago.
 const MAX_SESSIONS: usize = 64;
@@ -50,18 +50,6 @@ struct Lost {
 pub(crate) struct Own<'a> {
     pub(crate) instance_id: &'a str,
     pub(crate) holds: &'a Holds,
-}
-
-/// Which services are held out, by name.
-pub(crate) type Holds = BTreeMap<String, Held>;
-
-/// That a service is held out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Held {
-    /// By which command.
-    pub(crate) by: Hold,
-    /// Seconds since 1970.
-    pub(crate) since: f64,
 }
 
 /// A session and who had it.

@@ -12,12 +12,12 @@ use smartstack_common::clock::Moment;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::check::{self, Names, Outcome};
+use crate::boards::{Board, Boards, CheckReport, ServiceReport};
+use crate::check::{self, Finding, Names, Outcome};
 use crate::config::Service;
-use crate::hysteresis::{Finding, Health};
-use crate::metrics::{Metrics, of_check, of_service};
-use crate::service::{Machine, Verdict, Wanted};
-use crate::status::{Board, Boards, CheckReport, ServiceReport, disables};
+use crate::health::{Health, Machine, Verdict};
+use crate::report::metrics::{Metrics, of_check, of_service};
+use crate::wanted::{Wanted, disables};
 
 /// The same complaint of a service comes at most this often.
 const COMPLAINT: Duration = Duration::from_secs(60);

@@ -42,8 +42,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nerve::config::{Check, CheckKind, NodeType, Place, Service};
-use nerve::throttle::Mode as RateMode;
+use nerve::check::{Check, CheckKind};
+use nerve::config::{NodeType, Place, RateMode, Service};
 use smartstack_common::shutdown::Signals;
 use smartstack_common::testing::{Dir, Mode, Options, TcpProxy, ZooKeeper, eventually};
 use smartstack_common::units::{Ensemble, ZkPath};

@@ -22,8 +22,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Names, Outcome, Step, connect};
-use crate::config::HttpCheck;
+use super::connect::connect;
+use super::{HttpCheck, Names, Outcome, Step};
 
 pub(super) async fn run(settings: &HttpCheck, names: &Names) -> Outcome {
     let limit = settings.open_timeout.saturating_add(settings.read_timeout);

@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::{Outcome, local};
+use super::Outcome;
+use super::connect::local;
 
 /// Addresses with port 0, or what is to be said of the check.
 type Answer = Result<Vec<SocketAddr>, Outcome>;
@@ -20,7 +21,7 @@ type Questions = BTreeMap<String, watch::Receiver<Option<Answer>>>;
 
 /// The names that are being asked for.
 #[derive(Debug, Clone, Default)]
-pub struct Names(Arc<Mutex<Questions>>);
+pub(crate) struct Names(Arc<Mutex<Questions>>);
 
 impl Names {
     /// The addresses of a name or literal.

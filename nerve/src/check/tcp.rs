@@ -1,7 +1,7 @@
 //! The tcp check: a connection is had within the deadline. Nothing is sent.
 
-use super::{Names, Outcome, connect};
-use crate::config::TcpCheck;
+use super::connect::connect;
+use super::{Names, Outcome, TcpCheck};
 
 pub(super) async fn run(settings: &TcpCheck, names: &Names) -> Outcome {
     match connect(&settings.host, settings.port, settings.timeout, names).await {

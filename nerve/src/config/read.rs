@@ -8,8 +8,8 @@ use smartstack_common::config::{Cursor, Map, Program, Report, Source, Use, Winne
 use smartstack_common::config::{Loaded, ensemble, listeners, path, session, unread, zk_path};
 
 use super::keys::KEYS;
-use super::{Check, CheckKind, Config, HttpCheck, LoadOptions, NodeType, Place, Service, TcpCheck};
-use crate::throttle::Mode;
+use super::{Config, LoadOptions, NodeType, Place, RateMode, Service};
+use crate::check::{Check, CheckKind, HttpCheck, TcpCheck};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
@@ -38,9 +38,9 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
     let heartbeat_path = path(&top.key("heartbeat_path"), environment);
     let (session, write_rate, write_rate_mode) = top.key("zookeeper").object(|map| {
         let modes = [
-            ("on", Mode::On),
-            ("shadow", Mode::Shadow),
-            ("off", Mode::Off),
+            ("on", RateMode::On),
+            ("shadow", RateMode::Shadow),
+            ("off", RateMode::Off),
         ];
         (
             session(map),

@@ -10,6 +10,7 @@ use smartstack_common::config::tables;
 
 use super::keys::KEYS;
 use super::*;
+use crate::check::CheckKind;
 
 fn here(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)

@@ -1,0 +1,535 @@
+//! Owns all tasks: starts them, starts a service's task again when it ends, applies a re-read configuration by its
+//! differences, and ends in order (`run/stop.rs`). It decides nothing about health or registrations.
+
+mod change;
+mod stop;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use smartstack_common::admin::control::{Control, ControlError};
+use smartstack_common::admin::{BindError, Listener};
+use smartstack_common::backoff::Backoff;
+use smartstack_common::clock::Moment;
+use smartstack_common::config::emptied;
+use smartstack_common::descriptors;
+use smartstack_common::report::Chain;
+use smartstack_common::shutdown::{Request, Shutdown, Signals};
+use smartstack_common::telemetry::{Notice, notify};
+use smartstack_common::watchdog;
+use smartstack_common::zk::{self, Link};
+use tokio::signal::unix::Signal;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::Instant;
+
+use self::change::{confirmed, replace, warn_of_restart_keys};
+use crate::boards::{Board, Boards, ServiceReport};
+use crate::check::Names;
+use crate::config::{Config, Place, Service};
+use crate::health::{Verdict, freshness};
+use crate::operator::control::Controls;
+use crate::operator::recall;
+use crate::registrar::lease::reconciler::Manner;
+use crate::registrar::zookeeper::{self as registrar, without_chroot};
+use crate::report::heartbeat;
+use crate::report::metrics::{Metrics, of_service};
+use crate::report::status::routes;
+use crate::wanted::{Registration, Wanted, Wants};
+use crate::watch::{Outputs, Start, run as watch_service};
+
+/// A service's task that has run for so long had no defect that comes back at once.
+const QUIET: Duration = Duration::from_secs(300);
+
+/// Why nerve ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configured admin listener could not be had.
+    #[error(transparent)]
+    Admin(#[from] BindError),
+    /// The configured control socket could not be had.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A task that must run for ever ended; its panic, if any, is in the log.
+    #[error("the task `{0}` ended, a defect of nerve")]
+    Ended(String),
+}
+
+/// What a task is for.
+#[derive(Debug, Clone)]
+enum Task {
+    Service(String),
+    /// Must not end.
+    Core(String),
+    /// Ends by itself; gives the keys of the wishes that it lets go.
+    Handover(Vec<String>),
+}
+
+/// Runs until TERM, INT or QUIT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
+/// `reload` reads the configuration again, for HUP; its error is one printable text.
+///
+/// # Errors
+/// When the configured admin listener cannot be had, or a core task ends.
+pub async fn run(
+    config: Config,
+    reload: impl Fn() -> Result<Config, String>,
+    mut signals: Signals,
+    mut leave: Signal,
+) -> Result<(), RunError> {
+    let mut app = App::start(config).await?;
+    let feeder = tokio::spawn(heartbeat::feed(app.boards.clone()));
+    loop {
+        // Signals and joins are cancel-safe receives; readiness is a watch receive.
+        tokio::select! {
+            request = signals.next() => match request {
+                Request::Reload => app.reload(reload()),
+                Request::Stop => break,
+            },
+            Some(()) = leave.recv() => {
+                notify(&Notice::Stopping);
+                app.leave().await;
+                return Ok(());
+            }
+            Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
+            Some(ended) = app.tasks.join_next_with_id() => match ended {
+                Ok((id, ())) => app.ended(id)?,
+                Err(error) if error.is_cancelled() => {}
+                Err(error) => app.ended(error.id())?,
+            },
+            () = ready(&app.boards, app.ready) => {
+                app.ready = true;
+                tracing::info!("every check has run once");
+                notify(&Notice::Ready);
+            }
+        }
+    }
+    notify(&Notice::Stopping);
+    // Checks end now; systemd has another limit for a stop.
+    feeder.abort();
+    drop(tokio::spawn(watchdog::feed(|_, _| None)));
+    app.stop().await;
+    Ok(())
+}
+
+async fn ready(boards: &Boards, already: bool) {
+    let mut services = boards.services.subscribe();
+    if already {
+        std::future::pending::<()>().await;
+    }
+    while boards.missing().is_some() {
+        if services.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+struct App {
+    config: Config,
+    wants: Board<Wanted>,
+    boards: Boards,
+    metrics: Metrics,
+    names: Names,
+    tasks: JoinSet<()>,
+    roles: HashMap<Id, Task>,
+    /// The sessions' supervisors, which end last, by `closing`.
+    sessions: JoinSet<()>,
+    closing: (watch::Sender<bool>, Shutdown),
+    services: BTreeMap<String, Running>,
+    /// Connect strings of the ensembles that have a session.
+    ensembles: BTreeSet<String>,
+    ready: bool,
+    /// Held while the holds are changed.
+    writing: Arc<Mutex<()>>,
+    rng: fastrand::Rng,
+}
+
+struct Running {
+    service: Arc<Service>,
+    task: AbortHandle,
+    backoff: Backoff,
+    /// When the task was last started.
+    started: Instant,
+}
+
+impl App {
+    async fn start(config: Config) -> Result<Self, RunError> {
+        let (metrics, registry) = Metrics::new();
+        let mut app = Self {
+            wants: Arc::new(watch::Sender::new(Wants::new())),
+            boards: Boards::new(),
+            metrics,
+            names: Names::default(),
+            tasks: JoinSet::new(),
+            roles: HashMap::new(),
+            services: BTreeMap::new(),
+            sessions: JoinSet::new(),
+            closing: Shutdown::channel(),
+            ensembles: BTreeSet::new(),
+            ready: false,
+            writing: Arc::default(),
+            rng: fastrand::Rng::new(),
+            config: Config {
+                services: BTreeMap::new(),
+                ..config.clone()
+            },
+        };
+        app.recall_holds(config.services.keys().cloned().collect())
+            .await;
+        // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
+        app.listen(registry).await?;
+        app.take_commands()?;
+        if let Some(path) = config.heartbeat_path.clone() {
+            let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
+            app.spawn(Task::Core("heartbeat".to_owned()), task);
+        }
+        app.apply(config);
+        Ok(app)
+    }
+
+    async fn listen(
+        &mut self,
+        registry: prometheus_client::registry::Registry,
+    ) -> Result<(), RunError> {
+        let Some(admin) = self.config.admin.clone() else {
+            return Ok(());
+        };
+        match Listener::bind(&admin.bind).await {
+            Ok(listener) => {
+                tracing::info!(address = %listener.address, "admin listener");
+                let pages = routes(self.boards.clone(), registry);
+                let closing = self.closing.1.clone();
+                self.spawn(
+                    Task::Core("admin listener".to_owned()),
+                    listener.serve(pages, closing),
+                );
+                Ok(())
+            }
+            Err(error) if admin.configured => Err(error.into()),
+            Err(error) => {
+                let error = Chain(&error);
+                tracing::warn!(
+                    "no /status and no metrics: {error}\nhint: set `admin.bind`, or `admin: false`"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    fn take_commands(&mut self) -> Result<(), RunError> {
+        let Some(socket) = self.config.socket.clone() else {
+            return Ok(());
+        };
+        match Control::bind(&socket.path) {
+            Ok(control) => {
+                tracing::info!(path = %socket.path.display(), "control socket");
+                let commands = self.controls().commands();
+                let closing = self.closing.1.clone();
+                self.spawn(
+                    Task::Core("control socket".to_owned()),
+                    control.serve(commands, closing),
+                );
+                Ok(())
+            }
+            Err(error) if socket.configured => Err(error.into()),
+            Err(error) => {
+                let error = Chain(&error);
+                tracing::warn!(
+                    "no drain, enable and disable: {error}\nhint: make its folder, or set `admin.socket`, or `admin: {{socket: false}}`"
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// What was held out when nerve last ran is held out again, before anything is registered.
+    async fn recall_holds(&mut self, services: Vec<String>) {
+        let (first, known) = oneshot::channel();
+        let controls = self.controls();
+        let task = recall::run(controls.clone(), services.clone(), first);
+        self.spawn(Task::Core("holds".to_owned()), task);
+        if tokio::time::timeout(recall::PATIENCE, known).await.is_err() {
+            tracing::error!(
+                path = %self.config.state_path.display(),
+                "state file does not answer: until it does, no service is registered, unless it is already"
+            );
+            recall::doubt(&controls, &services);
+        }
+    }
+
+    fn controls(&self) -> Controls {
+        Controls {
+            boards: self.boards.clone(),
+            wants: Arc::clone(&self.wants),
+            metrics: self.metrics.clone(),
+            state_path: self.config.state_path.clone(),
+            instance_id: self.config.instance_id.clone(),
+            writing: Arc::clone(&self.writing),
+        }
+    }
+
+    fn spawn(
+        &mut self,
+        role: Task,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        let handle = self.tasks.spawn(task);
+        self.roles.insert(handle.id(), role);
+        handle
+    }
+
+    /// A bad file changes nothing and says so.
+    fn reload(&mut self, read: Result<Config, String>) {
+        let before = self.config.service_files;
+        let not_emptied = |config: Config| {
+            emptied(before, config.service_files)?;
+            Ok(config)
+        };
+        let result = match read.and_then(not_emptied) {
+            Ok(config) => {
+                self.apply(config);
+                "ok"
+            }
+            Err(error) => {
+                tracing::error!(error, "configuration not taken, the running one stays");
+                "failed"
+            }
+        };
+        self.metrics
+            .reloads
+            .get_or_create(&vec![("result", result.to_owned())])
+            .inc();
+    }
+
+    /// Makes the services as `config` says, touching only those that differ.
+    fn apply(&mut self, config: Config) {
+        warn_of_restart_keys(&self.config, &config);
+        let renamed = config.instance_id != self.config.instance_id;
+        let gone: Vec<String> = self
+            .services
+            .keys()
+            .filter(|n| !config.services.contains_key(*n))
+            .cloned()
+            .collect();
+        for name in &gone {
+            self.remove(name);
+        }
+        let (mut added, mut changed) = (0u32, 0u32);
+        let count = config.services.len();
+        for (index, service) in config.services.values().enumerate() {
+            let running = self
+                .services
+                .get(&service.name)
+                .map(|running| Arc::clone(&running.service));
+            if !renamed && running.as_deref() == Some(service) {
+                continue;
+            }
+            match &running {
+                Some(_) => changed += 1,
+                None => added += 1,
+            }
+            let start = Start::at_once(service.check_interval, index, count);
+            self.take_in(service, running.as_deref(), &config.instance_id, start);
+        }
+        let checks = config.services.values().map(|s| s.checks.len()).sum();
+        descriptors::must_suffice(checks, "all checks at once");
+        self.config = Config {
+            services: BTreeMap::new(),
+            ..config
+        };
+        tracing::info!(
+            services = self.services.len(),
+            added,
+            changed,
+            removed = gone.len(),
+            "configuration applied"
+        );
+    }
+
+    fn remove(&mut self, name: &str) {
+        if let Some(running) = self.services.remove(name) {
+            running.task.abort();
+            self.metrics.forget(name, &running.service.checks);
+        }
+        self.boards
+            .services
+            .send_modify(|services| drop(services.remove(name)));
+        let keys = Wanted::keys_of(name);
+        self.wants
+            .send_modify(|wants| wants.retain(|key, _| !key.starts_with(&keys)));
+    }
+
+    /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
+    fn take_in(
+        &mut self,
+        service: &Service,
+        before: Option<&Service>,
+        instance_id: &str,
+        start: Start,
+    ) {
+        let name = service.name.clone();
+        for place in &service.places {
+            self.connect(place);
+        }
+        let same_checks = before.is_some_and(|before| {
+            let of = |s: &Service| (s.check_mocked, s.check_interval, s.check_grace);
+            before.checks == service.checks && of(before) == of(service)
+        });
+        let hold = self.boards.holds.borrow().get(&name).map(|held| held.by);
+        let fresh = |registration| Wanted {
+            service: name.clone(),
+            registration,
+            verdict: Verdict::Unknown,
+            hold,
+            as_of: Instant::now(),
+            window: freshness(service),
+        };
+        let places: BTreeMap<String, Wanted> = Registration::all(service, instance_id)
+            .into_iter()
+            .map(fresh)
+            .map(|wanted| (wanted.key(), wanted))
+            .collect();
+        let successors: Vec<String> = places.keys().cloned().collect();
+        let mut former = Vec::new();
+        self.wants
+            .send_modify(|wants| former = replace(wants, &name, places, same_checks));
+        if !former.is_empty() {
+            let task = confirmed(
+                name.clone(),
+                successors,
+                self.wants.clone(),
+                self.boards.clone(),
+            );
+            self.spawn(Task::Handover(former), task);
+        }
+        let service = Arc::new(service.clone());
+        if let Some(running) = self.services.get_mut(&name).filter(|_| same_checks) {
+            running.service = service;
+            return;
+        }
+        if let Some(running) = self.services.remove(&name) {
+            running.task.abort();
+            self.metrics.forget(&name, &running.service.checks);
+        }
+        let report = ServiceReport {
+            health: None,
+            checked: false,
+            since: Moment::now(),
+            checks: Vec::new(),
+            progress: Instant::now(),
+            window: freshness(&service),
+        };
+        self.boards
+            .services
+            .send_modify(|services| drop(services.insert(name.clone(), report)));
+        let task = self.watch(&service, start);
+        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
+        self.services.insert(
+            name,
+            Running {
+                service,
+                task,
+                backoff,
+                started: Instant::now(),
+            },
+        );
+    }
+
+    fn watch(&mut self, service: &Arc<Service>, start: Start) -> AbortHandle {
+        let outputs = Outputs {
+            wants: Arc::clone(&self.wants),
+            boards: self.boards.clone(),
+            metrics: self.metrics.clone(),
+            names: self.names.clone(),
+        };
+        self.spawn(
+            Task::Service(service.name.clone()),
+            watch_service(Arc::clone(service), start, outputs),
+        )
+    }
+
+    /// One session and one registrar per ensemble; they stay when their last service goes.
+    fn connect(&mut self, place: &Place) {
+        let hosts = place.ensemble.hosts().to_owned();
+        if !self.ensembles.insert(hosts.clone()) {
+            return;
+        }
+        let ensemble = without_chroot(&place.ensemble);
+        let link = watch::Sender::new(Link::Connecting);
+        let setup = registrar::Setup {
+            ensemble: (*ensemble).clone(),
+            manner: Manner {
+                jitter: self.config.jitter,
+                write_rate: self.config.write_rate,
+                write_rate_mode: self.config.write_rate_mode,
+            },
+            state_path: self.config.state_path.clone(),
+            wants: self.wants.subscribe(),
+            link: link.subscribe(),
+            board: Arc::clone(&self.boards.ensembles),
+            rounds: Arc::clone(&self.boards.rounds),
+            metrics: self.metrics.clone(),
+        };
+        let settings = zk::Settings {
+            ensemble: (*ensemble).clone(),
+            session_timeout: self.config.session_timeout,
+        };
+        let mut closing = self.closing.1.clone();
+        self.sessions
+            .spawn(zk::supervise(settings, link, async move {
+                closing.wait().await
+            }));
+        self.spawn(
+            Task::Core(format!("registrar of {hosts}")),
+            registrar::run(setup),
+        );
+    }
+
+    fn ended(&mut self, id: Id) -> Result<(), RunError> {
+        match self.roles.remove(&id) {
+            None => Ok(()),
+            Some(Task::Core(name)) => Err(RunError::Ended(name)),
+            Some(Task::Handover(former)) => {
+                self.wants.send_modify(|wants| {
+                    // One that is wanted again meanwhile stays.
+                    let is_over = |wanted: &Wanted| wanted.verdict == Verdict::Held;
+                    wants.retain(|key, wanted| !(former.contains(key) && is_over(wanted)));
+                });
+                Ok(())
+            }
+            Some(Task::Service(name)) => {
+                let Some(running) = self
+                    .services
+                    .get_mut(&name)
+                    .filter(|running| running.task.id() == id)
+                else {
+                    return Ok(());
+                };
+                if running.started.elapsed() > QUIET {
+                    running.backoff.reset();
+                }
+                let delay = running.backoff.next(&mut self.rng);
+                let service = Arc::clone(&running.service);
+                tracing::error!(
+                    service = name,
+                    ?delay,
+                    "the service's task ended, a defect of nerve: started again"
+                );
+                self.metrics
+                    .restarts
+                    .get_or_create(&of_service(&name))
+                    .inc();
+                let start = Start {
+                    first: delay,
+                    second: service.check_interval,
+                };
+                let task = self.watch(&service, start);
+                if let Some(running) = self.services.get_mut(&name) {
+                    running.task = task;
+                    running.started = Instant::now() + delay;
+                }
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! How things stand, as others see it: `/status`, the stop, the control socket. Decides nothing.
+
+use std::collections::BTreeMap;
+
+use super::super::plan::Twin;
+use super::Reconciler;
+use crate::boards::{LeftOver, Registered};
+use crate::wanted::{Stance, Wanted};
+
+impl Reconciler {
+    /// Nodes of services that were removed from the configuration, until they are known to be gone.
+    pub(crate) fn left_over(&self) -> Vec<LeftOver> {
+        let mut left_over = Vec::new();
+        for (path, group) in &self.groups {
+            let left = |service: Option<&str>, node: &str| LeftOver {
+                service: service.map(str::to_owned),
+                path: path.clone(),
+                node: node.to_owned(),
+                observed_at: group.looked,
+            };
+            let Some(plan) = &group.plan else { continue };
+            let is_wanted = |key: &str| group.planned.iter().any(|(wanted, ..)| wanted == key);
+            for standing in plan.standings.iter().filter(|s| !is_wanted(&s.service)) {
+                let service = Wanted::service_of(&standing.service);
+                left_over.extend(standing.nodes.iter().map(|node| left(Some(service), node)));
+            }
+            let of_none = plan
+                .changes
+                .iter()
+                .filter(|change| change.service.is_none());
+            left_over.extend(
+                of_none
+                    .flat_map(|c| c.removed())
+                    .map(|node| left(None, node)),
+            );
+        }
+        left_over
+    }
+
+    /// Whether every wish is to be absent, and nothing of ours is left (or ever was).
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.groups.values().all(|group| {
+            !group.running
+                && group.is_bare()
+                && group
+                    .planned
+                    .iter()
+                    .all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
+        })
+    }
+
+    /// Whether every wish is hands off and nothing is under way: what stands now stays.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.groups.values().all(|group| {
+            let hands_off = |(_, _, stance): &(String, Wanted, Stance)| *stance == Stance::Leave;
+            !group.running && group.planned.iter().all(hands_off)
+        })
+    }
+
+    /// How many registrations were delayed (in shadow mode: would have been) since this was last asked.
+    pub(crate) fn take_delayed(&mut self) -> u64 {
+        std::mem::take(&mut self.delayed)
+    }
+
+    /// Whether [`Self::report`] may have changed since this was last asked.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
+    }
+
+    /// How every wish stands.
+    pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
+        let mut report = BTreeMap::new();
+        for (path, group) in &self.groups {
+            let confirmed = self.connected
+                && !group.running
+                && !group.sync
+                && group.changes.is_empty()
+                && group.plan.is_some();
+            for (key, wanted, stance) in &group.planned {
+                let standing = group
+                    .plan
+                    .iter()
+                    .flat_map(|p| &p.standings)
+                    .find(|s| s.service == *key);
+                let node = standing.and_then(|s| s.nodes.last().cloned());
+                let settled = standing.map(|standing| standing.settled);
+                let unsettled = settled == Some(false);
+                let twins = group.plan.iter().flat_map(|p| &p.twins);
+                let shown = |twin: &Twin| format!("{} (session {:#x})", twin.node, twin.owner);
+                let elsewhere = twins.clone().filter(|twin| twin.advertises.contains(key));
+                report.insert(
+                    key.clone(),
+                    Registered {
+                        service: wanted.service.clone(),
+                        confirmed,
+                        in_sync: confirmed && settled == Some(true),
+                        path: path.clone(),
+                        payload: wanted.registration.payload.clone(),
+                        observed_payload: standing.and_then(|s| s.payload.clone()),
+                        observed_at: standing.and(group.looked),
+                        wanted: match stance {
+                            Stance::Present => "present".to_owned(),
+                            Stance::Keep => "keep".to_owned(),
+                            Stance::Leave => "leave".to_owned(),
+                            Stance::Absent(reason) => format!("absent: {reason}"),
+                        },
+                        observed: match (standing, &node) {
+                            (None, _) => "unknown",
+                            (Some(_), Some(_)) => "present",
+                            (Some(_), None) => "absent",
+                        },
+                        node,
+                        since: group.since.get(key).map(|(_, since)| *since),
+                        error: standing
+                            .and_then(|s| s.conflict.clone())
+                            .or_else(|| group.brake.words(key).filter(|_| unsettled))
+                            .or_else(|| group.refused.get(key).cloned())
+                            .or_else(|| group.error.clone()),
+                        twins: twins.map(shown).collect(),
+                        elsewhere: elsewhere.map(shown).collect(),
+                    },
+                );
+            }
+        }
+        report
+    }
+}
