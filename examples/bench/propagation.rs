@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use synapse::ids::allocate;
-use synapse::server::Server as Wanted;
+use synapse::model::server::Server as Wanted;
+use synapse::outputs::haproxy::backend::ids::allocate;
 
 use crate::probe::{Probe, Seen};
 use crate::site::{Server, Site, WEIGHT, service_name};

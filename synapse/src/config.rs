@@ -3,6 +3,9 @@
 //! Owns the meaning of every key; [`load`] is called by the command line and by the reload on HUP. Touches nothing but the
 //! files it reads. `keys` is the table of keys; `read` (top level), `service` and `text` fill the types below.
 
+pub mod keyword;
+pub mod lines;
+
 mod guard;
 mod keys;
 mod read;
@@ -106,7 +109,7 @@ pub struct Service {
     /// What it would be, when `haproxy.disabled` is true: other lines may name its backend.
     pub disabled: Option<Box<ServiceHaproxy>>,
     /// Its own guard, else the top level's.
-    pub guard: crate::guard::Settings,
+    pub guard: crate::wanted::guard::Settings,
 }
 
 /// Where servers come from.

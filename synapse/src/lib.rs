@@ -1,42 +1,25 @@
 //! synapse: watches the services' ZooKeeper paths and keeps the local haproxy in step with them.
+//!
+//! ```text
+//! program/    cli, run, offline                          starts, stops, prints; decides nothing
+//! outputs/    haproxy/                                    what is made of what is wanted
+//! wanted/     guard, intake, funnel, gate, service        which servers each service should have
+//! report/     status, metrics                             what was said, for people and tools
+//! sources/    zookeeper/, decode, names                   read, never judge
+//! snapshot/   what is remembered on disk
+//! config/     keys, types, defaults, reading
+//! model/      source, server, payload: the words of all rooms
+//! ```
+//!
+//! An arrow only goes down this list; sources and outputs never meet.
 
-pub mod app;
-pub mod assembly;
-pub mod binds;
-pub mod cfg;
-pub mod circles;
-pub mod cli;
 pub mod config;
-pub mod decode;
-pub mod desired;
-pub mod discovery;
-pub mod effective;
-pub mod generation;
-pub mod good;
-pub mod guard;
-pub mod haproxy;
-pub mod ids;
-pub mod intake;
-pub mod lines;
-pub mod metrics;
-pub mod named;
-pub mod offline;
-pub mod order;
-pub mod plan;
-pub mod quarantine;
-pub mod reconciler;
-pub mod render;
-pub mod resolve;
-pub mod ruby_state;
-pub mod runtime_api;
-pub mod seed;
-pub mod server;
-pub mod services;
-#[cfg(test)]
-mod simulation;
+pub mod model;
+pub mod outputs;
+pub mod program;
+pub mod report;
 pub mod snapshot;
-pub mod sorted;
-pub mod source;
 pub mod sources;
-pub mod status;
-pub mod validate;
+#[cfg(test)]
+mod testing;
+pub mod wanted;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ExitCode::from(synapse::cli::main(std::env::args_os()))
+    ExitCode::from(synapse::program::cli::main(std::env::args_os()))
 }

@@ -18,6 +18,8 @@
 //! ```
 //! `agreed_at` is in seconds since 1970, null = never confirmed; a payload that is not UTF-8 is `{"base64": …}`.
 
+pub mod holds;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,18 +27,17 @@ use std::time::{Duration, SystemTime};
 
 use smartstack_common::clock::Moment;
 
-use crate::effective::Digest;
-use crate::guard::Saved;
-use crate::source::{Children, SourceKey, SourceView};
+use crate::model::source::{Children, SourceKey, SourceView};
+use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::wanted::guard::Saved;
 
 mod file;
 pub mod lock;
-mod payload;
 mod writer;
 
+pub use crate::model::payload::Payload;
 pub use file::{Loaded, Unusable, peek, read};
 pub use lock::{Lock, LockError};
-pub use payload::Payload;
 pub use writer::{Counters, write_behind};
 
 /// The version this program writes and reads.
@@ -55,7 +56,7 @@ pub struct Snapshot {
     pub machine: String,
     /// The boot that its times since boot belong to; empty: not known.
     pub boot: String,
-    /// Raw children by [`crate::source::SourceKey`] as text.
+    /// Raw children by [`crate::model::source::SourceKey`] as text.
     pub sources: BTreeMap<String, SourceRecord>,
     /// The last address of each host that is a name.
     pub resolved: Arc<BTreeMap<String, Vec<IpAddr>>>,
@@ -74,7 +75,7 @@ pub struct Snapshot {
 /// One source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceRecord {
-    /// When the set last agreed with the registry (see [`crate::discovery::follow`]).
+    /// When the set last agreed with the registry (see [`follow()`](crate::sources::zookeeper::follow())).
     pub agreed_at: Option<SystemTime>,
     /// The same by the clock since boot, which nobody sets: what is decided by age is decided by this one.
     pub agreed_boot: Option<Duration>,

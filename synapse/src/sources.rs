@@ -1,6 +1,10 @@
 //! The tasks that follow the sources of the current configuration: one session for each shard, one follower for each
 //! source, one resolver. It decides nothing: it starts and stops tasks and hands out what they publish.
 
+pub mod decode;
+pub mod names;
+pub mod zookeeper;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -12,13 +16,12 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::config::{Config, Decode};
-use crate::decode;
-use crate::discovery::{self, Counters, PATH_BUDGET, Shard, Validity};
-use crate::intake::watched;
-use crate::resolve::{self, Resolved};
+use crate::model::source::{SourceKey, SourceView};
 use crate::snapshot::Snapshot;
-use crate::source::{SourceKey, SourceView};
-use crate::validate::{Candidate, Gate};
+use crate::sources::names::Resolved;
+use crate::sources::zookeeper::{Counters, PATH_BUDGET, Shard, Validity};
+use crate::wanted::gate::{Candidate, Gate};
+use crate::wanted::intake::watched;
 
 /// The links by ensemble, for `/status`.
 pub type Links = Vec<(Ensemble, watch::Receiver<Link>)>;
@@ -49,7 +52,7 @@ struct Session {
     shard: Shard,
     stop: watch::Sender<bool>,
     link: watch::Receiver<Link>,
-    shared: Arc<discovery::Shared>,
+    shared: Arc<zookeeper::Shared>,
 }
 
 impl Sources {
@@ -59,7 +62,7 @@ impl Sources {
         let mut tasks = JoinSet::new();
         let (wanted_names, wanted) = watch::channel(Arc::new(BTreeSet::new()));
         let (sender, resolved) = watch::channel(Arc::clone(&snapshot.resolved));
-        tasks.spawn(resolve::resolve(wanted, sender, resolve::system()));
+        tasks.spawn(names::resolve(wanted, sender, names::system()));
         Self {
             shutdown,
             tasks,
@@ -96,11 +99,11 @@ impl Sources {
     /// Opens the sessions and follows every source that is not followed yet.
     pub fn follow(&mut self, config: &Config) {
         #[cfg(test)]
-        if crate::haproxy::simulated::Simulated::current().is_some() {
+        if crate::outputs::haproxy::process::simulated::Simulated::current().is_some() {
             return;
         }
         let keys: Vec<SourceKey> = self.views.keys().cloned().collect();
-        let shards = discovery::shards(&keys, PATH_BUDGET);
+        let shards = zookeeper::shards(&keys, PATH_BUDGET);
         let mut former = std::mem::take(&mut self.sessions);
         for shard in &shards {
             let only = shards
@@ -147,7 +150,7 @@ impl Sources {
             ensemble: shard.ensemble.clone(),
             session_timeout: config.session_timeout,
         };
-        let shared = Arc::new(discovery::Shared::new(settings.clone()));
+        let shared = Arc::new(zookeeper::Shared::new(settings.clone()));
         let mut shutdown = self.shutdown.clone();
         self.tasks
             .spawn(zk::supervise(settings, sender, async move {
@@ -173,16 +176,16 @@ impl Sources {
             return;
         };
         view.tasks.iter().for_each(AbortHandle::abort);
-        let source = discovery::Source {
+        let source = zookeeper::Source {
             key: key.clone(),
             valid: validity(config, key),
         };
-        let settings = discovery::Settings {
+        let settings = zookeeper::Settings {
             jitter: config.jitter,
-            ..discovery::Settings::default()
+            ..zookeeper::Settings::default()
         };
         let counters = Arc::clone(&self.counters);
-        let follower = discovery::follow(
+        let follower = zookeeper::follow(
             source,
             settings,
             session.link.clone(),

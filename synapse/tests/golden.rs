@@ -16,11 +16,11 @@ use synapse::config::{
     BackendOrder, Config, Decode, DefaultServer, Discovery, FrontendPort, Haproxy, Reload, Service,
     ServiceHaproxy, Templates,
 };
-use synapse::desired::{Input, Previous, funnel};
-use synapse::render::Renderer;
-use synapse::server::Identified;
-use synapse::source::{Child, SourceView};
-use synapse::{ids, order};
+use synapse::model::server::Identified;
+use synapse::model::source::{Child, SourceView};
+use synapse::outputs::haproxy::backend::{ids, order};
+use synapse::outputs::haproxy::render::Renderer;
+use synapse::wanted::funnel::{Input, Previous, funnel};
 
 fn lines(text: &[&str]) -> Vec<String> {
     text.iter().map(|line| (*line).to_owned()).collect()
@@ -105,7 +105,7 @@ fn service(
         leader_election: false,
         haproxy: None,
         disabled: None,
-        guard: synapse::guard::Settings::default(),
+        guard: synapse::wanted::guard::Settings::default(),
     };
     edit(&mut service, &mut haproxy);
     service.haproxy = Some(haproxy);

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::testing::{Dir, Process, eventually};
+use synapse::model::source::Child;
 use synapse::snapshot::{
     Counters, Lock, LockError, Snapshot, SourceRecord, Worker, read, write_behind,
 };
-use synapse::source::Child;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 

@@ -5,8 +5,11 @@ use std::time::Duration;
 use smartstack_common::config::Cursor;
 
 /// The guard: a map, or its mode alone. What is not given is as in `base`.
-pub(super) fn guard(cursor: &Cursor<'_>, base: crate::guard::Settings) -> crate::guard::Settings {
-    use crate::guard::{Settings, Unannounced};
+pub(super) fn guard(
+    cursor: &Cursor<'_>,
+    base: crate::wanted::guard::Settings,
+) -> crate::wanted::guard::Settings {
+    use crate::wanted::guard::{Settings, Unannounced};
     if !cursor.has_value() {
         return base;
     }
@@ -48,8 +51,8 @@ pub(super) fn guard(cursor: &Cursor<'_>, base: crate::guard::Settings) -> crate:
     read.unwrap_or(base)
 }
 
-fn guard_mode(cursor: &Cursor<'_>) -> Option<crate::guard::Mode> {
-    use crate::guard::Mode;
+fn guard_mode(cursor: &Cursor<'_>) -> Option<crate::wanted::guard::Mode> {
+    use crate::wanted::guard::Mode;
     match cursor.is_boolean() {
         Some(true) => Some(Mode::On),
         Some(false) => Some(Mode::Off),

@@ -16,8 +16,8 @@ use super::text::{config_line, section_lines, word};
 use super::{
     Admit, Config, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText, Templates,
 };
-use crate::effective::keyword;
-use crate::lines;
+use crate::config::keyword;
+use crate::config::lines;
 
 /// One answer may take 2 s, and haproxy may be busy for as long again.
 const LEAST_HUNG: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
         localhost: environment.localhost(),
         shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
-        guard: guard(&top.key("guard"), crate::guard::Settings::default()),
+        guard: guard(&top.key("guard"), crate::wanted::guard::Settings::default()),
         admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
     };
     let mut services = Vec::new();

@@ -11,8 +11,8 @@ use super::{
     Admit, BackendOrder, Decode, DefaultServer, Discovery, FrontendPort, LabelFilter, Multi,
     Resolver, Service, ServiceHaproxy, Watcher,
 };
-use crate::guard;
-use crate::lines;
+use crate::config::lines;
+use crate::wanted::guard;
 
 const PORT: std::ops::RangeInclusive<i128> = 1..=65535;
 pub(super) const ADMIT: [(&str, Admit); 2] = [("ready", Admit::Ready), ("checked", Admit::Checked)];

@@ -2,7 +2,7 @@
 
 use smartstack_common::config::{Cursor, false_blank};
 
-use crate::lines;
+use crate::config::lines;
 
 /// Whether the text may be (part of) a line: no control characters but tabs.
 pub(super) fn config_line(cursor: &Cursor<'_>, text: &str) -> bool {

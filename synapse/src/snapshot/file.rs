@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smartstack_common::atomic;
 
-use super::payload::Payload;
 use super::{FORMAT, Hold, Ids, Snapshot, SourceRecord, Worker};
-use crate::effective::Digest as OptionDigest;
+use crate::model::payload::Payload;
+use crate::outputs::haproxy::cfg::effective::Digest as OptionDigest;
 
-use crate::guard::Saved;
-use crate::source::{Child, Children};
+use crate::model::source::{Child, Children};
+use crate::wanted::guard::Saved;
 
 /// Files above this many bytes are not read (100,000 servers make about 20 MB).
 const MAX_FILE: u64 = 1 << 30;

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use super::file::{Cache, parse};
 use super::*;
-use crate::guard::{Saved, SavedMember, Why};
-use crate::source::Child;
+use crate::model::source::Child;
+use crate::wanted::guard::{Saved, SavedMember, Why};
 
 fn set(children: &[(&str, &[u8])]) -> Arc<Children> {
     let child = |data: &[u8]| Child {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use smartstack_common::testing::{App, eventually};
 use synapse::config::Reload;
-use synapse::plan::{Change, Op, Plan, plan};
+use synapse::outputs::haproxy::plan::{Change, Op, Plan, plan};
 
 use crate::agent::Agent;
 use crate::site::{Site, digests, server, taken_out};

@@ -8,9 +8,9 @@ use std::time::Duration;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, Behaviour, eventually, get};
 use synapse::config::Reload;
-use synapse::effective::{Follows, Options};
-use synapse::plan::{Addition, Admit, Change, Checks, Op, Return};
-use synapse::runtime_api::RuntimeApi;
+use synapse::outputs::haproxy::cfg::effective::{Follows, Options};
+use synapse::outputs::haproxy::plan::{Addition, Admit, Change, Checks, Op, Return};
+use synapse::outputs::haproxy::socket::RuntimeApi;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;

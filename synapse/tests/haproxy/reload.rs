@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, get};
 use synapse::config::{self, Reload};
-use synapse::haproxy::{Haproxy, ReloadOutcome};
+use synapse::outputs::haproxy::process::{Haproxy, ReloadOutcome};
 
 use crate::site::{Site, server};
 

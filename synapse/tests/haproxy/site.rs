@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use smartstack_common::atomic::{Durability, Mode, replace};
 use smartstack_common::testing::{Dir, Haproxy as Real, free_port};
-use synapse::cfg::{Model, Ours};
 use synapse::config;
-use synapse::effective::Scope;
-use synapse::generation::Generation;
-use synapse::haproxy::{Digests, Haproxy};
-use synapse::plan::Desired;
-use synapse::runtime_api::ServerRow;
+use synapse::outputs::haproxy::cfg::effective::Scope;
+use synapse::outputs::haproxy::cfg::generation::Generation;
+use synapse::outputs::haproxy::cfg::{Model, Ours};
+use synapse::outputs::haproxy::plan::Desired;
+use synapse::outputs::haproxy::process::{Digests, Haproxy};
+use synapse::outputs::haproxy::socket::ServerRow;
 
 /// One service `b` behind a local port.
 pub(crate) struct Site {
@@ -171,7 +171,7 @@ pub(crate) fn taken_out(row: &ServerRow) -> bool {
 
 /// What the worker was loaded with.
 pub(crate) fn digests(desired: &Desired) -> Digests {
-    let of = |backend: &synapse::effective::Backend| {
+    let of = |backend: &synapse::outputs::haproxy::cfg::effective::Backend| {
         backend
             .servers
             .iter()

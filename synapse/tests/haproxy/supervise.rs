@@ -7,9 +7,9 @@ use nix::unistd::Pid;
 use smartstack_common::process::start_time;
 use smartstack_common::testing::{App, eventually};
 use synapse::config::Reload;
-use synapse::haproxy::ReloadOutcome;
-use synapse::haproxy::master::Master;
-use synapse::haproxy::supervise::{Origin, StartError, Supervisor};
+use synapse::outputs::haproxy::process::ReloadOutcome;
+use synapse::outputs::haproxy::process::master::Master;
+use synapse::outputs::haproxy::process::supervise::{Origin, StartError, Supervisor};
 
 use crate::site::{Site, server};
 
@@ -174,7 +174,7 @@ async fn a_start_that_cannot_be_asked_is_proven_by_the_master() {
     let without = |site: &Site| {
         let mut settings = site.settings(Reload::Supervise);
         settings.do_socket = false;
-        synapse::haproxy::Haproxy::new(&settings)
+        synapse::outputs::haproxy::process::Haproxy::new(&settings)
     };
     let broken = site.write(&["nonsense here".to_owned()], "");
     let outcome = without(&site).start(Some(&broken.generation), 0).await;

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, eventually, get};
-use synapse::cfg::{FragmentMap, Model, Ours};
 use synapse::config::Reload;
-use synapse::effective::keyword;
-use synapse::haproxy::{CheckError, Checker, Verdict};
-use synapse::plan::{Change, Op, Plan, Running, State, garbage, plan};
-use synapse::quarantine::{Frame, Outcome, Refused, Search, Selection, Step};
-use synapse::runtime_api::{AdminState, Command, Refusal, Reply, RuntimeApi};
+use synapse::config::keyword;
+use synapse::outputs::haproxy::cfg::{FragmentMap, Model, Ours};
+use synapse::outputs::haproxy::load::blame::{Frame, Outcome, Refused, Search, Selection, Step};
+use synapse::outputs::haproxy::plan::{Change, Op, Plan, Running, State, garbage, plan};
+use synapse::outputs::haproxy::process::{CheckError, Checker, Verdict};
+use synapse::outputs::haproxy::socket::{AdminState, Command, Refusal, Reply, RuntimeApi};
 
 use tokio::net::TcpListener;
 use tokio::time::timeout;

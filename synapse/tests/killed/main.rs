@@ -82,7 +82,7 @@ fn servers(snapshot: &Snapshot) -> Option<BTreeSet<u32>> {
         }
     }
     let (_, web) = of(WEB)?;
-    let number = |(name, child): (&String, &synapse::source::Child)| {
+    let number = |(name, child): (&String, &synapse::model::source::Child)| {
         let number: u32 = name.rsplit_once('_').unwrap().1.parse().unwrap();
         assert_eq!(*child.data, *registry::payload(number, 0));
         number

@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use serde_json::json;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{App, Dir, Haproxy, Options, Program, ZooKeeper, eventually};
-use synapse::haproxy::master::{Asked, Master};
+use synapse::outputs::haproxy::process::master::{Asked, Master};
 
 use rig::SOON;
 use scene::{Scene, Way};

@@ -1,0 +1,3 @@
+//! What is made of what is wanted.
+
+pub mod haproxy;
