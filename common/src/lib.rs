@@ -13,6 +13,7 @@
 //! process  who is alive: pid + start time + boot id
 //! sequence the number at the end of a sequential node's name
 //! shutdown TERM/INT (stop), second one (exit at once), HUP (re-read)
+//! http     one exchange as a client, one accept loop as a server
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
 //! telemetry  logs to stderr, text or JSON; systemd notifications
 //! terminal printing, complaining, one thread, asking a running program
@@ -26,6 +27,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod descriptors;
+pub mod http;
 pub mod instance;
 pub mod net;
 pub mod process;

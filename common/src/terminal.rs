@@ -5,28 +5,20 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::LocalSet;
 
-use crate::admin::{Bind, control};
+use crate::admin::control;
 use crate::config::{self, Environment, Listeners, Report};
-use crate::net;
-use crate::report::{Chain, exit};
+use crate::http::{self, Bind};
+use crate::report::exit;
 use crate::telemetry::{self, LogFormat};
 
 /// How long a running program may take to answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to carry a command out.
 const ORDER_LIMIT: Duration = Duration::from_secs(20);
-/// Largest answer that is read.
-const ANSWER_BYTES: usize = 64 << 20;
 
 /// Which services a command is for.
 #[derive(Debug, Args)]
@@ -231,53 +223,6 @@ fn tell_broken(program: &str, broken: Option<Report>, place: &dyn Display) {
 }
 
 async fn status(bind: &Bind) -> io::Result<Value> {
-    let answer = tokio::time::timeout(ANSWER_LIMIT, fetch(bind, "/status")).await;
-    let late = |_| {
-        Err(io::Error::other(format!(
-            "no answer within {ANSWER_LIMIT:?}"
-        )))
-    };
-    let text = answer.unwrap_or_else(late)?;
-    serde_json::from_slice(&text).map_err(|e| io::Error::other(format!("not JSON: {e}")))
-}
-
-async fn fetch(bind: &Bind, path: &str) -> io::Result<Bytes> {
-    match bind {
-        Bind::Tcp(address) => get(connected(address).await?, path).await,
-        Bind::Unix(socket) => get(tokio::net::UnixStream::connect(socket).await?, path).await,
-    }
-}
-
-/// Connects to the first address of `address` that answers.
-async fn connected(address: &str) -> io::Result<tokio::net::TcpStream> {
-    let mut last = io::Error::other("it has no address");
-    for address in tokio::net::lookup_host(address).await? {
-        match net::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn get(stream: impl AsyncRead + AsyncWrite + Send + Unpin, path: &str) -> io::Result<Bytes> {
-    let fail = |error: hyper::Error| io::Error::other(Chain(&error).to_string());
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(fail)?;
-    let request = Request::get(path)
-        .header("host", "localhost")
-        .header("connection", "close");
-    let request = request
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(fail)?;
-        let body = Limited::new(response.into_body(), ANSWER_BYTES)
-            .collect()
-            .await
-            .map_err(io::Error::other)?;
-        Ok(body.to_bytes())
-    };
-    // The connection's own end says nothing that the answer does not say as well.
-    let (answer, _ended) = tokio::join!(answer, connection);
-    answer
+    let reply = http::get(bind, "/status", ANSWER_LIMIT).await?;
+    serde_json::from_str(&reply.body).map_err(|e| io::Error::other(format!("not JSON: {e}")))
 }

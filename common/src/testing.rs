@@ -13,7 +13,6 @@
 mod app;
 mod counter;
 mod haproxy;
-mod http;
 mod names;
 mod network;
 mod operations;
@@ -32,10 +31,9 @@ mod zookeeper;
 
 pub use self::app::{App, AppState, Behaviour, serve_app};
 pub use self::haproxy::Haproxy;
-pub use self::http::{Reply, get};
 pub use self::names::{NameServer, Temper};
 pub use self::network::{Host, Network, Partition};
-pub use self::program::Program;
+pub use self::program::{Program, get};
 pub use self::proxy::{Cut, Mode, TcpProxy};
 pub use self::relay::{read_frame, relay, reply, request_header};
 pub use self::rewriting::{Fate, Request, rewriting};
@@ -47,3 +45,4 @@ pub use self::traffic::{Failure, Style, Traffic, ask_once};
 pub use self::unread::Unread;
 pub use self::wait::eventually;
 pub use self::zookeeper::{Options, ZooKeeper};
+pub use crate::http::Reply;

@@ -4,32 +4,23 @@
 //! socket's file mode decides who may. `POST /<command>` with a JSON body, text as the answer; also for curl:
 //! `curl --unix-socket /run/nerve/nerve.sock -d '{"services":["web"]}' http://localhost/drain`.
 
-use std::convert::Infallible;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::{BodyExt, Limited};
 use serde_json::Value;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::task::JoinSet;
 
-use super::{Answer, bind_unix, respond};
-use crate::report::Chain;
+use super::{Answer, Bind};
+use crate::http::{self, BindError, Listener, Method, Request, StatusCode};
 use crate::shutdown::Shutdown;
 
 /// Largest body of a request, bytes.
 const BODY_BYTES: usize = 64 << 10;
-/// Largest answer that a client reads, bytes.
-const ANSWER_BYTES: usize = 1 << 20;
-/// How long a client may take to send its request.
-const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a client may take to send it.
+const BODY_LIMIT: Duration = Duration::from_secs(10);
 /// Connections at a time.
 const CONNECTIONS: usize = 16;
 
@@ -73,78 +64,29 @@ impl Command {
     }
 }
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on `{}` for commands", path.display())]
-pub struct ControlError {
-    path: PathBuf,
-    source: std::io::Error,
+/// Listens at `path`, mode 0660. The socket file of a process that is gone is replaced.
+///
+/// # Errors
+/// See [`Listener::bind`].
+pub async fn bind(path: &Path) -> Result<Listener, BindError> {
+    Listener::bind(&Bind::Unix(path.to_owned()), "commands").await
 }
 
-/// A bound control socket.
-#[derive(Debug)]
-pub struct Control {
-    listener: UnixListener,
+/// Serves until `shutdown`; commands under way are then dropped without an answer.
+pub async fn serve(listener: Listener, commands: Commands, shutdown: Shutdown) {
+    let answer = move |request| carry_out(request, Arc::clone(&commands));
+    listener
+        .serve("control socket", CONNECTIONS, answer, shutdown)
+        .await;
 }
 
-impl Control {
-    /// Listens at `path`, mode 0660. The socket file of a process that is gone is replaced.
-    ///
-    /// # Errors
-    /// When the path cannot be bound, or a living process answers there.
-    pub fn bind(path: &Path) -> Result<Self, ControlError> {
-        match bind_unix(path, 0o660) {
-            Ok(listener) => Ok(Self { listener }),
-            Err(source) => Err(ControlError {
-                path: path.to_owned(),
-                source,
-            }),
-        }
-    }
-
-    /// Serves until `shutdown`; commands under way are then dropped without an answer.
-    pub async fn serve(self, commands: Commands, mut shutdown: Shutdown) {
-        let mut connections = JoinSet::new();
-        loop {
-            // An accept and a join are cancel-safe; the wait is a watch receive.
-            tokio::select! {
-                () = shutdown.wait() => return,
-                Some(_) = connections.join_next() => {}
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => match accepted {
-                    Ok((stream, _)) => {
-                        connections.spawn(attend(stream, Arc::clone(&commands)));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "control socket");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                },
-            }
-        }
-    }
-}
-
-async fn attend(stream: UnixStream, commands: Commands) {
-    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let commands = Arc::clone(&commands);
-        async move { Ok::<_, Infallible>(respond(carry_out(request, &commands).await)) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_LIMIT)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::debug!(%error, "control connection");
-    }
-}
-
-async fn carry_out(request: Request<hyper::body::Incoming>, commands: &Commands) -> Answer {
+async fn carry_out(request: Request, commands: Commands) -> Answer {
     if *request.method() != Method::POST {
         return Answer::refusal(StatusCode::METHOD_NOT_ALLOWED, "commands are sent by POST");
     }
     let name = request.uri().path().trim_start_matches('/').to_owned();
     let body = Limited::new(request.into_body(), BODY_BYTES).collect();
-    let body = match tokio::time::timeout(REQUEST_LIMIT, body).await {
+    let body = match tokio::time::timeout(BODY_LIMIT, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) => return Answer::refusal(StatusCode::BAD_REQUEST, error.to_string()),
         Err(_) => return Answer::refusal(StatusCode::REQUEST_TIMEOUT, "the body does not come"),
@@ -181,37 +123,12 @@ pub async fn send(
     body: &Value,
     limit: Duration,
 ) -> io::Result<Reply> {
-    tokio::time::timeout(limit, exchange(socket, command, body))
-        .await
-        .unwrap_or_else(|_| Err(io::Error::other(format!("no answer within {limit:?}"))))
-}
-
-async fn exchange(socket: &Path, command: &str, body: &Value) -> io::Result<Reply> {
-    let fail = |error: hyper::Error| io::Error::other(Chain(&error).to_string());
-    let stream = UnixStream::connect(socket).await?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(fail)?;
-    let request = Request::post(format!("/{command}"))
-        .header("host", "localhost")
-        .header("connection", "close")
-        .header("content-type", "application/json");
-    let request = request
-        .body(Full::new(Bytes::from(body.to_string())))
-        .map_err(io::Error::other)?;
-    let answer = async {
-        let response: Response<_> = sender.send_request(request).await.map_err(fail)?;
-        let done = response.status().is_success();
-        let text = Limited::new(response.into_body(), ANSWER_BYTES)
-            .collect()
-            .await
-            .map_err(io::Error::other)?;
-        let text = String::from_utf8_lossy(&text.to_bytes()).into_owned();
-        Ok(Reply { done, text })
-    };
-    // The connection's own end says nothing that the answer does not say as well.
-    let (answer, _ended) = tokio::join!(answer, connection);
-    answer
+    let bind = Bind::Unix(socket.to_owned());
+    let reply = http::post(&bind, &format!("/{command}"), body, limit).await?;
+    Ok(Reply {
+        done: (200..300).contains(&reply.status),
+        text: reply.body,
+    })
 }
 
 #[cfg(test)]
@@ -219,8 +136,11 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use serde_json::json;
+    use tokio::net::UnixStream;
+    use tokio::task::JoinSet;
 
     use super::*;
+    use crate::report::Chain;
 
     const LIMIT: Duration = Duration::from_secs(10);
 
@@ -239,12 +159,12 @@ mod tests {
     async fn commands_are_answered_and_everything_else_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let control = Control::bind(&path).unwrap();
+        let control = bind(&path).await.unwrap();
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o660);
         let (_stop, shutdown) = Shutdown::channel();
         let mut server = JoinSet::new();
-        server.spawn(control.serve(echo(), shutdown));
+        server.spawn(serve(control, echo(), shutdown));
 
         let body = json!({"services": ["a b", "ü\n"]});
         let reply = send(&path, "echo", &body, LIMIT).await.unwrap();
@@ -274,8 +194,8 @@ mod tests {
     async fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("control.sock");
-        let first = Control::bind(&path).unwrap();
-        let error = Control::bind(&path).unwrap_err();
+        let first = bind(&path).await.unwrap();
+        let error = bind(&path).await.unwrap_err();
         assert!(
             Chain(&error).to_string().contains("another process"),
             "{error}"
@@ -284,6 +204,6 @@ mod tests {
         assert!(path.exists());
         let nobody = send(&path, "echo", &Value::Null, LIMIT).await;
         assert!(nobody.is_err(), "{nobody:?}");
-        Control::bind(&path).unwrap();
+        bind(&path).await.unwrap();
     }
 }

@@ -7,10 +7,20 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::http::{Reply, get};
 use super::server::{find_program, inside};
 use super::{Dir, Host, Process, eventually};
-use crate::admin::Bind;
+use crate::http::{self, Bind, Reply};
+
+/// How long an answer may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// GET `path` from an admin listener (or any other), on a connection of its own, within 10 s.
+///
+/// # Errors
+/// Nobody listens, no answer in time, or not HTTP.
+pub async fn get(bind: &Bind, path: &str) -> std::io::Result<Reply> {
+    http::get(bind, path, ANSWER_LIMIT).await
+}
 
 /// A running program; killed when dropped, with the end of its log printed if the test fails.
 #[derive(Debug)]

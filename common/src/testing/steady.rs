@@ -8,12 +8,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::header::{CONNECTION, HOST};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use super::eventually;
-use super::http::Connection;
+use crate::http::{Connection, Failure, Reply};
 
 /// What to send, where, how often.
 #[derive(Debug, Clone)]
@@ -170,8 +174,11 @@ async fn send(load: Load, tally: Arc<Mutex<Tally>>) {
     }
 }
 
+/// A client's connection; requests have no body.
+type Kept = Connection<TcpStream, Empty<Bytes>>;
+
 /// One request. A kept connection that is known to be closed before anything was sent is replaced: that is no retry.
-async fn request(load: &Load, kept: &mut Option<Connection>) -> Result<String, String> {
+async fn request(load: &Load, kept: &mut Option<Kept>) -> Result<String, String> {
     let usable = match kept {
         Some(connection) => connection.is_usable().await,
         None => false,
@@ -181,16 +188,26 @@ async fn request(load: &Load, kept: &mut Option<Connection>) -> Result<String, S
         let stream = TcpStream::connect(load.target)
             .await
             .map_err(|e| kind(&e))?;
-        *kept = Some(Connection::open(stream).await.map_err(|e| kind(&e))?);
+        *kept = Some(Connection::open(stream).await.map_err(of)?);
     }
     let connection = kept.as_mut().expect("opened above");
-    let reply = connection
-        .get(&load.host, &load.path, load.keep_alive)
-        .await
-        .map_err(|e| kind(&*e))?;
+    let mut request = Request::get(&load.path).header(HOST, &load.host);
+    if !load.keep_alive {
+        request = request.header(CONNECTION, "close");
+    }
+    let request = request.body(Empty::new()).map_err(|e| kind(&e))?;
+    let reply = connection.exchange(request, Reply::read).await;
+    let reply = reply.map_err(of)?.map_err(|e| kind(&*e))?;
     match reply.status {
         200 => Ok(reply.body.trim().to_owned()),
         status => Err(format!("status {status}")),
+    }
+}
+
+fn of(failure: Failure) -> String {
+    match failure {
+        Failure::Http(error) => kind(&error),
+        Failure::Closed => "closed".to_owned(),
     }
 }
 

@@ -6,20 +6,17 @@
 //! A body may have any length, and `expect` may stand anywhere in it: it is read to its end within the deadline, and
 //! none of it is kept.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::pin;
-use std::task::Poll;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::client::conn::http1;
+use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::{Request, Response, Uri};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use smartstack_common::http::Connection;
+use smartstack_common::report::Chain;
 use tokio::time::{Instant, timeout_at};
 
 use super::connect::connect;
@@ -37,14 +34,18 @@ pub(super) async fn run(settings: &HttpCheck, names: &Names) -> Outcome {
         Err(outcome) => return outcome,
     };
     let mut step = Step::Head;
-    match timeout_at(
-        until,
-        exchange(stream, request, settings.expect.as_deref(), &mut step),
-    )
-    .await
-    {
-        Ok(Ok(())) => Outcome::Pass,
-        Ok(Err(reason)) => Outcome::Fail(reason),
+    let exchange = async {
+        let mut connection = Connection::open(stream).await?;
+        let judge = async |answer| {
+            step = Step::Body;
+            judge(answer, settings.expect.as_deref()).await
+        };
+        connection.exchange(request, judge).await
+    };
+    match timeout_at(until, exchange).await {
+        Ok(Ok(Ok(()))) => Outcome::Pass,
+        Ok(Ok(Err(reason))) => Outcome::Fail(reason),
+        Ok(Err(failure)) => Outcome::Fail(Chain(&failure).to_string()),
         Err(_elapsed) => Outcome::Timeout { step, after: limit },
     }
 }
@@ -81,67 +82,21 @@ fn request(settings: &HttpCheck) -> Result<Request<Empty<Bytes>>, String> {
     Ok(request)
 }
 
-/// Sends the request and judges the answer, driving the connection itself.
-async fn exchange(
-    stream: TcpStream,
-    request: Request<Empty<Bytes>>,
-    expect: Option<&str>,
-    step: &mut Step,
-) -> Result<(), String> {
-    let (mut sender, connection) = http1::Builder::new()
-        .max_headers(100)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| explain(&e))?;
-    let answer = async {
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| explain(&e))?;
-        *step = Step::Body;
-        judge(response, expect).await
-    };
-    let (mut connection, mut answer) = (pin!(connection), pin!(answer));
-    let mut connection_over = false;
-    // With `Connection: close` the connection often ends in the same poll in which the answer becomes complete, and
-    // its failure reaches the answer as well: so the answer alone decides, and is polled after the connection.
-    poll_fn(|context| {
-        if !connection_over {
-            connection_over = connection.as_mut().poll(context).is_ready();
-        }
-        match answer.as_mut().poll(context) {
-            Poll::Pending if connection_over => {
-                // One more look: the end of the connection may have woken the answer within this very poll.
-                match answer.as_mut().poll(context) {
-                    Poll::Pending => Poll::Ready(Err(
-                        "connection closed before the answer was complete".to_owned(),
-                    )),
-                    ready @ Poll::Ready(_) => ready,
-                }
-            }
-            other => other,
-        }
-    })
-    .await
-}
-
-async fn judge(
-    response: Response<hyper::body::Incoming>,
-    expect: Option<&str>,
-) -> Result<(), String> {
-    let status = response.status();
+/// Judges an answer, from its head to the end of its body.
+async fn judge(answer: Response<Incoming>, expect: Option<&str>) -> Result<(), String> {
+    let status = answer.status();
     if !(200..400).contains(&status.as_u16()) {
         return Err(format!("status {}", status.as_u16()));
     }
-    let has_length = response.headers().contains_key(CONTENT_LENGTH);
-    let mut body = response.into_body();
+    let has_length = answer.headers().contains_key(CONTENT_LENGTH);
+    let mut body = answer.into_body();
     let mut search = expect.map(|text| Search::new(text.as_bytes()));
     while let Some(frame) = body.frame().await {
         let data = match frame {
             Ok(frame) => frame.into_data().unwrap_or_default(),
             // Ruby takes a body shorter than its Content-Length.
             Err(error) if has_length && is_early_end(&error) => break,
-            Err(error) => return Err(explain(&error)),
+            Err(error) => return Err(Chain(&error).to_string()),
         };
         if let Some(search) = &mut search {
             search.take(&data);
@@ -187,10 +142,6 @@ impl<'a> Search<'a> {
         let over = (self.end.len() + 1).saturating_sub(self.text.len());
         self.end.drain(..over);
     }
-}
-
-fn explain(error: &hyper::Error) -> String {
-    smartstack_common::report::Chain(error).to_string()
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::StatusCode;
 use smartstack_common::admin::Answer;
 use smartstack_common::admin::control::{Command, Commands};
 use smartstack_common::clock::Moment;
+use smartstack_common::http::StatusCode;
 use smartstack_common::report::Chain;
 use tokio::sync::Mutex;
 

@@ -162,7 +162,7 @@ async fn run(source: LoadOptions) -> u8 {
         Err(error) => {
             tracing::error!(error = %Chain(&error), "nerve ends");
             match error {
-                RunError::Admin(_) | RunError::Control(_) => exit::START,
+                RunError::Listen(_) => exit::START,
                 RunError::Ended(_) => exit::INTERNAL,
             }
         }

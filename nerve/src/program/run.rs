@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smartstack_common::admin::control::{Control, ControlError};
-use smartstack_common::admin::{BindError, Listener};
+use smartstack_common::admin::{self, control};
 use smartstack_common::backoff::Backoff;
 use smartstack_common::clock::Moment;
 use smartstack_common::config::emptied;
 use smartstack_common::descriptors;
+use smartstack_common::http::BindError;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
@@ -45,12 +45,9 @@ const QUIET: Duration = Duration::from_secs(300);
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The configured admin listener could not be had.
+    /// The configured admin listener or control socket could not be had.
     #[error(transparent)]
-    Admin(#[from] BindError),
-    /// The configured control socket could not be had.
-    #[error(transparent)]
-    Control(#[from] ControlError),
+    Listen(#[from] BindError),
     /// A task that must run for ever ended; its panic, if any, is in the log.
     #[error("the task `{0}` ended, a defect of nerve")]
     Ended(String),
@@ -178,7 +175,7 @@ impl App {
             .await;
         // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
         app.listen(registry).await?;
-        app.take_commands()?;
+        app.take_commands().await?;
         if let Some(path) = config.heartbeat_path.clone() {
             let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
@@ -191,21 +188,21 @@ impl App {
         &mut self,
         registry: prometheus_client::registry::Registry,
     ) -> Result<(), RunError> {
-        let Some(admin) = self.config.admin.clone() else {
+        let Some(settings) = self.config.admin.clone() else {
             return Ok(());
         };
-        match Listener::bind(&admin.bind).await {
+        match admin::bind(&settings.bind).await {
             Ok(listener) => {
                 tracing::info!(address = %listener.address, "admin listener");
                 let pages = routes(self.boards.clone(), registry);
                 let closing = self.closing.1.clone();
                 self.spawn(
                     Task::Core("admin listener".to_owned()),
-                    listener.serve(pages, closing),
+                    admin::serve(listener, pages, closing),
                 );
                 Ok(())
             }
-            Err(error) if admin.configured => Err(error.into()),
+            Err(error) if settings.configured => Err(error.into()),
             Err(error) => {
                 let error = Chain(&error);
                 tracing::warn!(
@@ -216,18 +213,18 @@ impl App {
         }
     }
 
-    fn take_commands(&mut self) -> Result<(), RunError> {
+    async fn take_commands(&mut self) -> Result<(), RunError> {
         let Some(socket) = self.config.socket.clone() else {
             return Ok(());
         };
-        match Control::bind(&socket.path) {
-            Ok(control) => {
+        match control::bind(&socket.path).await {
+            Ok(listener) => {
                 tracing::info!(path = %socket.path.display(), "control socket");
                 let commands = self.controls().commands();
                 let closing = self.closing.1.clone();
                 self.spawn(
                     Task::Core("control socket".to_owned()),
-                    control.serve(commands, closing),
+                    control::serve(listener, commands, closing),
                 );
                 Ok(())
             }

@@ -128,10 +128,7 @@ pub(crate) fn routes(boards: Boards, registry: prometheus_client::registry::Regi
         "/ready" => Some(Answer::ready(boards.missing())),
         "/metrics" => Some(Answer::metrics(metrics::text(&registry))),
         "/status" => Some(Answer::json(&status(&boards, started))),
-        "/" => Some(Answer {
-            content_type: "text/html; charset=utf-8",
-            ..Answer::text(include_str!("page.html"))
-        }),
+        "/" => Some(Answer::html(include_str!("page.html"))),
         _ => None,
     })
 }

@@ -145,8 +145,7 @@ async fn run(source: LoadOptions, stop_haproxy: bool) -> u8 {
             match error {
                 run::StartError::Template(_) => exit::CONFIG,
                 run::StartError::Ended(_) => exit::INTERNAL,
-                run::StartError::Admin(_)
-                | run::StartError::Control(_)
+                run::StartError::Listen(_)
                 | run::StartError::Lock(_)
                 | run::StartError::Folder { .. } => exit::START,
             }

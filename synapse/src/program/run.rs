@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hyper::StatusCode;
-use smartstack_common::admin::control::{Command, Commands, Control, ControlError};
-use smartstack_common::admin::{self, Answer, Listener, Routes};
+use smartstack_common::admin::control::{self, Command, Commands};
+use smartstack_common::admin::{self, Answer, Routes};
 use smartstack_common::atomic;
 use smartstack_common::clock::Moment;
 use smartstack_common::config::emptied;
+use smartstack_common::http::{BindError, Listener, StatusCode};
 use smartstack_common::process::machine_id;
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -32,12 +32,9 @@ use crate::sources::{Links, link_status};
 /// Why synapse could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The admin listener that the configuration names.
+    /// The admin listener or the control socket that the configuration names.
     #[error(transparent)]
-    Admin(#[from] admin::BindError),
-    /// The control socket that the configuration names.
-    #[error(transparent)]
-    Control(#[from] ControlError),
+    Listen(#[from] BindError),
     /// Another synapse drives the same files.
     #[error(transparent)]
     Lock(#[from] snapshot::lock::LockError),
@@ -112,24 +109,22 @@ pub async fn run(
     let listener = listen(&config).await?;
     if let Some(listener) = listener {
         info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
-        let serve = listener.serve(
-            routes(
-                view.clone(),
-                Arc::clone(&board),
-                links,
-                started,
-                counters.clone(),
-            ),
-            shutdown.clone(),
+        let pages = routes(
+            view.clone(),
+            Arc::clone(&board),
+            links,
+            started,
+            counters.clone(),
         );
+        let serve = admin::serve(listener, pages, shutdown.clone());
         tasks.spawn(async move {
             serve.await;
             "admin listener"
         });
     }
     let (orders, orders_taken) = mpsc::channel(16);
-    if let Some(control) = control(&config)? {
-        let serve = control.serve(commands(board, orders), shutdown.clone());
+    if let Some(listener) = take_commands(&config).await? {
+        let serve = control::serve(listener, commands(board, orders), shutdown.clone());
         tasks.spawn(async move {
             serve.await;
             "control socket"
@@ -298,7 +293,7 @@ async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
     let Some(settings) = &config.admin else {
         return Ok(None);
     };
-    match Listener::bind(&settings.bind).await {
+    match admin::bind(&settings.bind).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.configured => Err(error.into()),
         Err(error) => {
@@ -309,14 +304,14 @@ async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
     }
 }
 
-fn control(config: &Config) -> Result<Option<Control>, StartError> {
+async fn take_commands(config: &Config) -> Result<Option<Listener>, StartError> {
     let Some(socket) = &config.socket else {
         return Ok(None);
     };
-    match Control::bind(&socket.path) {
-        Ok(control) => {
+    match control::bind(&socket.path).await {
+        Ok(listener) => {
             info!(path = %socket.path.display(), "control socket");
-            Ok(Some(control))
+            Ok(Some(listener))
         }
         Err(error) if socket.configured => Err(error.into()),
         Err(error) => {
@@ -390,10 +385,7 @@ fn routes(
                 &counters.discovery,
                 &counters.snapshot,
             )),
-            "/" => Answer {
-                content_type: "text/html; charset=utf-8",
-                ..Answer::text(include_str!("status.html"))
-            },
+            "/" => Answer::html(include_str!("status.html")),
             _ => return None,
         })
     })
