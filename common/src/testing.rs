@@ -13,6 +13,7 @@
 mod app;
 mod counter;
 mod haproxy;
+pub mod house;
 mod names;
 mod network;
 mod operations;

@@ -30,6 +30,8 @@ mod boards;
 pub mod check;
 pub mod config;
 mod health;
+#[cfg(test)]
+mod house;
 mod operator;
 pub mod program;
 mod registrar;

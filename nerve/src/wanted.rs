@@ -103,6 +103,11 @@ impl Wanted {
         self.verdict != Verdict::Unknown && young && self.as_of >= not_before
     }
 
+    /// Whether a fresh result would keep, or make, something registered.
+    pub(crate) fn awaits_a_result(&self) -> bool {
+        matches!(self.verdict, Verdict::Up | Verdict::Unproven)
+    }
+
     /// What to do at `now`. `stale_since` is when its reader first saw it without a fresh result, `None` while it is
     /// fresh: after a stop of the process a fresh result must get its chance before a withdrawal.
     #[must_use]

@@ -1,15 +1,13 @@
-//! Connections of checks: names, families, the limit over all addresses; and what an error of the system says, about the app
-//! or about this host.
+//! Connections of checks: names, families, the limit over all addresses.
 
-use std::io;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use smartstack_common::net;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Names, Outcome, Step};
+use super::names::Names;
+use super::outcome::{Outcome, Step, refused};
 
 /// A connection to the first address that accepts one, resolving anew each time (an address that moved must be seen,
 /// a name server that fails costs this attempt only). A literal may stand in brackets.
@@ -54,31 +52,4 @@ pub(super) async fn connect(
         };
     }
     Err(last)
-}
-
-/// What an error of the system says, about the app or about this host.
-pub(super) fn refused(what: &str, error: &io::Error) -> Outcome {
-    match local(error) {
-        Some(reason) => Outcome::NotRun(format!("{what}: {reason}")),
-        None => Outcome::Fail(format!("{what}: {}", reason(error))),
-    }
-}
-
-/// What this host is short of, when the error says so.
-pub(super) fn local(error: &io::Error) -> Option<&'static str> {
-    match Errno::from_raw(error.raw_os_error()?) {
-        Errno::EAGAIN => Some("this host has no free port or process for it"),
-        _ => net::shortage(error),
-    }
-}
-
-/// An error of the system without its number.
-pub(super) fn reason(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused if error.raw_os_error().is_some() => {
-            "connection refused".to_owned()
-        }
-        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
-        _ => error.to_string(),
-    }
 }

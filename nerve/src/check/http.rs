@@ -7,6 +7,7 @@
 //! none of it is kept.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -20,7 +21,27 @@ use smartstack_common::report::Chain;
 use tokio::time::{Instant, timeout_at};
 
 use super::connect::connect;
-use super::{HttpCheck, Names, Outcome, Step};
+use super::names::Names;
+use super::outcome::{Outcome, Step};
+
+/// Settings of an http check.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpCheck {
+    /// Where to connect: a literal of either family or a name.
+    pub host: String,
+    /// Where to connect.
+    pub port: u16,
+    /// Request target, sent verbatim.
+    pub uri: String,
+    /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
+    pub open_timeout: Duration,
+    /// Default: the check's `timeout`, 0.1 s.
+    pub read_timeout: Duration,
+    /// Text the body must hold.
+    pub expect: Option<String>,
+    /// Sent after, and instead of, the default ones of the same name.
+    pub headers: Vec<(String, String)>,
+}
 
 pub(super) async fn run(settings: &HttpCheck, names: &Names) -> Outcome {
     let limit = settings.open_timeout.saturating_add(settings.read_timeout);

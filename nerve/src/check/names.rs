@@ -11,8 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use super::Outcome;
-use super::connect::local;
+use super::outcome::{Outcome, local};
 
 /// Addresses with port 0, or what is to be said of the check.
 type Answer = Result<Vec<SocketAddr>, Outcome>;

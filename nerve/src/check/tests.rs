@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::connect::refused;
+use super::outcome::{Step, refused};
 use super::*;
 
 /// What the server does after it has read the request's head.

@@ -8,7 +8,7 @@ use smartstack_common::config::{Cursor, Map, Program, Report, Source, Use, Winne
 use smartstack_common::config::{Loaded, ensemble, listeners, path, session, unread, zk_path};
 
 use super::keys::KEYS;
-use super::{Config, LoadOptions, NodeType, Place, RateMode, Service};
+use super::types::{ADMIN, Config, LoadOptions, NodeType, Place, RateMode, Service};
 use crate::check::{Check, CheckKind, HttpCheck, TcpCheck};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -50,7 +50,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
                 .unwrap_or_default(),
         )
     })?;
-    let listeners = listeners(&top.key("admin"), super::ADMIN, "nerve", environment);
+    let listeners = listeners(&top.key("admin"), ADMIN, "nerve", environment);
     let state_key = top.key("state_path");
     let state_path = path(&state_key, environment)
         .unwrap_or_else(|| environment.state_file("nerve", "state.json"));

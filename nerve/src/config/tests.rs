@@ -1,12 +1,13 @@
 //! The loader against case files (`tests/golden`), the examples, and the table of keys.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use smartstack_common::admin::Bind;
 use smartstack_common::config::golden::{
     check_cases, check_mistakes, check_readme, json_of, run_cases, write,
 };
-use smartstack_common::config::tables;
+use smartstack_common::config::{Admin, tables};
 
 use super::keys::KEYS;
 use super::*;

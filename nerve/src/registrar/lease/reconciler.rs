@@ -20,7 +20,6 @@ use super::plan::{Change, Node, Owner, Plan, Want, plan};
 use super::registry::Found;
 use super::throttle::Throttle;
 use crate::config::RateMode;
-use crate::health::Verdict;
 use crate::wanted::{Registration, Stance, Wanted, Wants};
 
 /// How often a settled group is looked at all the same, against changes that no watch told.
@@ -520,9 +519,8 @@ impl Reconciler {
         let own = wants
             .iter()
             .filter(|(_, wanted)| wanted.registration.hosts == self.hosts);
-        let awaits = |verdict| matches!(verdict, Verdict::Up | Verdict::Unproven);
         let aging = own.map(|(key, wanted)| match self.stale_since.get(key) {
-            Some(since) if awaits(wanted.verdict) && now <= *since + wanted.window => {
+            Some(since) if wanted.awaits_a_result() && now <= *since + wanted.window => {
                 now + AWAITING
             }
             Some(since) => *since + wanted.window + Duration::from_millis(1),
