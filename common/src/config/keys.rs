@@ -156,6 +156,38 @@ pub struct Key {
     pub class: Class,
 }
 
+/// How many keys tables have together.
+#[must_use]
+pub const fn count(tables: &[&[Key]]) -> usize {
+    let (mut all, mut table) = (0, 0);
+    while table < tables.len() {
+        all += tables[table].len();
+        table += 1;
+    }
+    all
+}
+
+/// One table of several, of which `N` is the [`count`].
+///
+/// # Panics
+/// When it is not.
+#[must_use]
+pub const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
+    let mut keys = [later("", Kind::Any, ""); N];
+    let (mut at, mut table) = (0, 0);
+    while table < tables.len() {
+        let mut key = 0;
+        while key < tables[table].len() {
+            keys[at] = tables[table][key];
+            at += 1;
+            key += 1;
+        }
+        table += 1;
+    }
+    assert!(at == N);
+    keys
+}
+
 /// A key that is acted on.
 #[must_use]
 pub const fn honoured(

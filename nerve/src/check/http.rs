@@ -16,6 +16,7 @@ use hyper::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::{Request, Response, Uri};
+use smartstack_common::config::{Cursor, Key, Kind, honoured, later};
 use smartstack_common::http::Connection;
 use smartstack_common::report::Chain;
 use tokio::time::{Instant, timeout_at};
@@ -23,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use super::connect::connect;
 use super::names::Names;
 use super::outcome::{Outcome, Step};
+use super::target::{Given, MILLISECOND};
 
 /// Settings of an http check.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +35,8 @@ pub struct HttpCheck {
     pub port: u16,
     /// Request target, sent verbatim.
     pub uri: String,
+    /// Whether TLS is spoken there, which is not built: a connection is enough.
+    pub ssl: bool,
     /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
     pub open_timeout: Duration,
     /// Default: the check's `timeout`, 0.1 s.
@@ -43,16 +47,145 @@ pub struct HttpCheck {
     pub headers: Vec<(String, String)>,
 }
 
+/// What it has beyond the others.
+pub(super) const KEYS: &[Key] = &[
+    honoured(
+        "services.*.checks[].uri",
+        Kind::Text,
+        "required for http",
+        "http: request target, sent verbatim",
+    ),
+    honoured(
+        "services.*.checks[].open_timeout",
+        Kind::Duration,
+        "0.2",
+        "http: cap of the connect; the deadline is `open_timeout` + `read_timeout`",
+    ),
+    honoured(
+        "services.*.checks[].read_timeout",
+        Kind::Duration,
+        "`timeout`",
+        "http: time for the answer",
+    ),
+    honoured(
+        "services.*.checks[].headers",
+        Kind::Map,
+        "none",
+        "http: request headers, also instead of the default ones",
+    ),
+    honoured(
+        "services.*.checks[].expect",
+        Kind::Text,
+        "none",
+        "http: text the body must hold",
+    ),
+    honoured(
+        "services.*.checks[].ssl",
+        Kind::Boolean,
+        "false",
+        "http: TLS; checked by a connect, with a warning",
+    ),
+    later(
+        "services.*.checks[].ssl_timeout",
+        Kind::Any,
+        "`open_timeout` is the limit, as in fact in Ruby",
+    ),
+];
+
+pub(super) fn read(given: &Given<'_>) -> Option<HttpCheck> {
+    let map = given.map;
+    let uri = map.key("uri").required();
+    let target = uri.parsed(|text| {
+        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            return Err("must be a request target without blanks, like `/health`".to_owned());
+        }
+        Ok(text.to_owned())
+    });
+    if target
+        .as_ref()
+        .is_some_and(|uri| !uri.starts_with('/') && !uri.contains("://"))
+    {
+        uri.warn("does not begin with `/`: sent as it is, most servers refuse it");
+    }
+    let ssl = map.key("ssl").boolean().unwrap_or(false);
+    if ssl {
+        map.key("ssl")
+            .warn("not built yet: the port is checked by a tcp connect instead");
+    }
+    let open_timeout = map
+        .key("open_timeout")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(Duration::from_millis(200));
+    let read_timeout = map
+        .key("read_timeout")
+        .duration_at_least(MILLISECOND)
+        .unwrap_or(given.timeout);
+    let expect = map.key("expect").text();
+    let headers = map
+        .key("headers")
+        .entries()
+        .iter()
+        .filter_map(|(name, value)| header(name, value))
+        .collect();
+    let (host, port) = given.target.clone()?;
+    Some(HttpCheck {
+        host,
+        port,
+        uri: target?,
+        ssl,
+        open_timeout,
+        read_timeout,
+        expect,
+        headers,
+    })
+}
+
+fn header(name: &str, value: &Cursor<'_>) -> Option<(String, String)> {
+    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+    if name.is_empty() || !name.chars().all(token) {
+        value.error("not a header name");
+        return None;
+    }
+    let text = value.clone().required().text()?;
+    if text.contains(|c: char| c.is_control() && c != '\t') {
+        value.error("a header's value must be without control characters");
+        return None;
+    }
+    Some((name.to_owned(), text))
+}
+
+impl HttpCheck {
+    /// As Ruby names it, whatever is configured.
+    pub(super) fn name(&self) -> String {
+        format!("http-{}:{}{}", self.host, self.port, self.uri)
+    }
+
+    /// The longest that one attempt takes.
+    pub(super) fn deadline(&self) -> Duration {
+        match self.ssl {
+            true => self.open_timeout,
+            false => self.open_timeout.saturating_add(self.read_timeout),
+        }
+    }
+}
+
 pub(super) async fn run(settings: &HttpCheck, names: &Names) -> Outcome {
-    let limit = settings.open_timeout.saturating_add(settings.read_timeout);
+    let limit = settings.deadline();
     let until = Instant::now() + limit;
-    let request = match request(settings) {
+    let request = match settings.ssl {
+        true => Ok(None),
+        false => request(settings).map(Some),
+    };
+    let request = match request {
         Ok(request) => request,
         Err(reason) => return Outcome::Fail(reason),
     };
     let stream = match connect(&settings.host, settings.port, settings.open_timeout, names).await {
         Ok(stream) => stream,
         Err(outcome) => return outcome,
+    };
+    let Some(request) = request else {
+        return Outcome::Pass;
     };
     let mut step = Step::Head;
     let exchange = async {

@@ -1,10 +1,11 @@
-//! The tcp check: a connection is had within the deadline. Nothing is sent.
+//! The tcp check: a connection is established before the deadline. Nothing is sent.
 
 use std::time::Duration;
 
 use super::connect::connect;
 use super::names::Names;
 use super::outcome::Outcome;
+use super::target::Given;
 
 /// Settings of a tcp check.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,22 @@ pub struct TcpCheck {
     pub port: u16,
     /// Deadline; default 0.1 s.
     pub timeout: Duration,
+}
+
+pub(super) fn read(given: &Given<'_>) -> Option<TcpCheck> {
+    let (host, port) = given.target.clone()?;
+    Some(TcpCheck {
+        host,
+        port,
+        timeout: given.timeout,
+    })
+}
+
+/// For a check that is not built.
+pub(super) fn read_instead(given: &Given<'_>) -> Option<TcpCheck> {
+    let key = given.map.key("type");
+    key.warn("not built yet: the port is checked by a tcp connect instead");
+    read(given)
 }
 
 pub(super) async fn run(settings: &TcpCheck, names: &Names) -> Outcome {

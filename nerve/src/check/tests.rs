@@ -98,6 +98,7 @@ fn settings(host: &str, port: u16) -> HttpCheck {
         host: host.to_owned(),
         port,
         uri: "/health".to_owned(),
+        ssl: false,
         open_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(5),
         expect: None,

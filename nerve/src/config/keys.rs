@@ -1,6 +1,8 @@
 //! The table of nerve's keys: classes of key, README and JSON Schema are made from it. Read by `read`.
 
-use smartstack_common::config::{Key, Kind, honoured, later};
+use smartstack_common::config::{Key, Kind, count, honoured, joined, later};
+
+use crate::check;
 
 const NODE_TYPES: &[&str] = &[
     "ephemeral_sequential",
@@ -8,11 +10,16 @@ const NODE_TYPES: &[&str] = &[
     "persistent_sequential",
     "persistent",
 ];
-const CHECK_TYPES: &[&str] = &["http", "tcp", "noop", "redis", "rabbitmq"];
 const U32: i64 = u32::MAX as i64;
 
 /// Every key nerve knows, in the order of the README.
-pub(super) const KEYS: &[Key] = &[
+pub(super) const KEYS: &[Key] = &ALL;
+
+const TABLES: [&[Key]; 3] = [OWN, &check::KEYS, LATER];
+const ALL: [Key; count(&TABLES)] = joined(&TABLES);
+
+/// Those that are acted on, the checks' apart.
+const OWN: &[Key] = &[
     honoured(
         "instance_id",
         Kind::Text,
@@ -207,84 +214,10 @@ pub(super) const KEYS: &[Key] = &[
         "none: always up",
         "health checks, all must pass; keys below",
     ),
-    honoured(
-        "services.*.checks[].type",
-        Kind::OneOf(CHECK_TYPES),
-        "required",
-        "`http`, `tcp`, `noop`; `redis` and `rabbitmq` are checked by a connect, with a warning",
-    ),
-    honoured(
-        "services.*.checks[].host",
-        Kind::Text,
-        "the service's",
-        "where to connect",
-    ),
-    honoured(
-        "services.*.checks[].port",
-        Kind::Integer(1, 65535),
-        "the service's",
-        "where to connect",
-    ),
-    honoured(
-        "services.*.checks[].name",
-        Kind::Text,
-        "made from type, host, port",
-        "name in logs and status; of an http check always `http-<host>:<port><uri>`",
-    ),
-    honoured(
-        "services.*.checks[].timeout",
-        Kind::Duration,
-        "0.1",
-        "deadline of the check; of an http check the default of `read_timeout`",
-    ),
-    honoured(
-        "services.*.checks[].rise",
-        Kind::Integer(1, U32),
-        "1",
-        "passes in a row to go up (the first result counts at once)",
-    ),
-    honoured(
-        "services.*.checks[].fall",
-        Kind::Integer(1, U32),
-        "1",
-        "failures in a row to go down",
-    ),
-    honoured(
-        "services.*.checks[].uri",
-        Kind::Text,
-        "required for http",
-        "http: request target, sent verbatim",
-    ),
-    honoured(
-        "services.*.checks[].open_timeout",
-        Kind::Duration,
-        "0.2",
-        "http: cap of the connect; the deadline is `open_timeout` + `read_timeout`",
-    ),
-    honoured(
-        "services.*.checks[].read_timeout",
-        Kind::Duration,
-        "`timeout`",
-        "http: time for the answer",
-    ),
-    honoured(
-        "services.*.checks[].headers",
-        Kind::Map,
-        "none",
-        "http: request headers, also instead of the default ones",
-    ),
-    honoured(
-        "services.*.checks[].expect",
-        Kind::Text,
-        "none",
-        "http: text the body must hold",
-    ),
-    honoured(
-        "services.*.checks[].ssl",
-        Kind::Boolean,
-        "false",
-        "http: TLS; checked by a connect, with a warning",
-    ),
+];
+
+/// Those that are not, the checks' apart.
+const LATER: &[Key] = &[
     later(
         "max_repeated_report_failures",
         Kind::Any,
@@ -355,25 +288,5 @@ pub(super) const KEYS: &[Key] = &[
         "services.*.etcd_path",
         Kind::Any,
         "only ZooKeeper is a registry",
-    ),
-    later(
-        "services.*.checks[].ssl_timeout",
-        Kind::Any,
-        "`open_timeout` is the limit, as in fact in Ruby",
-    ),
-    later(
-        "services.*.checks[].username",
-        Kind::Any,
-        "the check connects and says nothing",
-    ),
-    later(
-        "services.*.checks[].password",
-        Kind::Any,
-        "the check connects and says nothing",
-    ),
-    later(
-        "services.*.checks[].module",
-        Kind::Any,
-        "no Ruby code is loaded",
     ),
 ];

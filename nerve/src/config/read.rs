@@ -9,7 +9,7 @@ use smartstack_common::config::{Loaded, ensemble, listeners, path, session, unre
 
 use super::keys::KEYS;
 use super::types::{ADMIN, Config, LoadOptions, NodeType, Place, RateMode, Service};
-use crate::check::{Check, CheckKind, HttpCheck, TcpCheck};
+use crate::check::{Check, Inherited, host, port_number};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
@@ -198,7 +198,7 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
         .key("checks")
         .list()
         .iter()
-        .map(|cursor| cursor.object(|map| check(map, &inherited)).flatten())
+        .map(|cursor| cursor.object(|map| Check::read(map, &inherited)).flatten())
         .collect();
     if port
         .as_ref()
@@ -278,20 +278,6 @@ fn place(map: &Map<'_>) -> Option<Place> {
     })
 }
 
-/// A host as it can be connected to and published: no blanks, no brackets.
-fn host(cursor: &Cursor<'_>) -> Option<String> {
-    cursor.filled(|text| match text {
-        "" => Err("must be an address or a name".to_owned()),
-        _ if text.starts_with('[') => {
-            Err("an IPv6 address is written without brackets here".to_owned())
-        }
-        _ if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '/') => {
-            Err("must be an address or a name, without port or path".to_owned())
-        }
-        _ => Ok(text.to_owned()),
-    })
-}
-
 /// The advertised port keeps its type.
 fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
     if cursor
@@ -306,18 +292,6 @@ fn port(cursor: &Cursor<'_>) -> Option<serde_json::Value> {
         return None;
     }
     Some(port)
-}
-
-/// The advertised port as checks can use it.
-fn port_number(port: &serde_json::Value) -> Option<u16> {
-    let number = match port {
-        serde_json::Value::String(text) => text.trim().parse().ok(),
-        port => port
-            .as_f64()
-            .filter(|number| number.fract() == 0.0 && (1.0..=65535.0).contains(number))
-            .map(|n| n as u16),
-    };
-    number.filter(|port| *port > 0)
 }
 
 fn reporter_type(cursor: &Cursor<'_>) {
@@ -349,166 +323,4 @@ fn node_type(cursor: &Cursor<'_>) -> NodeType {
         cursor.warn("persistent nodes are not built yet: registered as the ephemeral kind, it goes with the session");
     }
     kind
-}
-
-/// What a check takes from its service.
-struct Inherited<'a> {
-    service: &'a str,
-    host: Option<&'a str>,
-    port: Option<&'a serde_json::Value>,
-    /// Set when a check connects to the service's port.
-    port_needed: Cell<bool>,
-}
-
-/// Where a check connects: its own host and port, else the service's.
-fn target(map: &Map<'_>, service: &Inherited<'_>, connects: bool) -> Option<(String, u16)> {
-    let (own_host, own_port) = (map.key("host"), map.key("port"));
-    let host = if own_host.has_value() {
-        host(&own_host)
-    } else {
-        service.host.map(str::to_owned)
-    };
-    if own_port.has_value() {
-        return Some((host?, own_port.integer(1..=65535)?));
-    }
-    if connects {
-        service.port_needed.set(true);
-    }
-    Some((host?, port_number(service.port?)?))
-}
-
-fn check(map: &Map<'_>, service: &Inherited<'_>) -> Option<Check> {
-    let words = ["http", "tcp", "noop", "redis", "rabbitmq"].map(|word| (word, word));
-    let kind_key = map.key("type").required();
-    let Some(kind) = kind_key.one_of(&words) else {
-        map.ignore_rest();
-        return None;
-    };
-    let name = map.key("name").text();
-    let timeout = map
-        .key("timeout")
-        .duration_at_least(MILLISECOND)
-        .unwrap_or(Duration::from_millis(100));
-    let rise = map.key("rise").integer(COUNT).unwrap_or(1);
-    let fall = map.key("fall").integer(COUNT).unwrap_or(1);
-    let target = target(map, service, kind != "noop");
-    let http = (kind == "http").then(|| http(map, timeout));
-    if matches!(kind, "redis" | "rabbitmq") {
-        kind_key.warn("not built yet: the port is checked by a tcp connect instead");
-    }
-    if kind == "noop" {
-        let at = target
-            .map(|(host, port)| format!("-{host}:{port}"))
-            .unwrap_or_default();
-        let name = name.unwrap_or_else(|| format!("{} noop{at}", service.service));
-        return Some(Check {
-            name,
-            rise,
-            fall,
-            kind: CheckKind::Noop,
-        });
-    }
-    let (host, port) = target?;
-    if let Some(http) = http {
-        let Http { ssl, settings } = http?;
-        let name = format!("http-{host}:{port}{}", settings.uri);
-        let kind = match ssl {
-            true => CheckKind::Tcp(TcpCheck {
-                host,
-                port,
-                timeout: settings.open_timeout,
-            }),
-            false => CheckKind::Http(HttpCheck {
-                host,
-                port,
-                ..settings
-            }),
-        };
-        return Some(Check {
-            name,
-            rise,
-            fall,
-            kind,
-        });
-    }
-    let name = name.unwrap_or_else(|| format!("{} {kind}-{host}:{port}", service.service));
-    Some(Check {
-        name,
-        rise,
-        fall,
-        kind: CheckKind::Tcp(TcpCheck {
-            host,
-            port,
-            timeout,
-        }),
-    })
-}
-
-/// What an http check has beyond the others. Host and port of the settings are filled in by the caller.
-struct Http {
-    ssl: bool,
-    settings: HttpCheck,
-}
-
-fn http(map: &Map<'_>, timeout: Duration) -> Option<Http> {
-    let uri = map.key("uri").required();
-    let target = uri.parsed(|text| {
-        if text.is_empty() || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            return Err("must be a request target without blanks, like `/health`".to_owned());
-        }
-        Ok(text.to_owned())
-    });
-    if target
-        .as_ref()
-        .is_some_and(|uri| !uri.starts_with('/') && !uri.contains("://"))
-    {
-        uri.warn("does not begin with `/`: sent as it is, most servers refuse it");
-    }
-    let ssl = map.key("ssl").boolean().unwrap_or(false);
-    if ssl {
-        map.key("ssl")
-            .warn("not built yet: the port is checked by a tcp connect instead");
-    }
-    let open_timeout = map
-        .key("open_timeout")
-        .duration_at_least(MILLISECOND)
-        .unwrap_or(Duration::from_millis(200));
-    let read_timeout = map
-        .key("read_timeout")
-        .duration_at_least(MILLISECOND)
-        .unwrap_or(timeout);
-    let expect = map.key("expect").text();
-    let headers = map
-        .key("headers")
-        .entries()
-        .iter()
-        .filter_map(|(name, value)| header(name, value))
-        .collect();
-    let uri = target?;
-    Some(Http {
-        ssl,
-        settings: HttpCheck {
-            host: String::new(),
-            port: 0,
-            uri,
-            open_timeout,
-            read_timeout,
-            expect,
-            headers,
-        },
-    })
-}
-
-fn header(name: &str, value: &Cursor<'_>) -> Option<(String, String)> {
-    let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-    if name.is_empty() || !name.chars().all(token) {
-        value.error("not a header name");
-        return None;
-    }
-    let text = value.clone().required().text()?;
-    if text.contains(|c: char| c.is_control() && c != '\t') {
-        value.error("a header's value must be without control characters");
-        return None;
-    }
-    Some((name.to_owned(), text))
 }
