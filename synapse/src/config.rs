@@ -5,12 +5,14 @@
 
 pub mod keyword;
 pub mod lines;
+pub mod listen;
 
-mod guard;
+pub mod guard;
 mod keys;
 mod read;
 mod service;
 mod sockets;
+pub mod sources;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -109,7 +111,15 @@ pub struct Service {
     /// What it would be, when `haproxy.disabled` is true: other lines may name its backend.
     pub disabled: Option<Box<ServiceHaproxy>>,
     /// Its own guard, else the top level's.
-    pub guard: crate::wanted::guard::Settings,
+    pub guard: crate::config::guard::Settings,
+}
+
+impl Service {
+    /// The name of its backend section; `None` = it is not rendered.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        self.haproxy.as_ref().map(|h| h.backend_name.as_str())
+    }
 }
 
 /// Where servers come from.

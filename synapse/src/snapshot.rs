@@ -27,9 +27,8 @@ use std::time::{Duration, SystemTime};
 
 use smartstack_common::clock::Moment;
 
+use crate::model::server::Digest;
 use crate::model::source::{Children, SourceKey, SourceView};
-use crate::outputs::haproxy::cfg::effective::Digest;
-use crate::wanted::guard::Saved;
 
 mod file;
 pub mod lock;
@@ -37,6 +36,7 @@ mod writer;
 
 pub use crate::model::payload::Payload;
 pub use file::{Loaded, Unusable, peek, read};
+pub use holds::Saved;
 pub use lock::{Lock, LockError};
 pub use writer::{Counters, write_behind};
 

@@ -6,7 +6,6 @@ pub mod names;
 pub mod zookeeper;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use smartstack_common::shutdown::Shutdown;
@@ -15,16 +14,17 @@ use smartstack_common::zk::{self, Link, LinkStatus};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::config::{Config, Decode};
-use crate::model::source::{SourceKey, SourceView};
+use crate::config::Config;
+use crate::config::sources::watched;
+use crate::model::source::{Resolved, SourceKey, SourceView};
 use crate::snapshot::Snapshot;
-use crate::sources::names::Resolved;
 use crate::sources::zookeeper::{Counters, PATH_BUDGET, Shard, Validity};
-use crate::wanted::gate::{Candidate, Gate};
-use crate::wanted::intake::watched;
 
 /// The links by ensemble, for `/status`.
 pub type Links = Vec<(Ensemble, watch::Receiver<Link>)>;
+
+/// Makes the judge of a source's payloads. Judging is not this room's business.
+pub type ValidityOf = fn(&Config, &SourceKey) -> Validity;
 
 /// What is followed, and what has been learnt.
 pub struct Sources {
@@ -38,6 +38,8 @@ pub struct Sources {
     changed: watch::Sender<BTreeSet<SourceKey>>,
     /// Counters of all followers.
     pub counters: Arc<Counters>,
+    /// `None` = nothing is followed; what is published comes from [`Sources::publisher`].
+    validity: Option<ValidityOf>,
     wanted_names: watch::Sender<Arc<BTreeSet<String>>>,
     resolved: watch::Receiver<Arc<Resolved>>,
 }
@@ -58,7 +60,7 @@ struct Session {
 impl Sources {
     /// Nothing is followed yet; what the snapshot resolved is known.
     #[must_use]
-    pub fn new(snapshot: &Snapshot, shutdown: Shutdown) -> Self {
+    pub fn new(snapshot: &Snapshot, shutdown: Shutdown, validity: Option<ValidityOf>) -> Self {
         let mut tasks = JoinSet::new();
         let (wanted_names, wanted) = watch::channel(Arc::new(BTreeSet::new()));
         let (sender, resolved) = watch::channel(Arc::clone(&snapshot.resolved));
@@ -71,6 +73,7 @@ impl Sources {
             links: watch::channel(Vec::new()).0,
             changed: watch::channel(BTreeSet::new()).0,
             counters: Arc::default(),
+            validity,
             wanted_names,
             resolved,
         }
@@ -98,10 +101,9 @@ impl Sources {
 
     /// Opens the sessions and follows every source that is not followed yet.
     pub fn follow(&mut self, config: &Config) {
-        #[cfg(test)]
-        if crate::outputs::haproxy::process::simulated::Simulated::current().is_some() {
+        let Some(validity) = self.validity else {
             return;
-        }
+        };
         let keys: Vec<SourceKey> = self.views.keys().cloned().collect();
         let shards = zookeeper::shards(&keys, PATH_BUDGET);
         let mut former = std::mem::take(&mut self.sessions);
@@ -126,7 +128,7 @@ impl Sources {
                         .get(key)
                         .is_some_and(|view| view.tasks.is_empty())
                 {
-                    self.follow_one(config, key, &session);
+                    self.follow_one(config, key, &session, validity);
                 }
             }
             session.shard = shard.clone();
@@ -171,7 +173,13 @@ impl Sources {
         }
     }
 
-    fn follow_one(&mut self, config: &Config, key: &SourceKey, session: &Session) {
+    fn follow_one(
+        &mut self,
+        config: &Config,
+        key: &SourceKey,
+        session: &Session,
+        validity: ValidityOf,
+    ) {
         let Some(view) = self.views.get_mut(key) else {
             return;
         };
@@ -294,29 +302,4 @@ pub fn link_status(links: &Links) -> Vec<LinkStatus> {
         .iter()
         .map(|(ensemble, link)| LinkStatus::of(ensemble, &link.borrow()))
         .collect()
-}
-
-/// A payload is usable when any service of the source can decode it and the gate would let it through (whether a name
-/// resolves says nothing about the payload).
-fn validity(config: &Config, key: &SourceKey) -> Validity {
-    let of_source = config.services.iter().flat_map(watched);
-    let mut decodes: Vec<Decode> = of_source
-        .filter(|watched| watched.key == *key)
-        .map(|watched| watched.decode)
-        .collect();
-    decodes.sort_unstable();
-    decodes.dedup();
-    Arc::new(move |znode, data| {
-        let gate = Gate {
-            resolved: &|_| Some(Ipv4Addr::LOCALHOST.into()),
-            allowed_options: &[],
-        };
-        decodes
-            .iter()
-            .filter_map(|decode| decode::child(znode, data, decode).ok())
-            .any(|instance| {
-                let candidate = Candidate::from_instance(znode, &instance, instance.port);
-                !instance.available || gate.admit(&candidate).is_ok()
-            })
-    })
 }

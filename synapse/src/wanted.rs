@@ -5,4 +5,5 @@ pub mod funnel;
 pub mod gate;
 pub mod guard;
 pub mod intake;
+pub mod keeper;
 pub mod service;

@@ -105,7 +105,7 @@ fn service(
         leader_election: false,
         haproxy: None,
         disabled: None,
-        guard: synapse::wanted::guard::Settings::default(),
+        guard: synapse::config::guard::Settings::default(),
     };
     edit(&mut service, &mut haproxy);
     service.haproxy = Some(haproxy);

@@ -1,15 +1,73 @@
-//! The keys of `guard`, of the whole and of a service.
+//! The settings of the guard, and the keys of `guard`, of the whole and of a service.
 
 use std::time::Duration;
 
 use smartstack_common::config::Cursor;
 
+/// How the guard behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It holds.
+    On,
+    /// It counts and says what it would have held.
+    Shadow,
+    /// It does nothing.
+    Off,
+}
+
+impl Mode {
+    /// As in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Shadow => "shadow",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// What it means when an instance vanishes whose registrar does not announce what it withdraws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unannounced {
+    /// It was withdrawn, as Ruby's synapse takes it.
+    Believe,
+    /// A loss like any other.
+    Hold,
+}
+
+/// The configuration's `guard`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// Whether it holds.
+    pub mode: Mode,
+    /// Share of the largest set that may be lost, 0..=1.
+    pub max_loss: f64,
+    /// So many may always be lost.
+    pub min_loss: usize,
+    /// Losses within this time count together.
+    pub window: Duration,
+    /// The longest hold.
+    pub hold: Duration,
+    /// Losses of instances whose registrar announces nothing.
+    pub unannounced: Unannounced,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            mode: Mode::On,
+            max_loss: 0.5,
+            min_loss: 2,
+            window: Duration::from_secs(30),
+            hold: Duration::from_secs(600),
+            unannounced: Unannounced::Believe,
+        }
+    }
+}
+
 /// The guard: a map, or its mode alone. What is not given is as in `base`.
-pub(super) fn guard(
-    cursor: &Cursor<'_>,
-    base: crate::wanted::guard::Settings,
-) -> crate::wanted::guard::Settings {
-    use crate::wanted::guard::{Settings, Unannounced};
+pub(super) fn guard(cursor: &Cursor<'_>, base: Settings) -> Settings {
     if !cursor.has_value() {
         return base;
     }
@@ -51,8 +109,7 @@ pub(super) fn guard(
     read.unwrap_or(base)
 }
 
-fn guard_mode(cursor: &Cursor<'_>) -> Option<crate::wanted::guard::Mode> {
-    use crate::wanted::guard::Mode;
+fn guard_mode(cursor: &Cursor<'_>) -> Option<Mode> {
     match cursor.is_boolean() {
         Some(true) => Some(Mode::On),
         Some(false) => Some(Mode::Off),

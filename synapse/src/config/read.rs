@@ -55,7 +55,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
         localhost: environment.localhost(),
         shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
-        guard: guard(&top.key("guard"), crate::wanted::guard::Settings::default()),
+        guard: guard(&top.key("guard"), crate::config::guard::Settings::default()),
         admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
     };
     let mut services = Vec::new();

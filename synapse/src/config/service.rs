@@ -12,7 +12,6 @@ use super::{
     Resolver, Service, ServiceHaproxy, Watcher,
 };
 use crate::config::lines;
-use crate::wanted::guard;
 
 const PORT: std::ops::RangeInclusive<i128> = 1..=65535;
 pub(super) const ADMIT: [(&str, Admit); 2] = [("ready", Admit::Ready), ("checked", Admit::Checked)];
@@ -25,7 +24,7 @@ pub(super) struct Inherited<'a> {
     /// There is a shared frontend.
     pub(super) shared: bool,
     pub(super) admit: Admit,
-    pub(super) guard: guard::Settings,
+    pub(super) guard: super::guard::Settings,
 }
 
 /// A service as read.

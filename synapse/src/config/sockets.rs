@@ -5,7 +5,7 @@ use smartstack_common::admin::Bind;
 use smartstack_common::config::{Cursor, Listeners, Map};
 
 use super::{FrontendPort, Haproxy, Reload, Service};
-use crate::outputs::haproxy::cfg::binds::{ByPort, Listener};
+use crate::config::listen::{ByPort, Listener};
 
 /// What has been seen.
 #[derive(Default)]

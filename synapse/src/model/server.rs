@@ -3,6 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+/// 16 hexadecimal digits that stand for a server's options in haproxy.
+pub type Digest = Arc<str>;
+
 /// Address of a server that a line names and that the registry does not have. Nobody has it (RFC 5737), so that it also
 /// tells such a server from one that an operator has disabled.
 pub const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));

@@ -2,13 +2,19 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::clock::Moment;
 
+use smartstack_common::sequence;
 use smartstack_common::units::{Ensemble, ZkPath};
 use tokio::time::Instant;
+
+/// Addresses by name, as [`in_order`] leaves them; the first is the one to use. A name that has been looked up in vain has
+/// none; one whose first lookup is under way is absent.
+pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 
 /// Which path of which ensemble. Printed as `<sorted hosts>|<path>`, the key in the snapshot and in `/status`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,6 +150,12 @@ impl SourceView {
             ..Self::default()
         }
     }
+}
+
+/// Whether the name ends as ZooKeeper ends sequential ones: `_` and its number.
+pub(crate) fn is_sequential(name: &str) -> bool {
+    name.rsplit_once('_')
+        .is_some_and(|(_, number)| sequence::parse(number).is_some())
 }
 
 #[cfg(test)]

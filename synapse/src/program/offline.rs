@@ -17,6 +17,7 @@ use crate::config::{Config, Reload};
 use crate::model::server::Rejected;
 use crate::model::source::SourceKey;
 use crate::outputs::haproxy::backend::circles::Circles;
+use crate::outputs::haproxy::backend::{self, Backend};
 use crate::outputs::haproxy::file::{Assembly, EffectiveCache, Piece, assemble};
 use crate::outputs::haproxy::process::{Checker, Complaint, Verdict};
 use crate::outputs::haproxy::render::{RenderError, Renderer};
@@ -25,7 +26,7 @@ use crate::snapshot::{self, Snapshot};
 use crate::sources::names::{in_order, is_name};
 use crate::wanted::guard::Clock;
 use crate::wanted::intake::{Intake, Unknown};
-use crate::wanted::service::{State, World};
+use crate::wanted::service::{State, World, held};
 
 /// So many of haproxy's warnings are shown.
 const WARNINGS: usize = 20;
@@ -75,13 +76,15 @@ fn pieces(
     let world = World {
         resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
         awaited: &|_| false,
+        circles: &RefCell::new(Circles::of_config(config, renderer)),
+    };
+    let table = backend::World {
         named: &[renderer.named()],
         operator_maint: &BTreeMap::new(),
         refused_options: &BTreeMap::new(),
         live: &|_| None,
         looks: 0,
         host: &crate::outputs::haproxy::reconciler::host_name(),
-        circles: &RefCell::new(Circles::of_config(config, renderer)),
     };
     let rendered = config
         .services
@@ -91,25 +94,27 @@ fn pieces(
         .map(|service| {
             let mut state = State::new(
                 Arc::new(service.clone()),
-                crate::outputs::haproxy::reconciler::held(&snapshot, service),
+                held(&snapshot, service),
                 Intake::new(service, &snapshot, &clock, Clock::now()),
             );
             let view = |key: &SourceKey| snapshot.view(key);
             let taken = state
                 .intake
                 .take(&view, config.max_stale, &Unknown, Clock::now());
-            let ids = state
+            let ids = service
                 .backend()
                 .and_then(|backend| snapshot.ids.get(backend));
             let mut known = ids.cloned().unwrap_or_default();
-            state.assess(config, &world, taken, &mut known);
+            state.assess(config, &world, taken);
+            let mut backend = Backend::new(Arc::clone(&state.service));
+            backend.take(state.servers(), config, &table, &mut known);
             let rejected = state.desired.iter().flat_map(|desired| &desired.rejected);
             let own = rejected.filter(|rejected| rejected.znode.starts_with("default_servers["));
             left_out.extend(own.map(|rejected| {
                 let Rejected { znode, reason } = rejected;
                 format!("services.{}.{znode} is left out: {reason}", service.name)
             }));
-            Piece::render(renderer, &state.service, &state.servers)
+            Piece::render(renderer, &state.service, &backend.servers)
         })
         .collect()
 }

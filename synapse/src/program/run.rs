@@ -21,13 +21,14 @@ use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tracing::{error, info, warn};
 
 use crate::config::Config;
-use crate::outputs::haproxy::reconciler::{Order, Outputs, Reconciler};
+use crate::outputs::haproxy::reconciler::{Outputs, Reconciler};
 use crate::outputs::haproxy::render::RenderError;
 use crate::report::metrics;
 use crate::report::status::{self, Board, View};
 use crate::snapshot::{self, Lock, Snapshot};
 use crate::sources::zookeeper;
-use crate::sources::{Links, link_status};
+use crate::sources::{Links, Sources, link_status};
+use crate::wanted::keeper::{Keeper, Order, validity};
 
 /// Why synapse could not start.
 #[derive(Debug, thiserror::Error)]
@@ -86,10 +87,16 @@ pub async fn run(
         view: view_sender,
         snapshot: snapshot_sender,
     };
+    let sources = Sources::new(&remembered, shutdown.clone(), Some(validity));
+    let counters = Counters {
+        discovery: Arc::clone(&sources.counters),
+        snapshot: Arc::default(),
+    };
+    let links = sources.links();
     let start = Reconciler::start(
         Arc::clone(&config),
         &remembered,
-        shutdown.clone(),
+        Keeper::new(&config, &remembered, sources),
         outputs,
         stop_haproxy,
     );
@@ -100,11 +107,6 @@ pub async fn run(
     };
     drop(remembered);
 
-    let counters = Counters {
-        discovery: Arc::clone(&reconciler.sources().counters),
-        snapshot: Arc::default(),
-    };
-    let links = reconciler.sources().links();
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let listener = listen(&config).await?;
     if let Some(listener) = listener {

@@ -14,10 +14,10 @@ use smartstack_common::atomic;
 
 use super::{FORMAT, Hold, Ids, Snapshot, SourceRecord, Worker};
 use crate::model::payload::Payload;
-use crate::outputs::haproxy::cfg::effective::Digest as OptionDigest;
+use crate::model::server::Digest as OptionDigest;
 
 use crate::model::source::{Child, Children};
-use crate::wanted::guard::Saved;
+use crate::snapshot::holds::Saved;
 
 /// Files above this many bytes are not read (100,000 servers make about 20 MB).
 const MAX_FILE: u64 = 1 << 30;

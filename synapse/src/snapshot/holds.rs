@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::model::member::{Address, Why};
 use crate::snapshot::Payload;
-use crate::wanted::guard::{Address, Why};
 
 /// A guard on disk.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

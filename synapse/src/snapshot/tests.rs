@@ -11,8 +11,9 @@ use tokio::sync::watch;
 
 use super::file::{Cache, parse};
 use super::*;
+use crate::model::member::Why;
 use crate::model::source::Child;
-use crate::wanted::guard::{Saved, SavedMember, Why};
+use crate::wanted::guard::{Saved, SavedMember};
 
 fn set(children: &[(&str, &[u8])]) -> Arc<Children> {
     let child = |data: &[u8]| Child {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::Snapshot;
 use super::file::Cache;
-use crate::wanted::guard::Clock;
+use smartstack_common::clock::Clock;
 
 /// Least pause between two writes. Longer after slow ones, so that writing takes at most a hundredth of the time.
 const PAUSE: Duration = Duration::from_secs(1);

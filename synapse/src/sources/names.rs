@@ -3,6 +3,7 @@
 //! Owns the map name → addresses. A name keeps its last addresses when a lookup fails (also across a restart, through the
 //! snapshot). Never looks up IP addresses, never decides which server is used: the funnel takes the first address.
 
+use crate::model::source::Resolved;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,10 +23,6 @@ const LIMIT: Duration = Duration::from_secs(2);
 const PERIOD: Duration = Duration::from_secs(30);
 /// Lookups at the same time (each may hold a thread of the blocking pool).
 const CONCURRENT: usize = 8;
-
-/// Addresses by name, as [`in_order`] leaves them; the first is the one to use. A name that has been looked up in vain has
-/// none; one whose first lookup is under way is absent.
-pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 
 /// The answers of a lookup in the order that makes the first one the same on every host: A before AAAA, each sorted.
 #[must_use]

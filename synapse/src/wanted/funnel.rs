@@ -26,7 +26,6 @@ use crate::model::source::{Child, Children, SourceView};
 use crate::sources::decode;
 use crate::sources::names;
 use crate::wanted::gate::{Candidate, Gate};
-use crate::wanted::intake;
 use steps::{Entrant, Remarks, default_label, elect, filter, unique};
 
 pub(crate) use steps::discovery_order;
@@ -271,7 +270,7 @@ fn examine(input: &Input<'_>, znode: &str, child: &Child, names: &mut BTreeSet<S
         resolved: input.resolved,
         allowed_options: input.allowed_options,
     };
-    let decode = intake::decode(&input.service.discovery);
+    let decode = crate::config::sources::decode(&input.service.discovery);
     let instance = match decode::child(znode, &child.data, decode) {
         Ok(instance) => instance,
         Err(reason) => return Found::Rejected(reason),

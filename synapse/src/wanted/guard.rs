@@ -25,10 +25,9 @@
 //!
 //! `shadow` does all of it and changes nothing; it has no checks to ask, so that its holds end after 30 s.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::model::source::Child;
+use crate::model::member::{Member, Why};
 
 mod machine;
 mod registry;
@@ -42,68 +41,6 @@ pub use machine::{Facts, Guard};
 pub use registry::{Change, Gone, Registry};
 pub use smartstack_common::clock::Clock;
 
-/// How the guard behaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// It holds.
-    On,
-    /// It counts and says what it would have held.
-    Shadow,
-    /// It does nothing.
-    Off,
-}
-
-impl Mode {
-    /// As in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::On => "on",
-            Self::Shadow => "shadow",
-            Self::Off => "off",
-        }
-    }
-}
-
-/// What it means when an instance vanishes whose registrar does not announce what it withdraws.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unannounced {
-    /// It was withdrawn, as Ruby's synapse takes it.
-    Believe,
-    /// A loss like any other.
-    Hold,
-}
-
-/// The configuration's `guard`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Settings {
-    /// Whether it holds.
-    pub mode: Mode,
-    /// Share of the largest set that may be lost, 0..=1.
-    pub max_loss: f64,
-    /// So many may always be lost.
-    pub min_loss: usize,
-    /// Losses within this time count together.
-    pub window: Duration,
-    /// The longest hold.
-    pub hold: Duration,
-    /// Losses of instances whose registrar announces nothing.
-    pub unannounced: Unannounced,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            mode: Mode::On,
-            max_loss: 0.5,
-            min_loss: 2,
-            window: Duration::from_secs(30),
-            hold: Duration::from_secs(600),
-            unannounced: Unannounced::Believe,
-        }
-    }
-}
-
 /// What an empty registry means to the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenEmpty {
@@ -113,58 +50,6 @@ pub enum WhenEmpty {
     Empty,
     /// There are `default_servers`: they stand in.
     Defaults,
-}
-
-/// What is registered: by address as published, before any resolving.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address {
-    /// Address or name.
-    pub host: Arc<str>,
-    /// Port.
-    pub port: u16,
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-/// The znode behind an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its name.
-    pub znode: Arc<str>,
-    /// Its data.
-    pub child: Child,
-}
-
-/// What haproxy's check says of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Evidence {
-    /// An enabled check has passed since the loss and the server is up.
-    Passing,
-    /// An enabled check has taken the server down.
-    Failing,
-    /// A check is enabled; it has said nothing since the loss.
-    Pending,
-    /// There is no check, or no such server.
-    Nothing,
-    /// There is no word yet and nothing speaks against it: haproxy could not be asked since the loss or since this start, or
-    /// a check is under way.
-    Awaited,
-}
-
-/// Why an address is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Why {
-    /// Too many were lost at once.
-    Share,
-    /// Nothing is registered any more.
-    Empty,
-    /// It was among the last ones, and withdrawn on purpose.
-    Last,
 }
 
 /// An address that is served although the registry does not name it.

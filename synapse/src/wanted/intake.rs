@@ -11,10 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Decode, Discovery, LabelFilter, Resolver, Service};
+use crate::config::guard::Mode;
+use crate::config::sources::{Watched, watched};
+use crate::config::{Discovery, Resolver, Service};
+use crate::model::member::{Address, Evidence};
 use crate::model::source::{SourceKey, SourceView};
 use crate::snapshot::Snapshot;
-use crate::wanted::guard::{Address, Clock, Evidence, Guard, Mode, OLD_SEED, Saved};
+use crate::wanted::guard::{Clock, Guard, OLD_SEED, Saved};
 
 mod guarded;
 mod merge;
@@ -30,69 +33,6 @@ const FIRST_WORD: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(10);
 /// A connection may have been dead for this long before that was noticed.
 const UNNOTICED: Duration = Duration::from_secs(30);
-
-/// One source of a service, as configured.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Watched {
-    /// Its name among several; empty for the only one.
-    pub name: String,
-    /// Which.
-    pub key: SourceKey,
-    /// How its payloads are read.
-    pub decode: Decode,
-    /// What its own servers must have, where there are several sources.
-    pub label_filters: Vec<LabelFilter>,
-}
-
-/// The sources of a service, in order.
-#[must_use]
-pub fn watched(service: &Service) -> Vec<Watched> {
-    match &service.discovery {
-        Discovery::Base => Vec::new(),
-        Discovery::Zookeeper {
-            ensemble,
-            path,
-            decode,
-        } => vec![Watched {
-            name: String::new(),
-            key: SourceKey {
-                ensemble: ensemble.clone(),
-                path: path.clone(),
-            },
-            decode: decode.clone(),
-            label_filters: Vec::new(),
-        }],
-        Discovery::Multi(multi) => multi
-            .watchers
-            .iter()
-            .map(|w| Watched {
-                name: w.name.clone(),
-                key: SourceKey {
-                    ensemble: w.ensemble.clone(),
-                    path: w.path.clone(),
-                },
-                decode: w.decode.clone(),
-                label_filters: w.label_filters.clone(),
-            })
-            .collect(),
-    }
-}
-
-/// The sources of a service as one text, `None` without any.
-#[must_use]
-pub fn source_text(service: &Service) -> Option<String> {
-    let keys: Vec<String> = watched(service).iter().map(|w| w.key.to_string()).collect();
-    (!keys.is_empty()).then(|| keys.join(" "))
-}
-
-/// How the funnel reads what an [`Intake`] passes: several sources are brought into one form.
-#[must_use]
-pub fn decode(discovery: &Discovery) -> &Decode {
-    match discovery {
-        Discovery::Zookeeper { decode, .. } => decode,
-        Discovery::Base | Discovery::Multi(_) => &Decode::Nerve,
-    }
-}
 
 /// What the guards ask about the world.
 pub trait Facts {

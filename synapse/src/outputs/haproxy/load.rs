@@ -20,7 +20,7 @@ use nix::unistd::{AccessFlags, access};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::file::{Assembly, Piece};
 use crate::outputs::haproxy::plan::Running;

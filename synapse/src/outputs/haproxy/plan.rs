@@ -13,7 +13,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::outputs::haproxy::cfg::effective::{Backend, Digest, Effective, Follows, Options};
+use crate::model::server::Digest;
+use crate::outputs::haproxy::cfg::effective::{Backend, Effective, Follows, Options};
 use crate::outputs::haproxy::cfg::generation::Generation;
 
 mod draft;

@@ -17,7 +17,6 @@ mod blames;
 mod boot;
 pub mod disk;
 mod fallbacks;
-mod guarding;
 mod jobs;
 pub mod limiter;
 mod lingering;
@@ -31,23 +30,25 @@ mod states;
 pub mod window;
 mod worker;
 
-pub(crate) use boot::{held, host_name};
+pub(crate) use boot::host_name;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use smartstack_common::clock::Clock;
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::watchdog::Progress;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::model::source::SourceKey;
+use crate::model::member::Evidence;
 use crate::outputs::haproxy::backend::circles::Circles;
+use crate::outputs::haproxy::backend::{Backend, World};
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::file::good::Good;
@@ -58,16 +59,13 @@ use crate::outputs::haproxy::render::Renderer;
 use crate::outputs::haproxy::socket::RuntimeApi;
 use crate::report::status::{Board, ReloadView, View};
 use crate::snapshot::{Ids, Snapshot};
-use crate::sources::Sources;
-use crate::sources::names;
-use crate::wanted::intake::Taken;
-use crate::wanted::service::{State, World};
+use crate::wanted::keeper::{Keeper, Order};
+use crate::wanted::service::Circles as _;
 use aim::Touched;
 use apply::{Proven, Retired};
 use blames::Blames;
 use disk::File;
 use fallbacks::Fallbacks;
-use guarding::Guarding;
 use limiter::Limiter;
 use lingering::Lingering;
 use marks::Marks;
@@ -179,15 +177,11 @@ enum InFlight {
 pub struct Reconciler {
     config: Arc<Config>,
     renderer: Arc<Renderer>,
-    sources: Sources,
-    services: Vec<State>,
-    guarding: Guarding,
+    keeper: Keeper,
+    /// Of the keeper's services, in the same order.
+    backends: Vec<Backend>,
     circles: RefCell<Circles>,
-    /// Which services a source or a backend concerns.
-    by_source: BTreeMap<SourceKey, Vec<usize>>,
     by_backend: BTreeMap<String, usize>,
-    /// Services whose inputs changed.
-    dirty: BTreeSet<usize>,
     /// Services that are assessed and not rendered yet.
     unrendered: BTreeSet<usize>,
     /// Services whose place in the file has to be made anew.
@@ -269,17 +263,6 @@ pub struct Reconciler {
     saved_at: Instant,
 }
 
-/// What somebody asks of the running reconciler.
-pub enum Order {
-    /// End every hold of these services.
-    Release {
-        /// Their names.
-        services: Vec<String>,
-        /// Gets what was done, a line for each service.
-        answer: oneshot::Sender<String>,
-    },
-}
-
 /// What the reconciler publishes to.
 pub struct Outputs {
     /// The services, for `/status` and `/metrics`.
@@ -291,12 +274,6 @@ pub struct Outputs {
 }
 
 impl Reconciler {
-    /// The sources and their tasks.
-    #[must_use]
-    pub fn sources(&self) -> &Sources {
-        &self.sources
-    }
-
     /// Runs until `shutdown`, wherever it waits for haproxy then: what was sent is read back at the next start.
     pub async fn run(
         mut self,
@@ -320,15 +297,15 @@ impl Reconciler {
         mut orders: mpsc::Receiver<Order>,
         progress: Progress,
     ) {
-        let mut changes = self.sources.changes();
-        let mut resolved = self.sources.resolved();
+        let mut changes = self.keeper.changes();
+        let mut resolved = self.keeper.resolved();
         let config = Arc::clone(&self.config);
         if self.begins_with_nothing() {
-            self.sources.follow(&config);
+            self.keeper.follow(&config);
             self.await_first_words(&mut changes, &mut resolved).await;
         }
         self.pass().await;
-        self.sources.follow(&config);
+        self.keeper.follow(&config);
         self.settle = Some(Instant::now() + SETTLE);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -342,17 +319,18 @@ impl Reconciler {
             // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside, an
             // end that stays one.
             tokio::select! {
-                changed = changes.changed() => if changed.is_ok() { self.sources_changed() },
+                changed = changes.changed() => if changed.is_ok() { self.keeper.sources_changed() },
                 changed = resolved.changed() => if changed.is_ok() {
                     resolved.mark_unchanged();
-                    self.names_changed();
+                    self.keeper.names_changed();
+                    self.unsaved = true;
                 },
                 changed = configs.changed() => if changed.is_ok() {
                     let config = configs.borrow_and_update().clone();
                     self.reconfigure(config).await;
                 },
                 Some(done) = self.jobs.join_next() => self.finish(done),
-                Some(order) = orders.recv() => self.obey(order),
+                Some(order) = orders.recv() => self.keeper.obey(order),
                 _ = poll.tick() => if !(self.poll().await | self.step_guards().await) { continue },
                 () = reached(end), if end.is_some() => {
                     self.worker_end = None;
@@ -386,7 +364,7 @@ impl Reconciler {
         self.save();
         let rest = async {
             self.file.close().await;
-            self.sources.close().await;
+            self.keeper.close().await;
         };
         let in_time = timeout_at(patience + CLOSING / 3, rest).await;
         if in_time.is_err() {
@@ -397,20 +375,6 @@ impl Reconciler {
             let driver = driver.unwrap_or_else(|| Driver::new(&self.config, true));
             driver.close().await;
         }
-    }
-
-    fn sources_changed(&mut self) {
-        for key in self.sources.take_changed() {
-            self.dirty
-                .extend(self.by_source.get(&key).into_iter().flatten());
-        }
-    }
-
-    /// Names have other addresses: the services that use any.
-    fn names_changed(&mut self) {
-        let with_names = self.indexes(|state| !state.names.is_empty());
-        self.dirty.extend(with_names);
-        self.unsaved = true;
     }
 
     /// One pass: assess, take out what has gone, render, plan, apply what can be applied now, start a job for the rest,
@@ -450,65 +414,100 @@ impl Reconciler {
         }
     }
 
-    /// Runs the funnel of the services whose inputs changed: which those are.
+    /// What is wanted of the services whose inputs have changed, with ids: which those are.
     fn assess(&mut self) -> BTreeSet<usize> {
-        let dirty = std::mem::take(&mut self.dirty);
+        let can_ask = self.can_ask();
+        let dirty = self.keeper.assess(&self.config, &self.circles, can_ask);
+        self.saves_at_once |= self.keeper.take_news();
         if dirty.is_empty() {
             return dirty;
         }
         self.followed = false;
         self.unsaved = true;
-        let mut taken: BTreeMap<usize, Taken> = BTreeMap::new();
-        for &index in &dirty {
-            taken.insert(index, self.take_in(index));
-        }
-        let resolved = self.sources.resolved().borrow().clone();
         let live = self.observed.as_ref();
         let mut named = self.good.named();
         named.push(self.renderer.named());
         let world = World {
             named: &named,
-            resolved: &|host: &str| resolved.get(host).and_then(|a| a.first()).copied(),
-            awaited: &|host: &str| names::is_name(host) && !resolved.contains_key(host),
             operator_maint: &self.operator_maint,
             refused_options: &self.refused_options,
             live: &|backend: &str| live?.running.backends.get(backend),
             looks: self.looks,
             host: &self.host,
-            circles: &self.circles,
         };
-        let mut other_names = false;
         for &index in &dirty {
-            let Some(state) = self.services.get_mut(index) else {
+            let (Some(backend), Some(state)) = (
+                self.backends.get_mut(index),
+                self.keeper.services().get(index),
+            ) else {
                 continue;
             };
-            let backend = state.backend().unwrap_or(&state.service.name).to_owned();
-            let known = self.ids.entry(backend).or_default();
-            let names = std::mem::take(&mut state.names);
-            let taken = taken.remove(&index).unwrap_or_default();
-            state.assess(&self.config, &world, taken, known);
-            other_names |= names != state.names;
+            let name = backend.name().unwrap_or(&backend.service.name).to_owned();
+            let known = self.ids.entry(name).or_default();
+            backend.take(state.servers(), &self.config, &world, known);
             self.unrendered.insert(index);
             self.unseen.insert(index);
         }
         self.try_blamed_again(&dirty);
-        if other_names {
-            let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
-            self.sources.want_names(names.collect());
-        }
-        if self.circles.get_mut().take_freed() {
-            // What closed a circle may have a way by now.
-            let circled = self.indexes(|state| state.circled);
-            self.dirty.extend(circled);
+        if self.circles.get_mut().take_freed() && self.keeper.touch_circled() {
             self.again_at(Instant::now());
         }
         dirty
     }
 
+    /// Lets the guards that wait look again. Returns whether a pass is needed.
+    async fn step_guards(&mut self) -> bool {
+        let waiting = self.keeper.waiting();
+        self.read_checks(&waiting).await;
+        let can_ask = self.can_ask();
+        self.keeper.look_again(waiting, &self.config, can_ask)
+    }
+
+    /// Lets go of what haproxy's checks had taken down before it was taken out: a server that comes back from maint counts as
+    /// up until its next check. Returns whether anything has to be assessed again.
+    async fn doubt_restored(&mut self) -> bool {
+        if !self.keeper.has_restored() {
+            return false;
+        }
+        let waiting = self.keeper.waiting();
+        self.read_checks(&waiting).await;
+        let restored = self.keeper.take_restored();
+        let can_ask = self.can_ask();
+        self.keeper.look_again(restored, &self.config, can_ask)
+    }
+
+    /// Tells the guards that ask what haproxy's checks say. What cannot be read stays as old as it is: `problems` tell of it.
+    async fn read_checks(&mut self, waiting: &[usize]) {
+        let asking = self.keeper.asking(waiting);
+        let asking = asking.filter_map(|index| Some((self.backends.get(index)?.name()?, index)));
+        let mut asking: BTreeMap<String, usize> = asking
+            .map(|(name, index)| (name.to_owned(), index))
+            .collect();
+        if !self.can_ask() || asking.is_empty() {
+            return;
+        }
+        let now = Clock::now();
+        let names: Vec<String> = asking.keys().cloned().collect();
+        let Ok(rows) = self.api.servers_of(&names).await else {
+            return;
+        };
+        let mut tables: BTreeMap<String, BTreeMap<String, Evidence>> = BTreeMap::new();
+        for row in rows {
+            let evidence = row.evidence();
+            let table = tables.entry(row.backend).or_default();
+            table.insert(row.name, evidence);
+        }
+        for (backend, table) in tables {
+            if let Some(index) = asking.remove(&backend) {
+                self.keeper.checked(index, now, table);
+            }
+        }
+    }
+
     /// A server has come that something was refused for the want of: that is tried again.
     fn try_blamed_again(&mut self, assessed: &BTreeSet<usize>) {
         let came = |quarantine: &Quarantine| {
-            let states = assessed.iter().filter_map(|i| self.services.get(*i));
+            let states = assessed.iter().filter_map(|i| self.backends.get(*i));
             let mut servers = states.flat_map(|state| &state.servers);
             servers.any(|s| !s.server.is_parked() && quarantine.blames.waits_for(&s.server.name))
         };
@@ -541,7 +540,7 @@ impl Reconciler {
         }
         self.window.taken(now);
         for index in std::mem::take(&mut self.unrendered) {
-            if let Some(state) = self.services.get_mut(index) {
+            if let Some(state) = self.backends.get_mut(index) {
                 state.render(&self.renderer);
                 self.replaced.insert(index);
             }
@@ -561,7 +560,7 @@ impl Reconciler {
     }
 
     /// The form a service has at the moment: as configured, or as last accepted while it is quarantined.
-    fn piece(&self, state: &State) -> Option<crate::outputs::haproxy::file::Piece> {
+    fn piece(&self, state: &Backend) -> Option<crate::outputs::haproxy::file::Piece> {
         let good = || self.good.piece(&state.service, &state.servers);
         let usable = self.frame().is_whole() == self.renderer.is_whole();
         match (state.piece.as_ref()?, self.quarantine(state)) {

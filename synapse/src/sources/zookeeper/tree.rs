@@ -31,9 +31,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use smartstack_common::sequence;
-
-use crate::model::source::{Child, Children};
+use crate::model::source::{Child, Children, is_sequential};
 
 #[cfg(test)]
 mod simulation;
@@ -568,10 +566,4 @@ const ANOTHER: i64 = -1;
 /// A child from a snapshot has no transaction: its name decides.
 fn same_node(old: &Child, czxid: i64) -> bool {
     old.czxid == 0 || old.czxid == czxid
-}
-
-/// Whether the name ends as ZooKeeper ends sequential ones: `_` and its number.
-pub(crate) fn is_sequential(name: &str) -> bool {
-    name.rsplit_once('_')
-        .is_some_and(|(_, number)| sequence::parse(number).is_some())
 }

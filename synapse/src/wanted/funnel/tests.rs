@@ -23,7 +23,7 @@ fn service() -> Service {
         leader_election: false,
         haproxy: None,
         disabled: None,
-        guard: crate::wanted::guard::Settings::default(),
+        guard: crate::config::guard::Settings::default(),
     }
 }
 

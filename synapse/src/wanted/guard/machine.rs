@@ -4,11 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    Address, Change, Evidence, Gone, Held, Member, Mode, NO_EVIDENCE, Settings, Unannounced,
-    WhenEmpty, Why,
-};
-use crate::sources::zookeeper::tree::is_sequential;
+use super::{Change, Gone, Held, NO_EVIDENCE, WhenEmpty};
+use crate::config::guard::{Mode, Settings, Unannounced};
+use crate::model::member::{Address, Evidence, Member, Why};
+use crate::model::source::is_sequential;
 
 mod saving;
 

@@ -5,8 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Address, Member};
 use crate::config::Decode;
+use crate::model::member::{Address, Member};
 use crate::model::sorted::Walk;
 use crate::model::source::{Child, Children, Farewell, SourceView};
 use crate::sources::decode;

@@ -10,7 +10,10 @@ use proptest::prelude::*;
 use super::tests::{Scene, World};
 use super::*;
 use crate::config::Decode;
-use crate::model::source::{Children, SourceView};
+use crate::config::guard::{Mode, Settings, Unannounced};
+use crate::model::member::{Address, Evidence};
+use crate::model::source::{Child, Children, SourceView};
+use std::sync::Arc;
 
 const PORTS: u16 = 40;
 

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::config::Decode;
-use crate::model::source::{Children, Farewell, SourceView};
+use crate::config::guard::{Mode, Settings, Unannounced};
+use crate::model::member::{Address, Evidence};
+use crate::model::source::{Child, Children, Farewell, SourceView};
 
 /// A registry, a haproxy and a clock around one guard.
 pub(super) struct Scene {

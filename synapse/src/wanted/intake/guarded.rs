@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Facts, GRACE, Watched, merge};
+use super::{Facts, GRACE, merge};
 use crate::config::Service;
+use crate::config::sources::Watched;
+use crate::model::member::{Address, Evidence};
 use crate::model::source::{Children, SourceView};
-use crate::wanted::guard::{self, Address, Evidence, Guard, Held, Registry, WhenEmpty};
+use crate::wanted::guard::{self, Guard, Held, Registry, WhenEmpty};
 
 /// A source of a service behind its guard, and what is known of both.
 #[derive(Debug)]

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use smartstack_common::instance::Instance;
 
-use super::Watched;
 use crate::config::Decode;
+use crate::config::sources::Watched;
+use crate::model::member::Address;
 use crate::model::source::{Child, Children};
 use crate::sources::decode;
-use crate::wanted::guard::{Address, Held, Registry};
+use crate::wanted::guard::{Held, Registry};
 
 /// What one source has to give.
 pub(super) struct Contribution<'a> {

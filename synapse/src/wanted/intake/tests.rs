@@ -7,7 +7,7 @@ use smartstack_common::clock::Moment;
 use smartstack_common::units::{Ensemble, ZkPath};
 
 use super::*;
-use crate::config::{DefaultServer, Multi, Watcher};
+use crate::config::{Decode, DefaultServer, LabelFilter, Multi, Watcher};
 use crate::model::source::{Child, Children};
 use crate::snapshot::SourceRecord;
 

@@ -14,10 +14,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::outputs::haproxy::cfg::binds::{ByPort, Listener};
+use crate::config::listen::{ByPort, Listener};
+use crate::outputs::haproxy::cfg::binds::of_section;
 use crate::outputs::haproxy::cfg::{Model, Section};
 use crate::outputs::haproxy::file::{EffectiveCache, Piece, assemble};
 use crate::outputs::haproxy::render::Renderer;
+use crate::wanted::service;
 
 /// A listener and what a connection to it may reach.
 #[derive(Debug)]
@@ -64,7 +66,7 @@ impl Circles {
                 continue;
             }
             let backends = leads_to(section, &all);
-            for listener in Listener::of_section(section) {
+            for listener in of_section(section) {
                 circles.by_port.add(circles.ways.len(), &listener);
                 circles.ways.push(Way {
                     listener,
@@ -122,31 +124,6 @@ impl Circles {
         self.ways_at(address, port).flat_map(|way| &way.backends)
     }
 
-    /// Why a server of `backend` at this address would be sent its own requests; `None` = it would not. What it leads to is
-    /// added to `leads`.
-    pub fn closed_by(
-        &self,
-        backend: &str,
-        (address, port): (IpAddr, u16),
-        leads: &mut BTreeSet<String>,
-    ) -> Option<String> {
-        for way in self.ways_at(address, port) {
-            let Some(over) = self.leads_back(&way.backends, backend) else {
-                continue;
-            };
-            let over = match over.is_empty() {
-                true => String::new(),
-                false => format!(" over `{}`", over.join("`, `")),
-            };
-            return Some(format!(
-                "{address}:{port} is this host's own `{}` (`bind {}`), which leads back here{over}: each request would go round in a circle",
-                way.section, way.listener.text
-            ));
-        }
-        leads.extend(self.reached(address, port).cloned());
-        None
-    }
-
     /// The backends on the way from `starts` to `end`, without it; `None` = there is no way.
     fn leads_back(&self, starts: &BTreeSet<String>, end: &str) -> Option<Vec<String>> {
         let mut from: BTreeMap<&str, Option<&str>> = BTreeMap::new();
@@ -169,9 +146,33 @@ impl Circles {
         }
         None
     }
+}
 
-    /// What the admitted servers of a backend lead to.
-    pub fn admit(&mut self, backend: &str, leads: BTreeSet<String>) {
+impl service::Circles for Circles {
+    fn closed_by(
+        &self,
+        backend: &str,
+        (address, port): (IpAddr, u16),
+        leads: &mut BTreeSet<String>,
+    ) -> Option<String> {
+        for way in self.ways_at(address, port) {
+            let Some(over) = self.leads_back(&way.backends, backend) else {
+                continue;
+            };
+            let over = match over.is_empty() {
+                true => String::new(),
+                false => format!(" over `{}`", over.join("`, `")),
+            };
+            return Some(format!(
+                "{address}:{port} is this host's own `{}` (`bind {}`), which leads back here{over}: each request would go round in a circle",
+                way.section, way.listener.text
+            ));
+        }
+        leads.extend(self.reached(address, port).cloned());
+        None
+    }
+
+    fn admit(&mut self, backend: &str, leads: BTreeSet<String>) {
         let former = match leads.is_empty() {
             true => self.admitted.remove(backend),
             false => self.admitted.insert(backend.to_owned(), leads),
@@ -183,8 +184,7 @@ impl Circles {
             .any(|lead| now.is_none_or(|now| !now.contains(&lead)));
     }
 
-    /// Whether what closed a circle may be admitted by now, since this was last asked.
-    pub fn take_freed(&mut self) -> bool {
+    fn take_freed(&mut self) -> bool {
         std::mem::take(&mut self.freed)
     }
 }
@@ -244,6 +244,7 @@ pub fn own_addresses() -> BTreeSet<IpAddr> {
 mod tests {
     use super::*;
     use crate::outputs::haproxy::cfg::Ours;
+    use crate::wanted::service::Circles as _;
 
     fn circles(text: &str) -> Circles {
         let own = ["10.0.0.7", "fd00::7"].map(|a| a.parse().unwrap());

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::model::server::Server;
 use crate::wanted::gate::{Target, expand};
+use crate::wanted::service::{Seed, SeedOrigin as Origin};
 
 #[cfg(test)]
 mod tests;
@@ -66,33 +67,9 @@ pub struct Inputs<'a> {
     pub configured_options: &'a str,
 }
 
-/// Where a seed comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// The table of the running haproxy.
-    Live,
-    /// haproxy.cfg on disk.
-    File,
-    /// The snapshot.
-    Snapshot,
-    /// `default_servers`.
-    Defaults,
-}
-
-/// What a backend begins with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seed {
-    /// Where the servers come from.
-    pub origin: Origin,
-    /// They, in the order of their source.
-    pub servers: Vec<Arc<Server>>,
-    /// Their ids as far as they are known, by name.
-    pub ids: BTreeMap<String, u32>,
-}
-
-/// Chooses. An input without any usable row counts as absent, so that an empty table does not hide a full snapshot.
+/// Chooses, and tells the ids as far as they are known, by name. An input without any usable row counts as absent, so that an empty table does not hide a full snapshot.
 #[must_use]
-pub fn seed(inputs: &Inputs<'_>) -> Seed {
+pub fn seed(inputs: &Inputs<'_>) -> (Seed, BTreeMap<String, u32>) {
     let rows = [(Origin::Live, inputs.live), (Origin::File, inputs.file)];
     for (origin, rows) in rows {
         let usable: Vec<(&Row, IpAddr)> = rows
@@ -111,22 +88,15 @@ pub fn seed(inputs: &Inputs<'_>) -> Seed {
                 .iter()
                 .filter_map(|(row, _)| Some((row.name.clone(), row.id?)))
                 .collect();
-            return Seed {
-                origin,
-                servers,
-                ids,
-            };
+            return (Seed { origin, servers }, ids);
         }
     }
     let (origin, servers) = match inputs.snapshot {
         [] => (Origin::Defaults, inputs.defaults),
         servers => (Origin::Snapshot, servers),
     };
-    Seed {
-        origin,
-        servers: servers.to_vec(),
-        ids: BTreeMap::new(),
-    }
+    let servers = servers.to_vec();
+    (Seed { origin, servers }, BTreeMap::new())
 }
 
 /// NAME, address and port.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::model::server::NOWHERE;
+use crate::model::server::{Digest, NOWHERE};
 use crate::outputs::haproxy::cfg::generation::hex;
 use crate::outputs::haproxy::cfg::{Model, Section, ServerLine, is_plain};
 
@@ -23,9 +23,6 @@ use crate::outputs::haproxy::cfg::balance::Balance;
 const MOST_WORDS: usize = 44;
 /// Bytes of them, likewise.
 const MOST_BYTES: usize = 4096;
-
-/// 16 hexadecimal digits that stand for a server's options: see [`Options::digest`].
-pub type Digest = Arc<str>;
 
 /// haproxy's weight of a server that names none.
 pub const DEFAULT_WEIGHT: u16 = 1;

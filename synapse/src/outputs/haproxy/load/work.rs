@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::frame::Parts;
 use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
-use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::cfg::{Model, Ours};
 use crate::outputs::haproxy::file::{Assembly, EffectiveCache, Piece};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::plan::Running;
 use crate::outputs::haproxy::socket::{ApiError, Info, RuntimeApi, ServerRow};

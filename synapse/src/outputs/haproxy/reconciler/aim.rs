@@ -15,7 +15,6 @@ use crate::outputs::haproxy::load::BadFrame;
 use crate::outputs::haproxy::plan::{
     Change, Kind, Op, Plan, Reach, Running, RunningServer, plan, plan_some,
 };
-use crate::wanted::intake::watched;
 
 /// What may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +60,7 @@ impl Reconciler {
             return self.rebuild();
         }
         for index in replaced {
-            let Some(state) = self.services.get(index) else {
+            let Some(state) = self.backends.get(index) else {
                 continue;
             };
             let piece = self.piece(state);
@@ -113,7 +112,7 @@ impl Reconciler {
     }
 
     fn whole(&self) -> Result<Whole, String> {
-        let pieces = self.services.iter().map(|state| self.piece(state));
+        let pieces = self.backends.iter().map(|state| self.piece(state));
         Whole::new(self.frame(), pieces.collect()).map_err(|e| Chain(&e).to_string())
     }
 
@@ -140,7 +139,7 @@ impl Reconciler {
             return;
         };
         if self.held.is_none() {
-            let services = self.services.iter();
+            let services = self.backends.iter();
             let servers = services.map(|s| (s.service.name.as_str(), s.servers.as_slice()));
             let (order, pieces) = self.good.loaded(&servers.collect()).into_iter().unzip();
             self.held = Whole::new(&frame, pieces).ok().map(|whole| (order, whole));
@@ -169,7 +168,7 @@ impl Reconciler {
         let waiting: BTreeSet<&str> = self
             .unrendered
             .iter()
-            .filter_map(|index| self.services.get(*index)?.backend())
+            .filter_map(|index| self.backends.get(*index)?.name())
             .collect();
         match &self.touched {
             Touched::All if waiting.is_empty() => plan(running, desired),
@@ -204,9 +203,9 @@ impl Reconciler {
             return;
         };
         let (mut ops, mut waits) = (Vec::new(), false);
-        for state in assessed.iter().filter_map(|i| self.services.get(*i)) {
+        for state in assessed.iter().filter_map(|i| self.backends.get(*i)) {
             let Some((backend, before)) = state
-                .backend()
+                .name()
                 .and_then(|name| Some((name, whole.desired().backends.get(name)?)))
             else {
                 continue;
@@ -260,15 +259,11 @@ impl Reconciler {
         }
     }
 
-    /// The services a source concerns, and the one that a backend belongs to.
+    /// The service that a backend belongs to.
     pub(super) fn index_services(&mut self) {
-        self.by_source.clear();
         self.by_backend.clear();
-        for (index, state) in self.services.iter().enumerate() {
-            for watched in watched(&state.service) {
-                self.by_source.entry(watched.key).or_default().push(index);
-            }
-            if let Some(backend) = state.backend() {
+        for (index, state) in self.backends.iter().enumerate() {
+            if let Some(backend) = state.name() {
                 self.by_backend.insert(backend.to_owned(), index);
             }
         }

@@ -14,7 +14,7 @@ use super::aim::Touched;
 use super::fallbacks::Means;
 use super::observed::{Notes, Observed};
 use super::{InFlight, LOOK_AT_CHECKS, Reconciler};
-use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::plan::{
@@ -160,7 +160,7 @@ impl Reconciler {
         self.note_reload_only();
         if wanted == Plan::Unchanged && !self.stale {
             let waiting = self.unrendered.iter();
-            let waiting = waiting.filter_map(|i| self.services.get(*i)?.backend());
+            let waiting = waiting.filter_map(|i| self.backends.get(*i)?.name());
             self.touched = Touched::whole(waiting.map(str::to_owned));
         }
         Next { wanted, meanwhile }

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::report::Chain;
-use smartstack_common::shutdown::Shutdown;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -15,7 +14,6 @@ use tracing::{error, info, warn};
 
 use super::aim::Touched;
 use super::fallbacks::Fallbacks;
-use super::guarding::Guarding;
 use super::limiter::Limiter;
 use super::lingering::Lingering;
 use super::marks::{self, Marks};
@@ -24,8 +22,9 @@ use super::socket::Socket;
 use super::states::States;
 use super::window::Window;
 use super::{Outputs, Reconciler, SETTLE, Tally};
-use crate::config::{Config, Service};
-use crate::model::source::SourceKey;
+use crate::config::Config;
+use crate::model::source::{Resolved, SourceKey};
+use crate::outputs::haproxy::backend::Backend;
 use crate::outputs::haproxy::backend::circles::Circles;
 use crate::outputs::haproxy::backend::ruby_state;
 use crate::outputs::haproxy::backend::seed::{self, RowState};
@@ -40,11 +39,7 @@ use crate::outputs::haproxy::render::{RenderError, Renderer};
 use crate::outputs::haproxy::socket::RuntimeApi;
 use crate::outputs::haproxy::version::{self, Version};
 use crate::snapshot::Snapshot;
-use crate::sources::Sources;
-use crate::sources::names::Resolved;
-use crate::wanted::funnel::Previous;
-use crate::wanted::guard::Clock;
-use crate::wanted::intake::{self, Intake};
+use crate::wanted::keeper::Keeper;
 use crate::wanted::service::State;
 
 /// First words of the registry that come within it are taken in together: many sources speak at one moment.
@@ -64,21 +59,15 @@ impl Reconciler {
     pub async fn start(
         config: Arc<Config>,
         snapshot: &Snapshot,
-        shutdown: Shutdown,
+        keeper: Keeper,
         outputs: Outputs,
         stop_haproxy: bool,
     ) -> Result<Self, RenderError> {
         let renderer = Arc::new(fitting(&config).await?);
-        let mut sources = Sources::new(snapshot, shutdown);
-        sources.configure(&config, snapshot);
-        let guarding = Guarding::default();
-        let services: Vec<State> = config
-            .services
+        let backends: Vec<Backend> = keeper
+            .services()
             .iter()
-            .map(|s| {
-                let intake = Intake::new(s, snapshot, &guarding.clock, Clock::now());
-                State::new(Arc::new(s.clone()), held(snapshot, s), intake)
-            })
+            .map(|state| Backend::new(Arc::clone(&state.service)))
             .collect();
         let text = File::new(&config.haproxy.config_file_path).read();
         let model = text.as_ref().map(|text| Model::parse(text, Ours::All));
@@ -88,8 +77,6 @@ impl Reconciler {
             digests.complete(&Scope::default().read(file));
         }
         let mut this = Self {
-            dirty: (0..services.len()).collect(),
-            by_source: BTreeMap::new(),
             by_backend: BTreeMap::new(),
             unrendered: BTreeSet::new(),
             replaced: BTreeSet::new(),
@@ -154,9 +141,8 @@ impl Reconciler {
             saved_at: Instant::now(),
             config,
             renderer,
-            sources,
-            services,
-            guarding,
+            keeper,
+            backends,
         };
         this.index_services();
         this.observe().await;
@@ -168,7 +154,7 @@ impl Reconciler {
     fn plant(&mut self, snapshot: &Snapshot, text: Option<&str>, file: Option<&Model>) {
         if let Some(text) = text {
             let services: Vec<_> = self
-                .services
+                .backends
                 .iter()
                 .map(|s| Arc::clone(&s.service))
                 .collect();
@@ -186,12 +172,14 @@ impl Reconciler {
         let is_ours = text.is_some_and(|text| Generation::of_text(text).is_some());
         let mut disabled = Vec::new();
         let resolved = |host: &str| snapshot.resolved.get(host)?.first().copied();
-        for index in 0..self.services.len() {
-            let taken = self.take_in(index);
-            let state = &mut self.services[index];
-            let Some(backend) = state.backend().map(str::to_owned) else {
+        for index in 0..self.backends.len() {
+            let state = &self.backends[index];
+            let Some(backend) = state.name().map(str::to_owned) else {
                 continue;
             };
+            let can_ask = self.can_ask();
+            let keeper = &mut self.keeper;
+            let remembered = keeper.remembered(index, &self.config, can_ask, &resolved);
             let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
             let file = file.and_then(|model| file_rows(model, &backend, is_ours));
             let unused = file.iter().flatten().filter(|_| !is_ours);
@@ -200,7 +188,7 @@ impl Reconciler {
             let inputs = seed::Inputs {
                 live: live.as_deref(),
                 file: file.as_deref(),
-                snapshot: &state.remembered(&self.config, &taken, &resolved),
+                snapshot: &remembered,
                 defaults: &[],
                 configured_options: state
                     .service
@@ -208,10 +196,10 @@ impl Reconciler {
                     .as_ref()
                     .map_or("", |h| &h.server_options),
             };
-            let seed = seed::seed(&inputs);
+            let (seed, ids) = seed::seed(&inputs);
             let known = Arc::make_mut(self.ids.entry(backend).or_default());
-            known.extend(seed.ids.iter().map(|(name, id)| (name.clone(), *id)));
-            state.plant(seed);
+            known.extend(ids);
+            self.keeper.plant(index, seed);
         }
         tell_foreign(
             "disabled in a haproxy.cfg that synapse has not written",
@@ -224,15 +212,15 @@ impl Reconciler {
     fn frame_on_disk(&self, text: &str, snapshot: &Snapshot) -> Option<Arc<Renderer>> {
         let of_a_service = |keyword: &str, name: &str| match keyword {
             "backend" => {
-                let disabled = |s: &State| {
+                let disabled = |s: &Backend| {
                     let haproxy = s.service.disabled.as_ref();
                     haproxy.is_some_and(|haproxy| haproxy.backend_name == name)
                 };
                 snapshot.ids.contains_key(name)
                     || self.by_backend.contains_key(name)
-                    || self.services.iter().any(disabled)
+                    || self.backends.iter().any(disabled)
             }
-            _ => self.services.iter().any(|s| s.service.name == name),
+            _ => self.backends.iter().any(|s| s.service.name == name),
         };
         let ours = |section: &Section| match section.keyword.as_str() {
             "backend" => of_a_service("backend", &section.name),
@@ -262,7 +250,7 @@ impl Reconciler {
     /// Nothing is there to be served before the registry has been asked: no haproxy of ours has servers, no file, no
     /// snapshot. A file made of that would be replaced at once.
     pub(super) fn begins_with_nothing(&self) -> bool {
-        self.services.iter().all(State::remembers_nothing)
+        self.keeper.services().iter().all(State::remembers_nothing)
     }
 
     /// Waits until every source has been read and every host's name looked up, or for as long as the configuration allows.
@@ -275,16 +263,16 @@ impl Reconciler {
         loop {
             changes.mark_unchanged();
             resolved.mark_unchanged();
-            self.sources_changed();
+            self.keeper.sources_changed();
             // Tells which names have to be looked up.
             self.assess();
-            if !self.awaits_words() {
+            if !self.keeper.awaits_words() {
                 return;
             }
             // Cancel-safe: watch receives and a deadline kept outside.
             tokio::select! {
                 _ = changes.changed() => sleep(TOGETHER).await,
-                changed = resolved.changed() => if changed.is_ok() { self.names_changed() },
+                changed = resolved.changed() => if changed.is_ok() { self.keeper.names_changed() },
                 () = sleep_until(until) => {
                     info!(waited = ?self.config.startup_wait, "haproxy is started without what the registry has not said yet");
                     return;
@@ -302,29 +290,23 @@ impl Reconciler {
                 return;
             }
         }
-        let empty = Snapshot::default();
-        self.sources.configure(&config, &empty);
-        self.sources.follow(&config);
-        let mut former: BTreeMap<String, State> = std::mem::take(&mut self.services)
-            .into_iter()
-            .map(|s| (s.service.name.clone(), s))
-            .collect();
-        for service in &config.services {
-            let service = Arc::new(service.clone());
-            let state = match former.remove(&service.name) {
-                Some(mut state) => {
-                    state.reconfigure(service);
-                    state
+        self.keeper.configure(&config);
+        let former = std::mem::take(&mut self.backends).into_iter();
+        let mut former: BTreeMap<String, Backend> =
+            former.map(|b| (b.service.name.clone(), b)).collect();
+        for state in self.keeper.services() {
+            let service = Arc::clone(&state.service);
+            let backend = match former.remove(&service.name) {
+                Some(mut backend) => {
+                    backend.reconfigure(service);
+                    backend
                 }
-                None => {
-                    let intake = Intake::new(&service, &empty, &self.guarding.clock, Clock::now());
-                    State::new(service, Previous::None, intake)
-                }
+                None => Backend::new(service),
             };
-            self.services.push(state);
+            self.backends.push(backend);
         }
-        for (name, state) in former {
-            self.good.leave(&name, state.servers);
+        for (name, backend) in former {
+            self.good.leave(&name, backend.servers);
             self.board.remove(&name);
         }
         self.index_services();
@@ -337,7 +319,7 @@ impl Reconciler {
         if !self.can_ask() && self.observed.take().is_some() {
             // What it was seen to run is not kept true by anybody from now on.
             self.touched = Touched::All;
-            self.unseen.extend(0..self.services.len());
+            self.unseen.extend(0..self.backends.len());
         }
         self.limiter.configure(
             config.haproxy.restart_interval,
@@ -358,9 +340,8 @@ impl Reconciler {
         self.frame_problems.clear();
         self.limiter.begin_anew();
         self.followed = false;
-        self.dirty = (0..self.services.len()).collect();
         self.stale = true;
-        info!(services = self.services.len(), "configuration taken");
+        info!(services = self.backends.len(), "configuration taken");
     }
 }
 
@@ -379,13 +360,6 @@ fn stats_sockets(config: &Config) -> Vec<PathBuf> {
     } else {
         Vec::new()
     }
-}
-
-/// What is held for a service since before this process.
-pub(crate) fn held(snapshot: &Snapshot, service: &Service) -> Previous {
-    let source = intake::source_text(service);
-    let hold = source.and_then(|source| snapshot.hold(&service.name, &source).cloned());
-    hold.map_or(Previous::None, Previous::Children)
 }
 
 fn operator_maint(snapshot: &Snapshot) -> OperatorMaint {

@@ -13,13 +13,12 @@ use super::blames::Blames;
 use super::observed::Digests;
 use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler, RefusedFrame};
 use crate::config::Reload;
+use crate::outputs::haproxy::backend::Backend;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::load::{Bad, BadFrame, Candidate, Done, Driver, Job, Kept, Outcome};
 use crate::outputs::haproxy::plan::Plan;
 use crate::outputs::haproxy::reconciler::apply::Next;
 use crate::report::status::ReloadView;
-use crate::wanted::intake::watched;
-use crate::wanted::service::State;
 
 /// Least time between reloads while many replaced workers go on.
 const SPREAD: Duration = Duration::from_secs(10);
@@ -131,18 +130,7 @@ impl Reconciler {
     /// another one for their servers. `None` = all have spoken, or it takes too long.
     pub(super) fn settling_until(&self) -> Option<Instant> {
         self.settle
-            .filter(|until| Instant::now() < *until && self.awaits_words())
-    }
-
-    /// A source has not been read in this process, or a host's name has not been looked up.
-    pub(super) fn awaits_words(&self) -> bool {
-        let resolved = self.sources.resolved().borrow().clone();
-        let waits = |state: &State| {
-            let mut keys = watched(&state.service).into_iter().map(|w| w.key);
-            keys.any(|key| !self.sources.view(&key).confirmed)
-                || state.names.iter().any(|name| !resolved.contains_key(name))
-        };
-        self.services.iter().any(waits)
+            .filter(|until| Instant::now() < *until && self.keeper.awaits_words())
     }
 
     /// A reload is wanted and nothing holds it.
@@ -164,7 +152,7 @@ impl Reconciler {
     }
 
     fn candidates(&self, hold: bool) -> Vec<Candidate> {
-        let rendered = self.services.iter().filter(|s| s.service.haproxy.is_some());
+        let rendered = self.backends.iter().filter(|s| s.service.haproxy.is_some());
         rendered
             .map(|state| {
                 let quarantine = self.quarantine(state);
@@ -185,7 +173,7 @@ impl Reconciler {
     }
 
     /// The refusal of the service as it is now.
-    pub(super) fn quarantine(&self, state: &State) -> Option<&Quarantine> {
+    pub(super) fn quarantine(&self, state: &Backend) -> Option<&Quarantine> {
         let quarantine = self.quarantined.get(&state.service.name)?;
         state.piece.as_ref()?;
         (quarantine.structure == structure(state)).then_some(quarantine)
@@ -328,7 +316,7 @@ impl Reconciler {
             } = bad;
             // Without a new form it was refused before, or by its template.
             let structure = structure.or_else(|| {
-                let state = self.services.iter().find(|s| s.service.name == service);
+                let state = self.backends.iter().find(|s| s.service.name == service);
                 Some(self::structure(state?))
             });
             let stays = kept.words();
@@ -340,7 +328,7 @@ impl Reconciler {
                 "haproxy refuses this service as configured; others proceed"
             );
             let is_there = |name: &str| {
-                let mut servers = self.services.iter().flat_map(|state| &state.servers);
+                let mut servers = self.backends.iter().flat_map(|state| &state.servers);
                 servers.any(|s| s.server.name == name && !s.server.is_parked())
             };
             let blames = Blames::of(&reason, is_there);
@@ -365,8 +353,8 @@ impl Reconciler {
                 backend,
                 options, reason, "haproxy refuses these server options: their servers are left out"
             );
-            let dirty: Vec<usize> = self.indexes(|s| s.backend() == Some(backend.as_str()));
-            self.dirty.extend(dirty);
+            let dirty: Vec<usize> = self.indexes(|s| s.name() == Some(backend.as_str()));
+            self.keeper.touch(dirty);
             self.refused_options.insert((backend, options), reason);
         }
     }
@@ -403,8 +391,8 @@ impl Reconciler {
         self.unchecked = problem;
     }
 
-    pub(super) fn indexes(&self, of: impl Fn(&State) -> bool) -> Vec<usize> {
-        self.services
+    pub(super) fn indexes(&self, of: impl Fn(&Backend) -> bool) -> Vec<usize> {
+        self.backends
             .iter()
             .enumerate()
             .filter(|(_, s)| of(s))
@@ -447,28 +435,28 @@ impl Reconciler {
             self.frame_problems.clear();
         }
         self.good.frame = Some(Arc::clone(self.frame()));
-        for state in &self.services {
+        for state in &self.backends {
             if matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none() {
                 self.good.accept(&self.renderer, &state.service);
             }
         }
-        let services = self.services.iter().map(|state| Arc::clone(&state.service));
+        let services = self.backends.iter().map(|state| Arc::clone(&state.service));
         self.good.load(services.collect());
         if Arc::ptr_eq(self.frame(), &self.renderer) {
             self.good.leave_file();
         }
         // What only the forms before have named need not stay.
-        let parked = |state: &State| state.servers.iter().any(|s| s.server.is_parked());
+        let parked = |state: &Backend| state.servers.iter().any(|s| s.server.is_parked());
         let parked = self.indexes(parked);
         if !parked.is_empty() {
-            self.dirty.extend(parked);
+            self.keeper.touch(parked);
             self.again_at(Instant::now());
         }
     }
 }
 
 /// What tells a refused form from another; empty when the template refuses the service.
-fn structure(state: &State) -> Vec<u8> {
+fn structure(state: &Backend) -> Vec<u8> {
     match &state.piece {
         Some(Ok(piece)) => piece.structure(),
         Some(Err(_)) | None => Vec::new(),

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::marks::Marks;
+use crate::model::server::Digest;
 use crate::model::server::NOWHERE;
 use crate::outputs::haproxy::backend::seed::{Row, RowState};
 use crate::outputs::haproxy::cfg::Model;
-use crate::outputs::haproxy::cfg::effective::{Backend, Digest};
+use crate::outputs::haproxy::cfg::effective::Backend;
 use crate::outputs::haproxy::plan::{Desired, Op, Refuses, Running, RunningServer, State};
 use crate::outputs::haproxy::socket::{ApiError, Info, RuntimeApi, ServerRow};
 use crate::snapshot::{self, Snapshot, Worker};

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use smartstack_common::clock::Moment;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -13,15 +11,13 @@ use super::observed::Observed;
 use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
 use crate::model::server::Rejected;
 use crate::model::sorted::Walk;
-use crate::model::source::{SourceKey, SourceView};
+use crate::outputs::haproxy::backend::Backend;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::plan::{Kind, Plan};
 use crate::outputs::haproxy::reconciler::apply::Next;
 use crate::report::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View};
-use crate::snapshot::{Hold, Snapshot, SourceRecord};
-use crate::wanted::funnel::{Note, Origin, Previous, ServiceDesired};
-use crate::wanted::guard::Clock;
-use crate::wanted::intake::source_text;
+use crate::snapshot::Snapshot;
+use crate::wanted::funnel::{Note, Origin, ServiceDesired};
 use crate::wanted::service::State;
 
 /// The view of a service with more servers follows its change a little later.
@@ -46,7 +42,7 @@ impl Reconciler {
         let view = self.view_now(next);
         let was_ready = self.view.borrow().ready;
         let large = |index: &usize| {
-            let state = self.services.get(*index);
+            let state = self.backends.get(*index);
             state.is_some_and(|state| state.servers.len() > LARGE)
         };
         let later: BTreeSet<usize> = match was_ready {
@@ -73,10 +69,11 @@ impl Reconciler {
         }
         for index in std::mem::replace(&mut self.unseen, later.clone()) {
             if !later.contains(&index)
-                && let Some(state) = self.services.get(index)
+                && let Some(state) = self.backends.get(index)
+                && let Some(wish) = self.keeper.services().get(index)
             {
                 let service = &state.service.name;
-                let view = Arc::new(self.service_view(state));
+                let view = Arc::new(self.service_view(wish, state));
                 let before = self.board.put(service, Arc::clone(&view));
                 let former = before.as_ref().map_or(&[][..], |f| f.rejected.as_slice());
                 tell_rejected(service, former, &view.rejected);
@@ -197,8 +194,8 @@ impl Reconciler {
 
     /// There are services, and none is in the file in any form.
     fn all_left_out(&self) -> bool {
-        let mut rendered = self.services.iter().filter(|s| s.piece.is_some());
-        let in_file = |state: &State| {
+        let mut rendered = self.backends.iter().filter(|s| s.piece.is_some());
+        let in_file = |state: &Backend| {
             let fine = matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none();
             fine || self.piece(state).is_some()
         };
@@ -221,10 +218,10 @@ impl Reconciler {
         found
     }
 
-    fn service_view(&self, state: &State) -> ServiceView {
-        let sources = Self::source_views(state);
-        let desired = state.desired.as_ref();
-        let backend = state.backend();
+    fn service_view(&self, wish: &State, state: &Backend) -> ServiceView {
+        let sources = wish.source_views();
+        let desired = wish.desired.as_ref();
+        let backend = state.name();
         let mut servers: Vec<ServerView> = state
             .servers
             .iter()
@@ -245,13 +242,13 @@ impl Reconciler {
         if let (Some(observed), Some(backend)) = (&self.observed, backend) {
             servers.extend(unwanted(observed, backend, self.ids.get(backend)));
         }
-        let seeded = state.is_seeded();
+        let seeded = wish.is_seeded();
         let origin = if seeded {
             "snapshot"
         } else {
             desired.map_or("snapshot", |d| d.origin.as_str())
         };
-        let guard = self.hold_view(state);
+        let guard = wish.hold_view();
         let previous = desired.filter(|d| d.origin == Origin::Held).map(|_| {
             "nothing is registered; the last set stays because `use_previous_backends` is true"
                 .to_owned()
@@ -285,7 +282,7 @@ impl Reconciler {
             .and_then(|piece| piece.as_ref().err())
             .cloned();
         let problems: Vec<String> = sources.iter().filter_map(SourceStatus::problem).collect();
-        let views = || state.intake.sources().map(|(_, view)| view);
+        let views = || wish.intake.sources().map(|(_, view)| view);
         ServiceView {
             origin,
             agreed_at: views().map(|v| v.agreed_at).min().flatten(),
@@ -316,67 +313,16 @@ impl Reconciler {
     }
 
     fn snapshot_now(&self) -> Snapshot {
-        // Children as the guards have looked at them, not newer: what has gone since would be lost without a loss. Of two
-        // services' guards the one that is behind.
-        let mut looked: BTreeMap<&SourceKey, &SourceView> = BTreeMap::new();
-        let agreed: BTreeMap<&SourceKey, Duration> = self
-            .services
-            .iter()
-            .flat_map(|s| s.intake.agreed_boot(Clock::now()))
-            .collect();
-        let intakes = self.services.iter().flat_map(|s| s.intake.sources());
-        for (watched, view) in intakes.filter(|(_, v)| v.confirmed || v.agreed_at.is_some()) {
-            let behind = looked.entry(&watched.key).or_insert(view);
-            if view.removals.last() < behind.removals.last() {
-                *behind = view;
-            }
-        }
-        let record = |key: &SourceKey, view: SourceView| SourceRecord {
-            agreed_at: view.agreed_at.map(Moment::wall),
-            agreed_boot: agreed.get(key).copied(),
-            fresh: view.fresh,
-            children: match looked.get(key) {
-                Some(looked) => Arc::clone(&looked.children),
-                None => view.children,
-            },
-        };
-        let sources = self
-            .sources
-            .all()
-            .filter(|(_, v)| v.confirmed || v.agreed_at.is_some());
-        let hold = |state: &State| {
-            let Previous::Children(children) = state.held()? else {
-                return None;
-            };
-            let source = source_text(&state.service)?;
-            Some((
-                state.service.name.clone(),
-                Hold {
-                    source,
-                    children: Arc::clone(children),
-                },
-            ))
-        };
-        let guards = |state: &State| {
-            let saved = state.intake.save(&self.guarding.clock);
-            (!saved.is_empty()).then(|| (state.service.name.clone(), saved))
-        };
         let operator = self.operator_maint.iter().map(|((backend, name), silent)| {
             let state = if *silent { SILENT_MAINT } else { MAINT };
             (format!("{backend}/{name}"), state.to_owned())
         });
         Snapshot {
             machine: self.machine.clone(),
-            boot: self.guarding.clock.boot().to_owned(),
-            sources: sources
-                .map(|(key, view)| (key.to_string(), record(key, view)))
-                .collect(),
-            resolved: self.sources.resolved().borrow().clone(),
             ids: self.ids.clone(),
             operator: Arc::new(operator.collect()),
-            holds: self.services.iter().filter_map(hold).collect(),
-            guards: self.services.iter().filter_map(guards).collect(),
             worker: self.digests.worker().map(Arc::new),
+            ..self.keeper.snapshot()
         }
     }
 }

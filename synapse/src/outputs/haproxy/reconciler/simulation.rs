@@ -35,7 +35,8 @@ use crate::outputs::haproxy::process::simulated::{COMMANDS, Faults, Refusing, ST
 use crate::outputs::haproxy::render::tests::{config, service};
 use crate::report::status::{Board, View};
 use crate::snapshot::Snapshot;
-use crate::wanted::guard;
+use crate::sources::Sources;
+use crate::wanted::keeper::Keeper;
 use smartstack_common::units::ZkPath;
 use smartstack_common::watchdog::Progress;
 
@@ -313,11 +314,11 @@ impl Simulation {
             snapshot: snapshot_sender,
         };
         let shared = Arc::new(self.config.clone());
-        let reconciler =
-            Reconciler::start(Arc::clone(&shared), known, shutdown.clone(), outputs, false)
-                .await
-                .map_err(|e| e.to_string())?;
-        self.publish = Box::new(reconciler.sources().publisher());
+        let keeper = Keeper::new(&shared, known, Sources::new(known, shutdown.clone(), None));
+        self.publish = Box::new(keeper.publisher());
+        let reconciler = Reconciler::start(Arc::clone(&shared), known, keeper, outputs, false)
+            .await
+            .map_err(|e| e.to_string())?;
         let (configs, changes) = watch::channel(shared);
         (self.configs, self.view, self.snapshot) = (configs, view, snapshot);
         self.stop = stop;
@@ -583,9 +584,9 @@ fn base(file: &Path, snapshot: &Path) -> Config {
                     decode,
                 },
                 // A loss that nobody announces is another simulation's.
-                guard: guard::Settings {
-                    mode: guard::Mode::Off,
-                    ..guard::Settings::default()
+                guard: crate::config::guard::Settings {
+                    mode: crate::config::guard::Mode::Off,
+                    ..crate::config::guard::Settings::default()
                 },
                 ..service(name)
             }

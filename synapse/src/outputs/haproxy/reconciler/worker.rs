@@ -112,7 +112,7 @@ impl Reconciler {
         self.stale = false;
         self.touched = Touched::All;
         if self.observed.take().is_some() {
-            self.unseen.extend(0..self.services.len());
+            self.unseen.extend(0..self.backends.len());
         }
     }
 
@@ -215,7 +215,7 @@ impl Reconciler {
                 }
                 self.lingering.see(self.observed.as_ref(), &observed);
                 self.touched = Touched::All;
-                self.unseen.extend(0..self.services.len());
+                self.unseen.extend(0..self.backends.len());
                 let former = self.observed.as_ref();
                 let differences = former.map(|former| former.differences(&observed));
                 for (kind, count) in differences.unwrap_or_default() {
@@ -236,7 +236,7 @@ impl Reconciler {
                 self.touched = Touched::All;
                 if self.observed.take().is_some() {
                     self.limiter.died(Instant::now());
-                    self.unseen.extend(0..self.services.len());
+                    self.unseen.extend(0..self.backends.len());
                     error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
                 }
             }
@@ -275,7 +275,7 @@ impl Reconciler {
     pub(super) fn begin_audit(&mut self) {
         if self.circles.get_mut().set_own(own_addresses()) {
             info!("this host has other addresses");
-            self.dirty.extend(0..self.services.len());
+            self.keeper.touch_all();
         }
         let believed = self.aim().is_some_and(|whole| self.file.holds(whole));
         self.read_disk();
@@ -348,10 +348,10 @@ impl Reconciler {
             .collect();
         let dirty = self.indexes(|state| {
             state
-                .backend()
+                .name()
                 .is_some_and(|backend| touched.contains(backend))
         });
-        self.dirty.extend(dirty);
+        self.keeper.touch(dirty);
         self.operator_maint = maint;
         self.saves_at_once = true;
         self.again_at(Instant::now());

@@ -83,7 +83,7 @@ pub(crate) fn service(name: &str) -> Service {
             admit: crate::config::Admit::Ready,
         }),
         disabled: None,
-        guard: crate::wanted::guard::Settings::default(),
+        guard: crate::config::guard::Settings::default(),
     }
 }
 

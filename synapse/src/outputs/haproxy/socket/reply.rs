@@ -7,11 +7,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::outputs::haproxy::cfg::effective::Digest;
+use crate::model::member::Evidence;
+use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::{self, Generation};
 use crate::outputs::haproxy::plan::{RunningServer, State};
 use crate::outputs::haproxy::version::{self, Since, Version};
-use crate::wanted::guard::Evidence;
 
 /// The answer to one command.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -388,7 +388,7 @@ fn what_an_operation_sends() {
 
 #[test]
 fn what_a_check_says_of_a_server() {
-    use crate::wanted::guard::Evidence;
+    use crate::model::member::Evidence;
     for (op, check, result, evidence) in [
         (2, 6, 3, Evidence::Passing),
         // Not failed often enough yet.

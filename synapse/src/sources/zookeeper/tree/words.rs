@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::is_sequential;
-use crate::model::source::{Child, Children};
+use crate::model::source::{Child, Children, is_sequential};
 
 /// Data above this many bytes is not held (a payload of nerve is some hundred).
 pub const MAX_DATA: usize = 64 * 1024;

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Base, Guard, Loss};
+use crate::config::guard::Mode;
+use crate::model::member::{Address, Member, Why};
 use crate::model::source::Child;
 use crate::snapshot::Payload;
 use crate::snapshot::holds::ms;
-use crate::wanted::guard::{Address, Held, Member, Mode, Saved, SavedMember, Why};
+use crate::wanted::guard::{Held, Saved, SavedMember};
 
 impl Guard {
     /// Takes over what was saved. Of another boot only what an empty registry holds without end is believed.

@@ -118,7 +118,7 @@ fn the_best_source_with_a_usable_row_wins() {
         ),
     ];
     for (live, file, snapshot, defaults, origin, expected) in cases {
-        let seed = seed(&Inputs {
+        let (seed, _) = seed(&Inputs {
             live,
             file,
             snapshot,
@@ -144,7 +144,7 @@ fn a_row_is_completed_by_the_snapshots_server_of_its_name_and_address() {
         server("b", 99, "backup"),
         server("c", 3, "maxconn 5"),
     ];
-    let seed = seed(&Inputs {
+    let (seed, ids) = seed(&Inputs {
         live: Some(&live),
         snapshot: &snapshot,
         ..Inputs::default()
@@ -165,7 +165,7 @@ fn a_row_is_completed_by_the_snapshots_server_of_its_name_and_address() {
         (Some("maxconn 5"), Some(9))
     );
     assert_eq!(
-        seed.ids,
+        ids,
         BTreeMap::from([
             ("a".to_owned(), 1),
             ("b".to_owned(), 2),
@@ -186,7 +186,7 @@ fn else_by_the_options_of_the_files_line() {
         line("x", 3, "check inter 2s backup"),
     ];
     let configured = "check inter  2s set %{host}";
-    let from_live = seed(&Inputs {
+    let (from_live, _) = seed(&Inputs {
         live: Some(&live),
         file: Some(&file),
         configured_options: configured,
@@ -198,7 +198,7 @@ fn else_by_the_options_of_the_files_line() {
         from_live.servers[1].options, None,
         "the file has it at another address"
     );
-    let from_file = seed(&Inputs {
+    let (from_file, _) = seed(&Inputs {
         file: Some(&file),
         configured_options: configured,
         ..Inputs::default()
@@ -210,7 +210,7 @@ fn else_by_the_options_of_the_files_line() {
         "its host differs"
     );
     let plain = [line("x", 3, "check  disabled")];
-    let bare = seed(&Inputs {
+    let (bare, _) = seed(&Inputs {
         file: Some(&plain),
         configured_options: "check",
         ..Inputs::default()
@@ -231,7 +231,7 @@ fn an_operators_maint_stays_and_a_drained_server_serves() {
         },
     ];
     let snapshot = [server("a", 1, "backup")];
-    let seed = seed(&Inputs {
+    let (seed, _) = seed(&Inputs {
         live: Some(&live),
         snapshot: &snapshot,
         ..Inputs::default()

@@ -1,5 +1,6 @@
 use super::*;
 use crate::outputs::haproxy::cfg::Ours;
+use std::net::IpAddr;
 
 fn one(line: &str) -> Listener {
     let mut all = Listener::of_line("frontend", &format!("bind {line}"));

@@ -1,5 +1,7 @@
 //! Assessing step by step, with what was found before, gives what assessing anew gives.
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -10,7 +12,11 @@ use crate::model::source::{Child, Children, SourceView};
 use crate::outputs::haproxy::plan::State as ServerState;
 use crate::outputs::haproxy::render::tests::{config, service};
 use crate::snapshot::Snapshot;
+use crate::wanted::funnel::Previous;
 use crate::wanted::guard::Clock;
+use crate::wanted::intake::{Intake, Unknown};
+use crate::wanted::service::{State, World as Outside};
+use circles::Circles;
 
 /// How many znodes there are to choose from: more than are worth a memo.
 const NODES: u8 = 130;
@@ -47,9 +53,22 @@ fn view(children: &Arc<Children>) -> SourceView {
     }
 }
 
-fn state(service: &Arc<Service>) -> State {
+fn state(service: &Arc<Service>) -> (State, Backend) {
     let intake = Intake::new(service, &Snapshot::default(), &Clock::new(), Clock::now());
-    State::new(Arc::clone(service), Previous::None, intake)
+    let state = State::new(Arc::clone(service), Previous::None, intake);
+    (state, Backend::new(Arc::clone(service)))
+}
+
+/// What is wanted when these are registered, and every name resolves to `address`.
+fn assess(state: &mut State, config: &Config, children: &Arc<Children>, address: Option<IpAddr>) {
+    let outside = Outside {
+        awaited: &|_| false,
+        resolved: &|_| address,
+        circles: &RefCell::<Circles>::default(),
+    };
+    let now = Duration::from_secs(1);
+    let taken = state.intake.take(&|_| view(children), None, &Unknown, now);
+    state.assess(config, &outside, taken);
 }
 
 fn row(id: u32) -> RunningServer {
@@ -76,7 +95,7 @@ proptest! {
     ) {
         let config = config();
         let mut service = service("web");
-        service.guard.mode = crate::wanted::guard::Mode::Off;
+        service.guard.mode = crate::config::guard::Mode::Off;
         if no_shuffle {
             service.haproxy.as_mut().unwrap().backend_order = crate::config::BackendOrder::NoShuffle;
         }
@@ -98,34 +117,32 @@ proptest! {
             if looked {
                 // Somebody has loaded a file in which some servers have other ids.
                 looks += 1;
-                let servers = kept.servers.iter().filter(|s| s.id % 5 != 0);
+                let servers = kept.1.servers.iter().filter(|s| s.id % 5 != 0);
                 let other = |s: &Identified| if s.id % 7 == 1 { s.id + foreign } else { s.id };
                 // haproxy refuses a file in which two servers of a backend have one id.
                 let mut there = BTreeSet::new();
                 let rows = servers.map(|s| (s.server.name.clone(), other(s)));
                 live = rows.filter(|(_, id)| there.insert(*id)).map(|(name, id)| (name, row(id))).collect();
             }
-            let assess = |state: &mut State, known: &mut _, looks| {
+            let take = |(state, backend): &mut (State, Backend), known: &mut _, looks| {
                 let world = World {
-                    awaited: &|_| false,
                     named: &[],
-                    resolved: &|_| Some([10, 1, 1, 1].into()),
                     operator_maint: &BTreeMap::new(),
                     refused_options: &BTreeMap::new(),
                     live: &|_| Some(&live),
                     looks,
                     host: "h",
-                    circles: &RefCell::default(),
                 };
-                let now = Duration::from_secs(1);
-                let taken = state.intake.take(&|_| view(&children), None, &crate::wanted::intake::Unknown, now);
-                state.assess(&config, &world, taken, known);
+                assess(state, &config, &children, Some([10, 1, 1, 1].into()));
+                backend.take(state.servers(), &config, &world, known);
             };
             let (mut anew, mut known_anew) = (state(&service), Arc::clone(&known));
-            assess(&mut kept, &mut known, looks);
-            assess(&mut anew, &mut known_anew, looks);
-            prop_assert_eq!(&kept.desired, &anew.desired);
-            prop_assert_eq!(&kept.names, &anew.names);
+            take(&mut kept, &mut known, looks);
+            take(&mut anew, &mut known_anew, looks);
+            prop_assert_eq!(&kept.0.desired, &anew.0.desired);
+            prop_assert_eq!(&kept.0.names, &anew.0.names);
+            let (_, anew) = anew;
+            let (_, kept) = &kept;
             prop_assert_eq!(&known, &known_anew);
             prop_assert_eq!(&kept.servers, &anew.servers);
             for server in &kept.servers {
@@ -145,7 +162,7 @@ proptest! {
 fn a_named_server_keeps_its_place() {
     let mut config = config();
     let mut service = service("web");
-    service.guard.mode = crate::wanted::guard::Mode::Off;
+    service.guard.mode = crate::config::guard::Mode::Off;
     service.haproxy.as_mut().unwrap().backend = [
         "use-server 10.0.0.2:80 if TRUE",
         "use-server n3_10.0.0.9:8080 if TRUE",
@@ -158,33 +175,24 @@ fn a_named_server_keeps_its_place() {
     config.services = vec![service.clone()];
     let named = Named::of(&config);
     let service = Arc::new(service);
-    let (mut state, mut known) = (state(&service), Arc::default());
-    let mut assess = |nodes: &[u8]| {
+    let ((mut state, mut backend), mut known) = (state(&service), Arc::default());
+    let mut take = |nodes: &[u8]| {
         let children: Children = nodes
             .iter()
             .map(|n| (format!("i_{n:010}"), child(*n, 1)))
             .collect();
         let children = Arc::new(children);
         let world = World {
-            resolved: &|_| None,
-            awaited: &|_| false,
             operator_maint: &BTreeMap::new(),
             refused_options: &BTreeMap::new(),
             live: &|_| None,
             looks: 0,
-            circles: &RefCell::default(),
             named: &[&named],
             host: "h",
         };
-        let now = Duration::from_secs(1);
-        let taken = state.intake.take(
-            &|_| view(&children),
-            None,
-            &crate::wanted::intake::Unknown,
-            now,
-        );
-        state.assess(&config, &world, taken, &mut known);
-        let mut found: Vec<(String, u32, bool)> = state
+        assess(&mut state, &config, &children, None);
+        backend.take(state.servers(), &config, &world, &mut known);
+        let mut found: Vec<(String, u32, bool)> = backend
             .servers
             .iter()
             .map(|s| (s.server.name.clone(), s.id, s.server.is_parked()))
@@ -201,12 +209,12 @@ fn a_named_server_keeps_its_place() {
     };
     let (never, second) = ("n3_10.0.0.9:8080", "10.0.0.2:80");
     // Not one that nobody has named so far.
-    let first = assess(&[3]);
+    let first = take(&[3]);
     assert_eq!(parked(&first), [second, never]);
-    let all = assess(&[1, 2, 3]);
+    let all = take(&[1, 2, 3]);
     assert_eq!((all.len(), parked(&all)), (4, vec![never.to_owned()]));
     // Whoever has been there and may be named stays as well.
-    let gone = assess(&[3]);
+    let gone = take(&[3]);
     assert_eq!(parked(&gone), ["10.0.0.1:80", second, never]);
     let ids = |found: &[(String, u32, bool)]| -> Vec<(String, u32)> {
         found
@@ -215,5 +223,5 @@ fn a_named_server_keeps_its_place() {
             .collect()
     };
     assert_eq!(ids(&gone), ids(&all), "they keep their ids");
-    assert_eq!(assess(&[1, 2, 3]), all);
+    assert_eq!(take(&[1, 2, 3]), all);
 }
