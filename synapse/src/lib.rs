@@ -14,6 +14,8 @@
 //! An arrow only goes down this list; sources and outputs never meet.
 
 pub mod config;
+#[cfg(test)]
+mod house;
 pub mod model;
 pub mod outputs;
 pub mod program;

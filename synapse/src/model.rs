@@ -5,3 +5,4 @@ pub mod payload;
 pub mod server;
 pub mod sorted;
 pub mod source;
+pub mod text;

@@ -13,7 +13,9 @@
 
 pub mod backend;
 pub mod cfg;
+pub mod disk;
 pub mod file;
+pub mod host;
 pub mod load;
 pub mod plan;
 pub mod process;

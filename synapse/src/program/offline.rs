@@ -19,9 +19,11 @@ use crate::model::source::SourceKey;
 use crate::outputs::haproxy::backend::circles::Circles;
 use crate::outputs::haproxy::backend::{self, Backend};
 use crate::outputs::haproxy::file::{Assembly, EffectiveCache, Piece, assemble};
+use crate::outputs::haproxy::host::{host_name, own_addresses};
+use crate::outputs::haproxy::process::binary;
 use crate::outputs::haproxy::process::{Checker, Complaint, Verdict};
 use crate::outputs::haproxy::render::{RenderError, Renderer};
-use crate::outputs::haproxy::version::{self, Version};
+use crate::outputs::haproxy::version::Version;
 use crate::snapshot::{self, Snapshot};
 use crate::sources::names::{in_order, is_name};
 use crate::wanted::guard::Clock;
@@ -50,7 +52,7 @@ pub struct Problems {
 /// # Errors
 /// The first template that fails.
 pub async fn render(config: &Config) -> Result<(Assembly, Vec<String>), RenderError> {
-    let version = version::installed(&config.haproxy.binary).await;
+    let version = binary::installed(&config.haproxy.binary).await;
     let renderer = Renderer::fitting(config, version)?;
     let mut left_out = Vec::new();
     let pieces = pieces(config, &renderer, &mut left_out)
@@ -76,7 +78,7 @@ fn pieces(
     let world = World {
         resolved: &|host: &str| resolve(&snapshot, host).or_else(|| found.get(host).copied()),
         awaited: &|_| false,
-        circles: &RefCell::new(Circles::of_config(config, renderer)),
+        circles: &RefCell::new(Circles::of_config(config, renderer, own_addresses())),
     };
     let table = backend::World {
         named: &[renderer.named()],
@@ -84,7 +86,7 @@ fn pieces(
         refused_options: &BTreeMap::new(),
         live: &|_| None,
         looks: 0,
-        host: &crate::outputs::haproxy::reconciler::host_name(),
+        host: &host_name(),
     };
     let rendered = config
         .services
@@ -159,7 +161,7 @@ fn resolve(snapshot: &Snapshot, host: &str) -> Option<IpAddr> {
 /// Renders everything and asks haproxy. Every service whose template fails is named.
 pub async fn check(config: &Config) -> Problems {
     let mut problems = Problems::default();
-    let version = version::installed(&config.haproxy.binary).await;
+    let version = binary::installed(&config.haproxy.binary).await;
     let old = version.into_iter().flat_map(Version::lacks);
     problems.warnings.extend(old);
     let renderer = match Renderer::fitting(config, version) {

@@ -110,7 +110,7 @@ async fn who_listens_already_keeps_every_request() {
 
 /// The host's first address that is not of the loopback, if it has any.
 fn own_address() -> IpAddr {
-    let all = synapse::outputs::haproxy::backend::circles::own_addresses();
+    let all = synapse::outputs::haproxy::host::own_addresses();
     let mut v4 = all.into_iter().filter(|a| a.is_ipv4() && !a.is_loopback());
     v4.next().unwrap_or_else(|| IpAddr::from([127, 9, 9, 9]))
 }

@@ -3,16 +3,6 @@
 //! Tested with 2.2, 2.6, 3.0 and 3.2 (`tests/versions`); a version that cannot be told is taken for one that has everything.
 
 use std::fmt;
-use std::time::Duration;
-
-use smartstack_common::descriptors;
-use tokio::process::Command;
-
-use crate::outputs::haproxy::process::binary;
-use crate::outputs::haproxy::process::child::{self, Left};
-
-/// How long `haproxy -v` may take.
-const LIMIT: Duration = Duration::from_secs(5);
 
 /// `2.6` of `2.6.12-1+deb12u4`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,7 +69,7 @@ impl Version {
     }
 
     /// Of `haproxy -v`: `HA-Proxy version 2.2.9-2 ...` or `HAProxy version 3.2.26-1 ...`.
-    fn of_program(output: &str) -> Option<Self> {
+    pub(crate) fn of_program(output: &str) -> Option<Self> {
         let (_, text) = output.lines().next()?.split_once("roxy version ")?;
         Self::parse(text)
     }
@@ -113,18 +103,6 @@ impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.major, self.minor)
     }
-}
-
-/// Of the program that will load the file, as it says itself; `None` = it cannot be asked.
-pub async fn installed(binary: &str) -> Option<Version> {
-    #[cfg(test)]
-    if crate::outputs::haproxy::process::simulated::Simulated::current().is_some() {
-        return None;
-    }
-    let mut command = Command::from(descriptors::command(binary::find(binary).ok()?));
-    command.arg("-v");
-    let done = child::run(command, "haproxy -v", LIMIT, Left::Killed).await;
-    Version::of_program(&done.ok()?.output)
 }
 
 #[cfg(test)]
@@ -169,12 +147,5 @@ mod tests {
             ]
         );
         assert_eq!(version(1, 8).lacks().len(), 3);
-    }
-
-    #[tokio::test]
-    async fn the_program_of_this_machine_tells() {
-        assert!(installed("haproxy").await.is_some());
-        assert_eq!(installed("/bin/true").await, None);
-        assert_eq!(installed("/no/such").await, None);
     }
 }

@@ -97,7 +97,7 @@ impl Circles {
 
     /// Those of a configuration: its file as it is rendered without servers. What a template refuses takes no part.
     #[must_use]
-    pub fn of_config(config: &Config, renderer: &Renderer) -> Self {
+    pub fn of_config(config: &Config, renderer: &Renderer, own: BTreeSet<IpAddr>) -> Self {
         let services = config.services.iter().filter(|s| s.haproxy.is_some());
         let pieces: Vec<Piece> = services
             .filter_map(|service| Piece::render(renderer, &Arc::new(service.clone()), &[]).ok())
@@ -105,7 +105,7 @@ impl Circles {
         let pieces: Vec<&Piece> = pieces.iter().collect();
         let assembly = assemble(renderer, &pieces, &mut EffectiveCache::default());
         let models = assembly.map(|assembly| assembly.models).unwrap_or_default();
-        Self::new(models.iter().map(AsRef::as_ref), own_addresses())
+        Self::new(models.iter().map(AsRef::as_ref), own)
     }
 
     /// Takes the host's addresses. Whether they are others than before.
@@ -227,19 +227,6 @@ fn fixed_server(line: &str) -> Option<(IpAddr, u16)> {
     Some((host.parse().ok()?, port.parse().ok()?))
 }
 
-/// The addresses of this host, as far as the system tells.
-#[must_use]
-pub fn own_addresses() -> BTreeSet<IpAddr> {
-    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    interfaces
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,6 +316,10 @@ mod tests {
 
     #[test]
     fn this_host_has_addresses() {
-        assert!(own_addresses().iter().any(IpAddr::is_loopback));
+        assert!(
+            crate::outputs::haproxy::host::own_addresses()
+                .iter()
+                .any(IpAddr::is_loopback)
+        );
     }
 }

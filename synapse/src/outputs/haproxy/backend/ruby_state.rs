@@ -2,7 +2,6 @@
 //! Never written. Anything unexpected in it is skipped: it only saves a renumbering.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde_json::Value;
 
@@ -11,11 +10,8 @@ use crate::config::Service;
 /// Ids by backend and server name. Shape of the file (`lib/synapse/config_generator/haproxy.rb`, `HaproxyState`): service
 /// name, server name, `haproxy_server_id`.
 #[must_use]
-pub fn ids(path: Option<&Path>, services: &[Service]) -> BTreeMap<String, BTreeMap<String, u32>> {
-    let text = path
-        .and_then(|path| std::fs::read(path).ok())
-        .unwrap_or_default();
-    let Ok(Value::Object(state)) = serde_json::from_slice(&text) else {
+pub fn ids(text: &[u8], services: &[Service]) -> BTreeMap<String, BTreeMap<String, u32>> {
+    let Ok(Value::Object(state)) = serde_json::from_slice(text) else {
         return BTreeMap::new();
     };
     let of_service = |service: &Service| {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use crate::model::server::{Digest, NOWHERE};
-use crate::outputs::haproxy::cfg::generation::hex;
+use crate::model::text::hex;
 use crate::outputs::haproxy::cfg::{Model, Section, ServerLine, is_plain};
 
 use crate::outputs::haproxy::cfg::balance::Balance;

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::BadFrame;
-use super::work::{FRAME, Setback, Work};
+use super::work::{FRAME, Parts, Setback, Work};
 use crate::config::Part;
 use crate::outputs::haproxy::cfg::binds;
 use crate::outputs::haproxy::file::{Assembly, assemble};
@@ -19,9 +19,6 @@ use crate::outputs::haproxy::load::blame::{
 use crate::outputs::haproxy::process::{Complaints, Verdict};
 use crate::outputs::haproxy::render::Renderer;
 use smartstack_common::report::Chain;
-
-/// Parts that were complained about, in haproxy's order.
-pub(super) type Parts = Vec<(Part, String)>;
 
 impl Work {
     /// Another frame is known to be good.

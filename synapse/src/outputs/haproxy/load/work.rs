@@ -8,18 +8,18 @@ use smartstack_common::atomic::{Durability, replace};
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 
-use super::frame::Parts;
 use super::{Bad, Candidate, Driver, Job, Kept, Outcome};
+use crate::config::Part;
 use crate::model::server::Digest;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::cfg::{Model, Ours};
+use crate::outputs::haproxy::disk::{MODE, read_text};
 use crate::outputs::haproxy::file::{Assembly, EffectiveCache, Piece};
 use crate::outputs::haproxy::load::blame::{
     Frame, Outcome as Found, Refused, Search, Selection, Step,
 };
 use crate::outputs::haproxy::plan::{Plan, plan};
 use crate::outputs::haproxy::process::{Complaints, ReloadOutcome};
-use crate::outputs::haproxy::reconciler::disk::{MODE, read_text};
 use crate::outputs::haproxy::render::Renderer;
 
 /// At most this many reloads in one job: each failed one costs seconds.
@@ -62,6 +62,9 @@ struct Disk {
     /// Attempts to have it loaded.
     reloads: usize,
 }
+
+/// Parts that were complained about, in haproxy's order.
+pub(super) type Parts = Vec<(Part, String)>;
 
 /// Why a combination is not the one.
 pub(super) enum Setback {

@@ -1,6 +1,16 @@
-//! Where the haproxy program is.
+//! Where the haproxy program is, and which version it is of.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use smartstack_common::descriptors;
+use tokio::process::Command;
+
+use super::child::{self, Left};
+use crate::outputs::haproxy::version::Version;
+
+/// How long `haproxy -v` may take.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// The program cannot be found.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +45,18 @@ fn is_program(path: &Path) -> bool {
         .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
+/// Of the program that will load the file, as it says itself; `None` = it cannot be asked.
+pub async fn installed(binary: &str) -> Option<Version> {
+    #[cfg(test)]
+    if super::simulated::Simulated::current().is_some() {
+        return None;
+    }
+    let mut command = Command::from(descriptors::command(find(binary).ok()?));
+    command.arg("-v");
+    let done = child::run(command, "haproxy -v", LIMIT, Left::Killed).await;
+    Version::of_program(&done.ok()?.output)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,5 +68,12 @@ mod tests {
         for missing in ["/bin", "no-such-program", "/no/such", ""] {
             assert!(find(missing).is_err(), "{missing}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_program_of_this_machine_tells() {
+        assert!(installed("haproxy").await.is_some());
+        assert_eq!(installed("/bin/true").await, None);
+        assert_eq!(installed("/no/such").await, None);
     }
 }

@@ -31,13 +31,15 @@ use crate::outputs::haproxy::backend::seed::{self, RowState};
 use crate::outputs::haproxy::cfg::effective::Scope;
 use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::cfg::{Model, Ours, Section};
+use crate::outputs::haproxy::disk::File;
 use crate::outputs::haproxy::file::good::Good;
+use crate::outputs::haproxy::host::{host_name, own_addresses};
 use crate::outputs::haproxy::load::Driver;
+use crate::outputs::haproxy::process::binary;
 use crate::outputs::haproxy::reconciler::apply::Proven;
-use crate::outputs::haproxy::reconciler::disk::File;
 use crate::outputs::haproxy::render::{RenderError, Renderer};
 use crate::outputs::haproxy::socket::RuntimeApi;
-use crate::outputs::haproxy::version::{self, Version};
+use crate::outputs::haproxy::version::Version;
 use crate::snapshot::Snapshot;
 use crate::wanted::keeper::Keeper;
 use crate::wanted::service::State;
@@ -121,7 +123,7 @@ impl Reconciler {
             jobs: JoinSet::new(),
             in_flight: None,
             driver: Some(Driver::new(&config, stop_haproxy)),
-            circles: RefCell::new(Circles::of_config(&config, &renderer)),
+            circles: RefCell::new(Circles::of_config(&config, &renderer, own_addresses())),
             limiter: Limiter::new(
                 config.haproxy.restart_interval,
                 config.haproxy.restart_jitter,
@@ -161,10 +163,9 @@ impl Reconciler {
             self.good = Good::of_file(text, &services);
             self.good.frame = self.frame_on_disk(text, snapshot);
         }
-        for (backend, ids) in ruby_state::ids(
-            self.config.haproxy.state_file_path.as_deref(),
-            &self.config.services,
-        ) {
+        let path = self.config.haproxy.state_file_path.as_deref();
+        let state = path.and_then(|path| std::fs::read(path).ok());
+        for (backend, ids) in ruby_state::ids(&state.unwrap_or_default(), &self.config.services) {
             let known = Arc::make_mut(self.ids.entry(backend).or_default());
             ids.into_iter()
                 .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
@@ -328,7 +329,7 @@ impl Reconciler {
         if let Some(driver) = &mut self.driver {
             driver.configure(&config);
         }
-        self.circles = RefCell::new(Circles::of_config(&config, &self.renderer));
+        self.circles = RefCell::new(Circles::of_config(&config, &self.renderer, own_addresses()));
         self.config = config;
         self.settle = Some(Instant::now() + SETTLE);
         // What was refused is tried again, at once.
@@ -347,7 +348,7 @@ impl Reconciler {
 
 /// What is rendered fits the haproxy that is installed; what that is too old for is told.
 async fn fitting(config: &Config) -> Result<Renderer, RenderError> {
-    let version = version::installed(&config.haproxy.binary).await;
+    let version = binary::installed(&config.haproxy.binary).await;
     for words in version.into_iter().flat_map(Version::lacks) {
         warn!("{words}");
     }
@@ -386,11 +387,4 @@ pub(super) fn tell_foreign(what: &str, servers: &[String]) {
         servers = named.collect::<Vec<_>>().join(" "),
         "servers are {what}: that is no operator's order to synapse, those that the registry has are served"
     );
-}
-
-/// The host's name: the default seed of the shuffle.
-pub(crate) fn host_name() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname")
-        .map(|name| name.trim().to_owned())
-        .unwrap_or_default()
 }

@@ -1,20 +1,18 @@
-//! haproxy.cfg between reloads: what is on disk, and writing the current servers into it.
+//! haproxy.cfg on disk.
 //!
 //! The file is replaced (by renaming where that can be, see [`smartstack_common::atomic`]) and synchronised behind, at most
 //! once a second: a crash of the program leaves the old text or the new one, only a power cut may leave an older one.
 //! Before a reload a job writes it with everything synchronised.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::atomic::{self, Durability, Mode, replace, sync};
 use smartstack_common::report::Chain;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
-use super::{Ended, InFlight, Reconciler};
 use crate::outputs::haproxy::file::Whole;
 
 /// Mode of a new haproxy.cfg: it may hold `stats auth` and `userlist` passwords. One that is there keeps its own.
@@ -71,6 +69,42 @@ impl File {
         self.revision = same.map(Whole::revision);
     }
 
+    /// When it may be written again, after it could not be.
+    pub(crate) fn again_at(&self) -> Option<Instant> {
+        self.failed_at.map(|at| at + AGAIN)
+    }
+
+    /// Writes this text, beside everything else: it is begun at once.
+    pub(crate) fn write(&self, whole: &Whole) -> impl Future<Output = Result<(), String>> + use<> {
+        let (path, parts) = (self.path.clone(), whole.parts());
+        let written = spawn_blocking(move || {
+            let parts = parts.iter().map(|part| part.as_bytes());
+            replace(&path, parts, MODE, Durability::Rename)
+        });
+        async move {
+            match written.await {
+                Ok(result) => result.map_err(|e| Chain(&e).to_string()),
+                Err(error) => Err(error.to_string()),
+            }
+        }
+    }
+
+    /// It was written, as of this revision, or it could not be.
+    pub(crate) fn wrote(&mut self, revision: u64, done: bool) {
+        if done {
+            self.revision = Some(revision);
+            self.unsynced = true;
+            self.failed_at = None;
+        } else {
+            self.failed_at = Some(Instant::now());
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Synchronises what was written, if that is due.
     pub(crate) fn sync(&mut self, now: Instant) {
         while self.syncing.try_join_next().is_some() {}
@@ -100,72 +134,4 @@ impl File {
 /// The text of a haproxy.cfg; `None` = there is none that can be read, or writing it in place was cut off.
 pub(crate) fn read_text(path: &Path) -> Option<String> {
     String::from_utf8(atomic::read(path).ok()??).ok()
-}
-
-impl Reconciler {
-    /// Whether the file has to be written before anything else.
-    pub(crate) fn lags(&self, whole: &Whole) -> bool {
-        self.config.haproxy.do_writes && !self.file.holds(whole)
-    }
-
-    /// Writes what is worked towards, beside the reconciler. Only servers differ from what haproxy has accepted.
-    pub(crate) fn write(&mut self) {
-        let now = Instant::now();
-        if let Some(again) = self.file.failed_at.map(|at| at + AGAIN)
-            && now < again
-        {
-            return self.again_at(again);
-        }
-        let Some(whole) = self.aim() else {
-            return;
-        };
-        let (revision, parts) = (whole.revision(), whole.parts());
-        let path = self.file.path.clone();
-        self.in_flight = Some(InFlight::Write);
-        // Begun at once: what is left of this pass needs no file.
-        let written = spawn_blocking(move || {
-            let parts = parts.iter().map(|part| part.as_bytes());
-            replace(&path, parts, MODE, Durability::Rename)
-        });
-        self.jobs.spawn_local(async move {
-            let result = match written.await {
-                Ok(result) => result.map_err(|e| Chain(&e).to_string()),
-                Err(error) => Err(error.to_string()),
-            };
-            Ended::Write(revision, result)
-        });
-    }
-
-    pub(crate) fn wrote(&mut self, revision: u64, result: Result<(), String>) {
-        match result {
-            Ok(()) => {
-                self.file.revision = Some(revision);
-                self.file.unsynced = true;
-                self.file.failed_at = None;
-                if self.write_problem.take().is_some() {
-                    info!(path = %self.file.path.display(), "haproxy.cfg is written again");
-                }
-            }
-            Err(problem) => {
-                self.file.failed_at = Some(Instant::now());
-                // The words name another temporary file each time.
-                if self.write_problem.is_none() {
-                    warn!(
-                        problem,
-                        "haproxy.cfg cannot be written; servers go on changing over the stats socket"
-                    );
-                }
-                self.write_problem = Some(problem);
-            }
-        }
-    }
-
-    /// What is on disk now; others may have replaced it. Returns its text.
-    pub(crate) fn read_disk(&mut self) -> Option<Arc<str>> {
-        let text = self.file.read();
-        let held = self.held.as_ref().map(|(_, whole)| whole);
-        let whole = held.or(self.wanted.as_ref());
-        self.file.saw(text.as_deref(), whole);
-        text.map(Arc::from)
-    }
 }
