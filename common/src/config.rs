@@ -39,7 +39,7 @@ pub use keys::{Class, Key, Kind, count, honoured, joined, known_only, later, sch
 pub use limits::{Use, beside, fits, must_fit};
 pub use report::{Finding, Loaded, Report, Severity};
 pub(crate) use shared::parse_bind;
-pub use shared::{Admin, Listeners, Session, Socket, emptied, ensemble, listeners, path};
+pub use shared::{Admin, Listeners, Session, Socket, ensemble, listeners, path};
 pub use shared::{session, unread, zk_path};
 pub use source::{Program, Source, Winner};
 pub use text::false_blank;

@@ -16,7 +16,8 @@
 //! http     one exchange as a client, one accept loop as a server
 //! admin    the read-only HTTP listener: /live /ready /metrics /status
 //! telemetry  logs to stderr, text or JSON; systemd notifications
-//! terminal printing, complaining, one thread, asking a running program
+//! program  the frame of both: options, commands, configuration, signals, listeners
+//! exit     the exit codes
 //! report   how an error is printed: its chain of causes, then a hint
 //! testing  (feature) real ZooKeeper, real haproxy, tiny app, TCP proxy, steady client
 //! ```
@@ -27,15 +28,16 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod descriptors;
+pub mod exit;
 pub mod http;
 pub mod instance;
 pub mod net;
 pub mod process;
+pub mod program;
 pub mod report;
 pub mod sequence;
 pub mod shutdown;
 pub mod telemetry;
-pub mod terminal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod units;

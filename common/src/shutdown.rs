@@ -1,4 +1,5 @@
-//! Signals: TERM, INT or QUIT asks for a clean stop, a second one ends the process at once, HUP asks for a re-read.
+//! Signals: TERM, INT or QUIT asks for a clean stop, a second one ends the process at once, HUP asks for a re-read, USR2 to
+//! leave everything to a successor.
 //!
 //! Those that stop are read by a thread of its own: the second one works whatever the program waits for.
 
@@ -9,8 +10,7 @@ use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::report::exit;
-use crate::telemetry;
+use crate::{exit, telemetry};
 
 /// Signals that come together are one: `timeout` sends its signal to the process and then to the group, and so do a
 /// terminal and a wrapper that passes signals on.
@@ -46,6 +46,7 @@ impl Shutdown {
 pub struct Signals {
     stop: Shutdown,
     hup: Signal,
+    usr2: Option<Signal>,
 }
 
 /// What a signal asks for.
@@ -55,12 +56,16 @@ pub enum Request {
     Stop,
     /// HUP.
     Reload,
+    /// USR2, of a program that can.
+    Leave,
 }
 
 impl Signals {
+    /// `leaves`: USR2 is listened to as well.
+    ///
     /// # Errors
     /// When the process cannot install handlers.
-    pub fn install() -> io::Result<Self> {
+    pub fn install(leaves: bool) -> io::Result<Self> {
         let mut stops = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGQUIT])?;
         let (sender, stop) = Shutdown::channel();
         let listen = move || stopping(stops.forever(), &sender);
@@ -70,6 +75,9 @@ impl Signals {
         Ok(Self {
             stop,
             hup: signal(SignalKind::hangup())?,
+            usr2: leaves
+                .then(|| signal(SignalKind::user_defined2()))
+                .transpose()?,
         })
     }
 
@@ -78,12 +86,19 @@ impl Signals {
         self.stop.wait().await;
     }
 
-    /// The next request. Cancel-safe (a watch receive and a signal's receive).
+    /// The next request. Cancel-safe (a watch receive and signals' receives).
     pub async fn next(&mut self) -> Request {
+        let usr2 = async {
+            match &mut self.usr2 {
+                Some(usr2) => usr2.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = self.stop.wait() => Request::Stop,
             _ = self.hup.recv() => Request::Reload,
+            _ = usr2 => Request::Leave,
         }
     }
 }

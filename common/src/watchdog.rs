@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::telemetry::{Notice, notify, watchdog_time};
@@ -44,6 +45,13 @@ pub async fn feed(stuck: impl FnMut(Instant, Duration) -> Option<String>) {
     if let Some(time) = watchdog_time() {
         feed_every(time, stuck, || notify(&Notice::Alive)).await;
     }
+}
+
+/// The program stops: it is fed in place of `feeder`, whatever stands still. systemd has another limit for a stop.
+pub fn stopping(feeder: &JoinHandle<()>) {
+    notify(&Notice::Stopping);
+    feeder.abort();
+    drop(tokio::spawn(feed(|_, _| None)));
 }
 
 async fn feed_every(

@@ -9,10 +9,9 @@ mod read;
 mod tests;
 mod types;
 
-use smartstack_common::config::Listeners;
-pub use smartstack_common::config::{Environment, Loaded, Report};
+pub use smartstack_common::config::{Environment, Listeners, Loaded, Report};
 
-pub(crate) use self::types::ADMIN;
+pub use self::read::PROGRAM;
 pub use self::types::{Config, LoadOptions, NodeType, Place, RateMode, Service};
 
 /// Reads the main file and the files it names.
@@ -21,11 +20,6 @@ pub use self::types::{Config, LoadOptions, NodeType, Place, RateMode, Service};
 /// Every problem of every file, warnings included, when one of them is an error.
 pub fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
     read::load(options)
-}
-
-/// Where nerve listens by the file, whatever else is wrong with it; and what is.
-pub(crate) fn listeners(options: &LoadOptions) -> (Listeners, Option<Report>) {
-    Listeners::read(&options.path, read::PROGRAM, ADMIN, &options.environment)
 }
 
 /// JSON Schema of the file.

@@ -2,5 +2,6 @@
 
 pub mod cli;
 mod run;
+mod summary;
 
 pub use self::run::{RunError, run};

@@ -21,9 +21,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::config::Listeners;
 pub use smartstack_common::config::{
-    Admin, Environment, Finding, Loaded, Report, Severity, Socket,
+    Admin, Environment, Finding, Listeners, Loaded, Report, Severity, Socket,
 };
 use smartstack_common::units::{Ensemble, ZkPath};
 
@@ -36,20 +35,14 @@ pub struct LoadOptions {
     pub environment: Environment,
 }
 
+pub use self::read::PROGRAM;
+
 /// Reads the main file and the files it names.
 ///
 /// # Errors
 /// Every problem of every file, warnings included, when one of them is an error.
 pub fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
     read::load(options)
-}
-
-/// Where the admin listener is unless a file says otherwise.
-pub(crate) const ADMIN: &str = "127.0.0.1:8402";
-
-/// Where synapse listens by the file, whatever else is wrong with it; and what is.
-pub(crate) fn listeners(options: &LoadOptions) -> (Listeners, Option<Report>) {
-    Listeners::read(&options.path, read::PROGRAM, ADMIN, &options.environment)
 }
 
 /// JSON Schema of the file.
@@ -63,18 +56,14 @@ pub fn schema() -> serde_json::Value {
 pub struct Config {
     /// In the order of the file (it is the order of the sections in haproxy.cfg).
     pub services: Vec<Service>,
-    /// How many of them have a file in `service_conf_dir`.
-    pub service_files: usize,
     /// haproxy and how to drive it.
     pub haproxy: Haproxy,
     /// Session time-out asked for; default 10 s.
     pub session_timeout: Duration,
     /// Spread of what is done after a reconnection; default 500 ms.
     pub jitter: Duration,
-    /// The admin listener; `None` = off.
-    pub admin: Option<Admin>,
-    /// The control socket; `None` = off.
-    pub socket: Option<Socket>,
+    /// The admin listener and the control socket.
+    pub listeners: Listeners,
     /// Default `$STATE_DIRECTORY/snapshot.json` or `/var/lib/synapse/snapshot.json`.
     pub snapshot_path: PathBuf,
     /// A source that has not agreed with its ensemble for longer gives way to what can stand in for it; `None` = never.

@@ -3,3 +3,4 @@
 pub mod cli;
 pub mod offline;
 pub mod run;
+mod summary;

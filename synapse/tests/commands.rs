@@ -104,7 +104,7 @@ fn check_shows_haproxys_own_warnings() {
     config["haproxy"]["defaults"] = json!(["mode http"]);
     let (code, stdout, stderr) = check(&dir, &config);
     assert_eq!(code, 0, "{stderr}");
-    assert!(stdout.contains("services: 2"), "{stdout}");
+    assert!(stdout.contains("OK (2 services)"), "{stdout}");
     for proxy in ["frontend 'one'", "backend 'two'"] {
         let words = format!("haproxy warns of what is rendered: missing timeouts for {proxy}");
         assert!(stderr.contains(&words), "no `{words}` in\n{stderr}");
@@ -117,7 +117,7 @@ fn check_names_what_templates_and_haproxy_refuse() {
     let config = good(&dir);
     let (code, stdout, stderr) = check(&dir, &config);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    assert_eq!(stdout, "synapse.json: good, services: 2\n");
+    assert_eq!(stdout, "synapse.json: configuration OK (2 services)\n");
 
     let built_in = include_str!("../../templates/service.cfg.tera");
     let template = |name: &str, text: &str, config: &mut Value| {

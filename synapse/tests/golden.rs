@@ -28,7 +28,6 @@ fn lines(text: &[&str]) -> Vec<String> {
 
 fn config(global: &[&str], defaults: &[&str]) -> Config {
     Config {
-        service_files: 0,
         services: Vec::new(),
         haproxy: Haproxy {
             global: lines(global),
@@ -62,8 +61,7 @@ fn config(global: &[&str], defaults: &[&str]) -> Config {
         },
         session_timeout: Duration::from_secs(10),
         jitter: Duration::ZERO,
-        admin: None,
-        socket: None,
+        listeners: synapse::config::Listeners::default(),
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,

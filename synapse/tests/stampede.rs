@@ -43,7 +43,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nerve::check::{Check, CheckKind};
-use nerve::config::{NodeType, Place, RateMode, Service};
+use nerve::config::{Listeners, NodeType, Place, RateMode, Report, Service};
+use smartstack_common::program::Reload;
 use smartstack_common::shutdown::Signals;
 use smartstack_common::testing::{Dir, Mode, Options, TcpProxy, ZooKeeper, eventually};
 use smartstack_common::units::{Ensemble, ZkPath};
@@ -454,7 +455,6 @@ fn nerve(host: usize, ensemble: &Ensemble, dir: &Dir, timeout: Duration) -> nerv
         use_path_encoding: false,
     };
     nerve::config::Config {
-        service_files: 0,
         instance_id: format!("host-{host:05}"),
         services: (0..SERVICES)
             .map(|n| (format!("s{n}"), service(n)))
@@ -464,8 +464,7 @@ fn nerve(host: usize, ensemble: &Ensemble, dir: &Dir, timeout: Duration) -> nerv
         jitter: Duration::from_millis(500),
         write_rate: 50,
         write_rate_mode: RateMode::On,
-        admin: None,
-        socket: None,
+        listeners: Listeners::default(),
         state_path: dir.join(&format!("state-{host}.json")),
         linger: Duration::ZERO,
         stop_deadline: Duration::from_secs(1),
@@ -500,15 +499,9 @@ async fn after_an_outage_nerves_register_again_spread_over_a_quarter_of_it() {
     let mut nerves = JoinSet::new();
     for host in 0..size {
         let config = nerve(host, &ensemble, &dir, timeout);
-        let signals = Signals::install().expect("a handler");
-        let leave = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined2());
-        let reload = || Err("nobody asks".to_owned());
-        nerves.spawn(nerve::run(
-            config,
-            reload,
-            signals,
-            leave.expect("a handler"),
-        ));
+        let signals = Signals::install(true).expect("a handler");
+        let nobody_asks = Reload::new(|| Err(Report::default()), 0);
+        nerves.spawn(nerve::run(config, signals, nobody_asks));
     }
     let all_registered = async |what: &str| {
         eventually(what, SOON, async || {

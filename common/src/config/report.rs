@@ -101,4 +101,6 @@ pub struct Loaded<T> {
     pub config: T,
     /// Warnings only.
     pub warnings: Report,
+    /// How many services have a file in `service_conf_dir`.
+    pub files: usize,
 }

@@ -9,8 +9,8 @@ use super::cursor::{Cursor, Map};
 use super::environment::Environment;
 use super::limits::{Use, fits, must_fit};
 use super::report::Report;
-use super::source::{Program, Source, Winner};
-use crate::admin::Bind;
+use super::source::{Program, Source};
+use crate::http::Bind;
 use crate::units::{Ensemble, ZkPath};
 
 /// An ensemble: a list of `host:port`, or one text of them with commas.
@@ -46,20 +46,6 @@ pub fn unread(source: &Source, service: &Cursor<'_>, before: usize) {
             "a defect of this program: please report it with the file",
         );
     }
-}
-
-/// Why a re-read configuration is refused that has no file in `service_conf_dir` while the one before had `before` of them.
-///
-/// # Errors
-/// That, in words.
-pub fn emptied(before: usize, now: usize) -> Result<(), String> {
-    if before == 0 || now > 0 {
-        return Ok(());
-    }
-    Err(format!(
-        "`service_conf_dir`: no service is there any more, and {before} were\nhint: a folder that is not mounted or not filled yet looks so; to remove \
-         the last service, restart the program"
-    ))
 }
 
 /// An absolute znode path. Ruby fails on a trailing slash only at run time; here it is an error at once.
@@ -128,7 +114,7 @@ pub struct Socket {
 }
 
 /// The listeners of a program; `None` = off.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listeners {
     /// The read-only one.
     pub admin: Option<Admin>,
@@ -137,16 +123,17 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Where `program` listens unless a configuration says otherwise; `admin` is `host:port`.
+    /// Where `program` listens unless a configuration says otherwise.
     #[must_use]
-    pub fn of(program: &str, admin: &str, environment: &Environment) -> Self {
+    pub fn of(program: Program, environment: &Environment) -> Self {
+        let name = program.name;
         Self {
             admin: Some(Admin {
-                bind: Bind::Tcp(admin.to_owned()),
+                bind: Bind::Tcp(program.admin.to_owned()),
                 configured: false,
             }),
             socket: Some(Socket {
-                path: environment.runtime_file(program, &format!("{program}.sock")),
+                path: environment.runtime_file(name, &format!("{name}.sock")),
                 configured: false,
             }),
         }
@@ -158,29 +145,23 @@ impl Listeners {
     pub fn read(
         path: &Path,
         program: Program,
-        admin: &str,
         environment: &Environment,
     ) -> (Self, Option<Report>) {
-        let source = Source::open(path, program, Winner::Json, environment);
+        let source = Source::open(path, program, environment);
         let read = source.root().and_then(|root| {
-            let read =
-                |top: &Map<'_>| listeners(&top.key("admin"), admin, program.name, environment);
+            let read = |top: &Map<'_>| listeners(top, program, environment);
             root.object(read).flatten()
         });
-        let found = read.unwrap_or_else(|| Self::of(program.name, admin, environment));
+        let found = read.unwrap_or_else(|| Self::of(program, environment));
         (found, source.finish(Some(())).err())
     }
 }
 
 /// The top level's `admin` of `program`: `bind`, and `socket` (a path, or `false`). `admin: false` turns off both.
 #[must_use]
-pub fn listeners(
-    admin: &Cursor<'_>,
-    default: &str,
-    program: &str,
-    environment: &Environment,
-) -> Option<Listeners> {
-    let default = || Listeners::of(program, default, environment);
+pub fn listeners(top: &Map<'_>, program: Program, environment: &Environment) -> Option<Listeners> {
+    let admin = &top.key("admin");
+    let default = || Listeners::of(program, environment);
     let read = |map: &Map<'_>| {
         let key = map.key("bind");
         let given = key.filled(|text| parse_bind(text, environment));

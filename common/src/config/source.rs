@@ -24,6 +24,10 @@ pub struct Program {
     pub name: &'static str,
     /// Its table of keys.
     pub keys: &'static [Key],
+    /// Where its admin listener is unless a file says otherwise, `host:port`.
+    pub admin: &'static str,
+    /// Which of two files of one service wins.
+    pub winner: Winner,
 }
 
 /// The names of all sections of a host file.
@@ -99,7 +103,7 @@ pub struct Source {
 impl Source {
     /// Reads the main file and the files of its `service_conf_dir`.
     #[must_use]
-    pub fn open(path: &Path, program: Program, winner: Winner, environment: &Environment) -> Self {
+    pub fn open(path: &Path, program: Program, environment: &Environment) -> Self {
         let mut files = Files {
             environment,
             findings: Vec::new(),
@@ -119,7 +123,7 @@ impl Source {
                 files.at_key(&main, Severity::Error, "service_conf_dir", message, None);
                 Vec::new()
             }
-            Some(Value::String(directory)) => files.directory(directory, &main, winner),
+            Some(Value::String(directory)) => files.directory(directory, &main, program.winner),
             Some(_) => {
                 files.at_key(
                     &main,
@@ -199,12 +203,6 @@ impl Source {
         errors.count()
     }
 
-    /// How many services have a file in `service_conf_dir`.
-    #[must_use]
-    pub fn files(&self) -> usize {
-        self.services.len()
-    }
-
     /// The outcome: the configuration with the warnings, or everything that was found.
     ///
     /// # Errors
@@ -218,6 +216,7 @@ impl Source {
             Some(config) if !report.has_errors() => Ok(Loaded {
                 config,
                 warnings: report,
+                files: self.services.len(),
             }),
             _ => Err(report),
         }

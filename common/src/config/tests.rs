@@ -18,6 +18,8 @@ const KEYS: &[Key] = &[
 const PROGRAM: Program = Program {
     name: "nerve",
     keys: KEYS,
+    admin: "127.0.0.1:1",
+    winner: Winner::Json,
 };
 
 /// Writes the text, reads it with `read` and returns its result and all findings as printed.
@@ -32,7 +34,7 @@ fn read<T>(text: &[u8], read: impl FnOnce(&Map<'_>) -> T) -> (Option<T>, String)
         directory: directory.path().to_owned(),
         ..Environment::default()
     };
-    let source = Source::open(Path::new("f.yaml"), PROGRAM, Winner::Json, &environment);
+    let source = Source::open(Path::new("f.yaml"), PROGRAM, &environment);
     let out = source.root().and_then(|root| root.object(read));
     let report = source
         .finish(Some(()))

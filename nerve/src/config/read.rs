@@ -8,15 +8,18 @@ use smartstack_common::config::{Cursor, Map, Program, Report, Source, Use, Winne
 use smartstack_common::config::{Loaded, ensemble, listeners, path, session, unread, zk_path};
 
 use super::keys::KEYS;
-use super::types::{ADMIN, Config, LoadOptions, NodeType, Place, RateMode, Service};
+use super::types::{Config, LoadOptions, NodeType, Place, RateMode, Service};
 use crate::check::{Check, Inherited, host, port_number};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
 
-pub(super) const PROGRAM: Program = Program {
+/// Section, keys and places of the program.
+pub const PROGRAM: Program = Program {
     name: "nerve",
     keys: KEYS,
+    admin: "127.0.0.1:8401",
+    winner: Winner::Json,
 };
 
 /// Reads and checks everything.
@@ -24,7 +27,7 @@ pub(super) const PROGRAM: Program = Program {
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let source = Source::open(&options.path, PROGRAM, Winner::Json, &options.environment);
+    let source = Source::open(&options.path, PROGRAM, &options.environment);
     let config = source
         .root()
         .and_then(|root| root.object(|top| read(top, &source, options)).flatten());
@@ -50,7 +53,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
                 .unwrap_or_default(),
         )
     })?;
-    let listeners = listeners(&top.key("admin"), ADMIN, "nerve", environment);
+    let listeners = listeners(top, PROGRAM, environment);
     let state_key = top.key("state_path");
     let state_path = path(&state_key, environment)
         .unwrap_or_else(|| environment.state_file("nerve", "state.json"));
@@ -64,14 +67,12 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
     Some(Config {
         instance_id: instance_id?,
         services,
-        service_files: source.files(),
         heartbeat_path,
         session_timeout: session.timeout,
         jitter: session.jitter,
         write_rate,
         write_rate_mode,
-        admin: listeners.admin,
-        socket: listeners.socket,
+        listeners,
         state_path,
         linger,
         stop_deadline,

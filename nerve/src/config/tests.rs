@@ -108,7 +108,7 @@ fn the_json_example_loads_with_its_directory() {
         CheckKind::Tcp(_)
     ));
     assert_eq!(
-        config.admin,
+        config.listeners.admin,
         Some(Admin {
             bind: Bind::Tcp("127.0.0.1:8401".to_owned()),
             configured: false

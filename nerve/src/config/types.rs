@@ -4,13 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use smartstack_common::config::{Admin, Environment, Socket};
+use smartstack_common::config::{Environment, Listeners};
 use smartstack_common::units::{Ensemble, ZkPath};
 
 use crate::check::Check;
-
-/// Where the admin listener is unless a file says otherwise.
-pub(crate) const ADMIN: &str = "127.0.0.1:8401";
 
 /// What to load.
 #[derive(Debug, Clone)]
@@ -36,16 +33,12 @@ pub struct Config {
     pub session_timeout: Duration,
     /// Spread of what is done after a reconnection; default 500 ms. Zero also turns off the spread after an outage.
     pub jitter: Duration,
-    /// How many of the services have a file in `service_conf_dir`.
-    pub service_files: usize,
     /// Registrations per second and ensemble; default 50.
     pub write_rate: u32,
     /// What that limit does; default on.
     pub write_rate_mode: RateMode,
-    /// The admin listener; `None` = off.
-    pub admin: Option<Admin>,
-    /// The control socket; `None` = off.
-    pub socket: Option<Socket>,
+    /// The admin listener and the control socket.
+    pub listeners: Listeners,
     /// Former session ids and holds; default `$STATE_DIRECTORY/state.json` or `/var/lib/nerve/state.json`.
     pub state_path: PathBuf,
     /// Time between the withdrawal and the exit; default 0.

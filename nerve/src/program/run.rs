@@ -8,18 +8,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use smartstack_common::admin::{self, control};
 use smartstack_common::backoff::Backoff;
 use smartstack_common::clock::Moment;
-use smartstack_common::config::emptied;
-use smartstack_common::descriptors;
 use smartstack_common::http::BindError;
-use smartstack_common::report::Chain;
+use smartstack_common::program::{Fatal, Reload, Results, listen};
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::watchdog;
 use smartstack_common::zk::{self, Link};
-use tokio::signal::unix::Signal;
+use smartstack_common::{descriptors, exit};
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
@@ -53,6 +50,15 @@ pub enum RunError {
     Ended(String),
 }
 
+impl Fatal for RunError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            RunError::Listen(_) => exit::START,
+            RunError::Ended(_) => exit::INTERNAL,
+        }
+    }
+}
+
 /// What a task is for.
 #[derive(Debug, Clone)]
 enum Task {
@@ -63,31 +69,32 @@ enum Task {
     Handover(Vec<String>),
 }
 
-/// Runs until TERM, INT or QUIT, which withdraw everything, or until `leave` (USR2), which leaves everything to a successor.
-/// `reload` reads the configuration again, for HUP; its error is one printable text.
+/// Runs until TERM, INT or QUIT, which withdraw everything, or until USR2, which leaves everything to a successor.
 ///
 /// # Errors
 /// When the configured admin listener cannot be had, or a core task ends.
 pub async fn run(
     config: Config,
-    reload: impl Fn() -> Result<Config, String>,
     mut signals: Signals,
-    mut leave: Signal,
+    mut reload: Reload<'_, Config>,
 ) -> Result<(), RunError> {
-    let mut app = App::start(config).await?;
+    let mut app = App::start(config, &reload.results).await?;
     let feeder = tokio::spawn(heartbeat::feed(app.boards.clone()));
     loop {
         // Signals and joins are cancel-safe receives; readiness is a watch receive.
         tokio::select! {
             request = signals.next() => match request {
-                Request::Reload => app.reload(reload()),
+                // A bad file changes nothing.
+                Request::Reload => if let Some(config) = reload.read(Ok) {
+                    app.apply(config);
+                },
                 Request::Stop => break,
+                Request::Leave => {
+                    notify(&Notice::Stopping);
+                    app.leave().await;
+                    return Ok(());
+                }
             },
-            Some(()) = leave.recv() => {
-                notify(&Notice::Stopping);
-                app.leave().await;
-                return Ok(());
-            }
             Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
             Some(ended) = app.tasks.join_next_with_id() => match ended {
                 Ok((id, ())) => app.ended(id)?,
@@ -101,10 +108,8 @@ pub async fn run(
             }
         }
     }
-    notify(&Notice::Stopping);
-    // Checks end now; systemd has another limit for a stop.
-    feeder.abort();
-    drop(tokio::spawn(watchdog::feed(|_, _| None)));
+    // Checks end now.
+    watchdog::stopping(&feeder);
     app.stop().await;
     Ok(())
 }
@@ -150,8 +155,9 @@ struct Running {
 }
 
 impl App {
-    async fn start(config: Config) -> Result<Self, RunError> {
-        let (metrics, registry) = Metrics::new();
+    async fn start(config: Config, reloads: &Results) -> Result<Self, RunError> {
+        let (metrics, mut registry) = Metrics::new();
+        reloads.register(&mut registry);
         let mut app = Self {
             wants: Arc::new(watch::Sender::new(Wants::new())),
             boards: Boards::new(),
@@ -173,70 +179,19 @@ impl App {
         };
         app.recall_holds(config.services.keys().cloned().collect())
             .await;
+        let listening = listen(&config.listeners, "drain, enable, disable").await?;
         // Nothing is awaited between this and the services: `/ready` must not answer before it knows them.
-        app.listen(registry).await?;
-        app.take_commands().await?;
+        let pages = routes(app.boards.clone(), registry);
+        let commands = app.controls().commands();
+        for (name, task) in listening.serve(pages, commands, &app.closing.1) {
+            app.spawn(Task::Core(name.to_owned()), task);
+        }
         if let Some(path) = config.heartbeat_path.clone() {
             let task = heartbeat::run(path, app.boards.clone(), app.metrics.clone());
             app.spawn(Task::Core("heartbeat".to_owned()), task);
         }
         app.apply(config);
         Ok(app)
-    }
-
-    async fn listen(
-        &mut self,
-        registry: prometheus_client::registry::Registry,
-    ) -> Result<(), RunError> {
-        let Some(settings) = self.config.admin.clone() else {
-            return Ok(());
-        };
-        match admin::bind(&settings.bind).await {
-            Ok(listener) => {
-                tracing::info!(address = %listener.address, "admin listener");
-                let pages = routes(self.boards.clone(), registry);
-                let closing = self.closing.1.clone();
-                self.spawn(
-                    Task::Core("admin listener".to_owned()),
-                    admin::serve(listener, pages, closing),
-                );
-                Ok(())
-            }
-            Err(error) if settings.configured => Err(error.into()),
-            Err(error) => {
-                let error = Chain(&error);
-                tracing::warn!(
-                    "no /status and no metrics: {error}\nhint: set `admin.bind`, or `admin: false`"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    async fn take_commands(&mut self) -> Result<(), RunError> {
-        let Some(socket) = self.config.socket.clone() else {
-            return Ok(());
-        };
-        match control::bind(&socket.path).await {
-            Ok(listener) => {
-                tracing::info!(path = %socket.path.display(), "control socket");
-                let commands = self.controls().commands();
-                let closing = self.closing.1.clone();
-                self.spawn(
-                    Task::Core("control socket".to_owned()),
-                    control::serve(listener, commands, closing),
-                );
-                Ok(())
-            }
-            Err(error) if socket.configured => Err(error.into()),
-            Err(error) => {
-                let error = Chain(&error);
-                tracing::warn!(
-                    "no drain, enable and disable: {error}\nhint: make its folder, or set `admin.socket`, or `admin: {{socket: false}}`"
-                );
-                Ok(())
-            }
-        }
     }
 
     /// What was held out when nerve last ran is held out again, before anything is registered.
@@ -273,29 +228,6 @@ impl App {
         let handle = self.tasks.spawn(task);
         self.roles.insert(handle.id(), role);
         handle
-    }
-
-    /// A bad file changes nothing and says so.
-    fn reload(&mut self, read: Result<Config, String>) {
-        let before = self.config.service_files;
-        let not_emptied = |config: Config| {
-            emptied(before, config.service_files)?;
-            Ok(config)
-        };
-        let result = match read.and_then(not_emptied) {
-            Ok(config) => {
-                self.apply(config);
-                "ok"
-            }
-            Err(error) => {
-                tracing::error!(error, "configuration not taken, the running one stays");
-                "failed"
-            }
-        };
-        self.metrics
-            .reloads
-            .get_or_create(&vec![("result", result.to_owned())])
-            .inc();
     }
 
     /// Makes the services as `config` says, touching only those that differ.

@@ -34,7 +34,6 @@ pub(crate) struct Metrics {
     pub(crate) state_failures: Counter,
     pub(crate) heartbeat_failures: Counter,
     pub(crate) restarts: Family<Labels, Counter>,
-    pub(crate) reloads: Family<Labels, Counter>,
 }
 
 impl Metrics {
@@ -54,7 +53,6 @@ impl Metrics {
             state_failures: Counter::default(),
             heartbeat_failures: Counter::default(),
             restarts: Family::default(),
-            reloads: Family::default(),
         };
         let mut all = Registry::with_prefix("nerve");
         let m = &metrics;
@@ -118,11 +116,6 @@ impl Metrics {
             "task_restarts",
             "Service tasks that ended and were started again",
             m.restarts.clone(),
-        );
-        all.register(
-            "config_reloads",
-            "Re-reads of the configuration by result",
-            m.reloads.clone(),
         );
         all.register(
             "log_lines_dropped",

@@ -23,9 +23,12 @@ use crate::config::lines;
 const LEAST_HUNG: Duration = Duration::from_secs(5);
 const MILLISECOND: Duration = Duration::from_millis(1);
 
-pub(super) const PROGRAM: Program = Program {
+/// Section, keys and places of the program.
+pub const PROGRAM: Program = Program {
     name: "synapse",
     keys: KEYS,
+    admin: "127.0.0.1:8402",
+    winner: Winner::Yaml,
 };
 
 /// Reads and checks everything.
@@ -33,7 +36,7 @@ pub(super) const PROGRAM: Program = Program {
 /// # Errors
 /// All that is wrong, when anything is.
 pub(super) fn load(options: &LoadOptions) -> Result<Loaded<Config>, Report> {
-    let source = Source::open(&options.path, PROGRAM, Winner::Yaml, &options.environment);
+    let source = Source::open(&options.path, PROGRAM, &options.environment);
     let config = source
         .root()
         .and_then(|root| root.object(|top| read(top, &source)).flatten());
@@ -88,7 +91,7 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         services.push(read.service);
     }
     let session = top.key("zookeeper").object(session)?;
-    let listeners = listeners(&top.key("admin"), super::ADMIN, "synapse", environment);
+    let listeners = listeners(top, PROGRAM, environment);
     let snapshot_key = top.key("snapshot_path");
     let snapshot_path = path(&snapshot_key, environment)
         .unwrap_or_else(|| environment.state_file("synapse", "snapshot.json"));
@@ -135,13 +138,11 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         haproxy.use_nerve_weights = true;
     }
     let config = Config {
-        service_files: source.files(),
         services,
         haproxy,
         session_timeout: session.timeout,
         jitter: session.jitter,
-        admin: listeners.admin,
-        socket: listeners.socket,
+        listeners,
         snapshot_path,
         audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
         startup_wait: startup_wait.unwrap_or(Duration::from_secs(1)),

@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use smartstack_common::admin::control::{self, Command, Commands};
-use smartstack_common::admin::{self, Answer, Routes};
+use smartstack_common::admin::control::{Command, Commands};
+use smartstack_common::admin::{Answer, Routes};
 use smartstack_common::atomic;
 use smartstack_common::clock::Moment;
-use smartstack_common::config::emptied;
-use smartstack_common::http::{BindError, Listener, StatusCode};
+use smartstack_common::http::{BindError, StatusCode};
 use smartstack_common::process::machine_id;
+use smartstack_common::program::{Fatal, Reload, Results, listen};
 use smartstack_common::report::Chain;
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::watchdog::{self, Progress, is_stuck};
+use smartstack_common::{descriptors, exit};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tracing::{error, info, warn};
@@ -55,16 +56,27 @@ pub enum StartError {
     Ended(&'static str),
 }
 
-/// Runs until TERM, INT or QUIT. `reload` reads the configuration again, on HUP; a refusal is a text for the log.
+impl Fatal for StartError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Template(_) => exit::CONFIG,
+            StartError::Ended(_) => exit::INTERNAL,
+            StartError::Listen(_) | StartError::Lock(_) | StartError::Folder { .. } => exit::START,
+        }
+    }
+}
+
+/// Runs until TERM, INT or QUIT.
 ///
 /// # Errors
 /// See [`StartError`].
 pub async fn run(
     config: Config,
-    reload: impl Fn() -> Result<Config, String>,
     mut signals: Signals,
+    mut reload: Reload<'_, Config>,
     stop_haproxy: bool,
 ) -> Result<(), StartError> {
+    descriptors::must_suffice(0, "synapse");
     let started = Moment::now();
     let config = Arc::new(config);
     let locks = Arc::new(Mutex::new(locks(&config)?));
@@ -91,6 +103,7 @@ pub async fn run(
     let counters = Counters {
         discovery: Arc::clone(&sources.counters),
         snapshot: Arc::default(),
+        reloads: reload.results.clone(),
     };
     let links = sources.links();
     let start = Reconciler::start(
@@ -108,28 +121,19 @@ pub async fn run(
     drop(remembered);
 
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
-    let listener = listen(&config).await?;
-    if let Some(listener) = listener {
-        info!(address = %listener.address, "admin listener: /status /metrics /ready /live");
-        let pages = routes(
-            view.clone(),
-            Arc::clone(&board),
-            links,
-            started,
-            counters.clone(),
-        );
-        let serve = admin::serve(listener, pages, shutdown.clone());
-        tasks.spawn(async move {
-            serve.await;
-            "admin listener"
-        });
-    }
     let (orders, orders_taken) = mpsc::channel(16);
-    if let Some(listener) = take_commands(&config).await? {
-        let serve = control::serve(listener, commands(board, orders), shutdown.clone());
+    let listening = listen(&config.listeners, "release").await?;
+    let pages = routes(
+        view.clone(),
+        Arc::clone(&board),
+        links,
+        started,
+        counters.clone(),
+    );
+    for (name, task) in listening.serve(pages, commands(board, orders), &shutdown) {
         tasks.spawn(async move {
-            serve.await;
-            "control socket"
+            task.await;
+            name
         });
     }
     // The writer outlives the reconciler: it ends when the last state has been written.
@@ -166,23 +170,18 @@ pub async fn run(
         tokio::select! {
             _ = look.tick() => follow(&locks, &mut following),
             request = signals.next() => match request {
-                Request::Stop => break Ok(()),
-                Request::Reload => match reload().and_then(|config| {
-                    emptied(configs.borrow().service_files, config.service_files)?;
-                    of(&locks).change(config)
-                }) {
-                    Ok(config) => _ = configs.send_replace(Arc::new(config)),
-                    Err(problem) => error!("the configuration is refused, nothing changes:\n{problem}"),
-                },
+                Request::Stop | Request::Leave => break Ok(()),
+                Request::Reload => {
+                    if let Some(config) = reload.read(|config| of(&locks).change(config)) {
+                        configs.send_replace(Arc::new(config));
+                    }
+                }
             },
             Some(ended) = tasks.join_next() => break Err(StartError::Ended(ended.unwrap_or("a task"))),
         }
     };
     info!("stopping; haproxy goes on as it is; a second signal ends synapse at once");
-    notify(&Notice::Stopping);
-    // systemd has another limit for a stop.
-    feeder.abort();
-    drop(tokio::spawn(watchdog::feed(|_, _| None)));
+    watchdog::stopping(&feeder);
     stop.send_replace(true);
     let ended = async {
         while tasks.join_next().await.is_some() {}
@@ -291,41 +290,6 @@ fn sweep(config: &Config) {
     atomic::sweep(&config.snapshot_path);
 }
 
-async fn listen(config: &Config) -> Result<Option<Listener>, StartError> {
-    let Some(settings) = &config.admin else {
-        return Ok(None);
-    };
-    match admin::bind(&settings.bind).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) if settings.configured => Err(error.into()),
-        Err(error) => {
-            let error = Chain(&error);
-            warn!("no /status and no metrics: {error}\nhint: set `admin.bind`, or `admin: false`");
-            Ok(None)
-        }
-    }
-}
-
-async fn take_commands(config: &Config) -> Result<Option<Listener>, StartError> {
-    let Some(socket) = &config.socket else {
-        return Ok(None);
-    };
-    match control::bind(&socket.path).await {
-        Ok(listener) => {
-            info!(path = %socket.path.display(), "control socket");
-            Ok(Some(listener))
-        }
-        Err(error) if socket.configured => Err(error.into()),
-        Err(error) => {
-            let error = Chain(&error);
-            warn!(
-                "no `synapse release`: {error}\nhint: make its folder, or set `admin.socket`, or `admin: {{socket: false}}`"
-            );
-            Ok(None)
-        }
-    }
-}
-
 /// What the control socket carries out.
 fn commands(board: Arc<Board>, orders: mpsc::Sender<Order>) -> Commands {
     Arc::new(move |command: Command| {
@@ -354,6 +318,7 @@ fn commands(board: Arc<Board>, orders: mpsc::Sender<Order>) -> Commands {
 struct Counters {
     discovery: Arc<zookeeper::Counters>,
     snapshot: Arc<snapshot::Counters>,
+    reloads: Results,
 }
 
 fn routes(
@@ -386,6 +351,7 @@ fn routes(
                 &links(),
                 &counters.discovery,
                 &counters.snapshot,
+                &counters.reloads,
             )),
             "/" => Answer::html(include_str!("status.html")),
             _ => return None,

@@ -12,6 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
 use smartstack_common::clock::Moment;
+use smartstack_common::program::Results;
 use smartstack_common::telemetry;
 use smartstack_common::zk::LinkStatus;
 
@@ -31,8 +32,10 @@ pub fn encode(
     links: &[LinkStatus],
     discovery: &zookeeper::Counters,
     snapshot: &snapshot::Counters,
+    reloads: &Results,
 ) -> String {
     let mut all = Registry::with_prefix("synapse");
+    reloads.register(&mut all);
     of_services(&mut all, services);
     haproxy(&mut all, view);
     let connected = Gauges::default();
@@ -303,6 +306,7 @@ mod tests {
             &[],
             &zookeeper::Counters::default(),
             &snapshot::Counters::default(),
+            &Results::default(),
         );
         assert!(text.ends_with("# EOF\n"), "{text}");
         for line in [

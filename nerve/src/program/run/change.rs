@@ -90,10 +90,7 @@ pub(super) fn warn_of_restart_keys(old: &Config, new: &Config) {
             "zookeeper.write_rate_mode",
             old.write_rate_mode != new.write_rate_mode,
         ),
-        (
-            "admin",
-            (&old.admin, &old.socket) != (&new.admin, &new.socket),
-        ),
+        ("admin", old.listeners != new.listeners),
         ("state_path", old.state_path != new.state_path),
     ];
     let changed: Vec<&str> = keys

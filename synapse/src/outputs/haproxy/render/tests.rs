@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::{BackendOrder, Decode, Discovery, Reload, Templates};
+use crate::config::{BackendOrder, Decode, Discovery, Listeners, Reload, Templates};
 use crate::model::server::Server;
 use crate::outputs::haproxy::backend::ids::tests::server;
 use smartstack_common::units::{Ensemble, ZkPath};
@@ -11,7 +11,6 @@ fn lines(text: &[&str]) -> Vec<String> {
 
 pub(crate) fn config() -> Config {
     Config {
-        service_files: 0,
         services: Vec::new(),
         haproxy: crate::config::Haproxy {
             global: lines(&["stats socket /run/h.sock level admin"]),
@@ -45,8 +44,7 @@ pub(crate) fn config() -> Config {
         },
         session_timeout: Duration::from_secs(10),
         jitter: Duration::ZERO,
-        admin: None,
-        socket: None,
+        listeners: Listeners::default(),
         snapshot_path: "/var/lib/synapse/snapshot.json".into(),
         audit_interval: Duration::from_secs(30),
         max_stale: None,
