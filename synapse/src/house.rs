@@ -96,7 +96,6 @@ const RULES: House<'_> = House {
             "outputs::haproxy::socket::command::Command::text",
             "one case for each command",
         ),
-        ("program::cli::summary", "to be split"),
         ("program::run::run", "to be split"),
         (
             "report::metrics::encode",

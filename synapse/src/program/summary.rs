@@ -7,8 +7,6 @@ use smartstack_common::clock::Moment;
 
 /// A line for synapse, haproxy, and for each ensemble, service, server and problem.
 pub(super) fn summary(status: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let ready = match status["not_ready"].as_str() {
         _ if status["ready"] == true => "ready".to_owned(),
         Some(why) => format!("not ready: {why}"),
@@ -53,45 +51,7 @@ pub(super) fn summary(status: &Value) -> String {
         ));
     }
     for (name, service) in status["services"].as_object().into_iter().flatten() {
-        let fresh = if service["fresh"] == true {
-            ""
-        } else {
-            ", not in agreement with the registry now"
-        };
-        lines.push(format!("{name} {}{fresh}", text(&service["origin"])));
-        for server in list(&service["servers"]) {
-            let unwanted = if server["wanted"] == true {
-                ""
-            } else {
-                " (not wanted)"
-            };
-            let weight = match server["other_weight"].as_u64() {
-                Some(weight) => format!(" weight {weight}, not set by synapse"),
-                None => String::new(),
-            };
-            lines.push(format!(
-                "  {} {}{weight}{unwanted}",
-                text(&server["name"]),
-                text(&server["haproxy"])
-            ));
-        }
-        for key in ["hold", "quarantined", "problem"] {
-            lines.extend(
-                service[key]
-                    .as_str()
-                    .map(|reason| format!("  {key}: {reason}")),
-            );
-        }
-        for rejected in list(&service["rejected"]) {
-            lines.push(format!(
-                "  rejected {}: {}",
-                text(&rejected["znode"]),
-                text(&rejected["reason"])
-            ));
-        }
-        for (reason, entries) in by_reason(&list(&service["left_out"])) {
-            lines.push(format!("  {entries}: {reason}"));
-        }
+        lines.extend(of_service(name, service));
     }
     lines.extend(
         list(&status["problems"])
@@ -99,6 +59,58 @@ pub(super) fn summary(status: &Value) -> String {
             .map(|problem| format!("problem: {}", text(problem))),
     );
     lines.join("\n")
+}
+
+/// Of one service.
+fn of_service(name: &str, service: &Value) -> Vec<String> {
+    let fresh = if service["fresh"] == true {
+        ""
+    } else {
+        ", not in agreement with the registry now"
+    };
+    let mut lines = vec![format!("{name} {}{fresh}", text(&service["origin"]))];
+    for server in list(&service["servers"]) {
+        let unwanted = if server["wanted"] == true {
+            ""
+        } else {
+            " (not wanted)"
+        };
+        let weight = match server["other_weight"].as_u64() {
+            Some(weight) => format!(" weight {weight}, not set by synapse"),
+            None => String::new(),
+        };
+        lines.push(format!(
+            "  {} {}{weight}{unwanted}",
+            text(&server["name"]),
+            text(&server["haproxy"])
+        ));
+    }
+    for key in ["hold", "quarantined", "problem"] {
+        lines.extend(
+            service[key]
+                .as_str()
+                .map(|reason| format!("  {key}: {reason}")),
+        );
+    }
+    for rejected in list(&service["rejected"]) {
+        lines.push(format!(
+            "  rejected {}: {}",
+            text(&rejected["znode"]),
+            text(&rejected["reason"])
+        ));
+    }
+    for (reason, entries) in by_reason(&list(&service["left_out"])) {
+        lines.push(format!("  {entries}: {reason}"));
+    }
+    lines
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or("-").to_owned()
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
 }
 
 /// What is left out of entries, and of which: the first, and how many others.
