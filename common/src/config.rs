@@ -35,7 +35,10 @@ mod tree;
 
 pub use cursor::{Cursor, Map, may_be_secret};
 pub use environment::Environment;
-pub use keys::{Class, Key, Kind, count, honoured, joined, known_only, later, schema, tables};
+pub use keys::{
+    Class, Key, Kind, Preset, Presettable, count, defaulted, honoured, joined, known_only, later,
+    preset, preset_of, schema, tables,
+};
 pub use limits::{Use, beside, fits, must_fit};
 pub use report::{Finding, Loaded, Report, Severity};
 pub(crate) use shared::parse_bind;

@@ -18,7 +18,9 @@ mod tests;
 
 use std::time::Duration;
 
-use smartstack_common::config::{Key, Kind, Map, count, honoured, joined, later};
+use smartstack_common::config::{
+    Key, Kind, Map, Preset, count, defaulted, honoured, joined, later,
+};
 
 pub use self::http::HttpCheck;
 pub(crate) use self::names::Names;
@@ -155,22 +157,22 @@ const COMMON: &[Key] = &[
         "made from type, host, port",
         "name in logs and status; of an http check always `http-<host>:<port><uri>`",
     ),
-    honoured(
+    defaulted(
         "services.*.checks[].timeout",
         Kind::Duration,
-        "0.1",
+        Preset::Duration(Duration::from_millis(100)),
         "deadline of the check; of an http check the default of `read_timeout`",
     ),
-    honoured(
+    defaulted(
         "services.*.checks[].rise",
         Kind::Integer(1, U32),
-        "1",
+        Preset::Integer(1),
         "passes in a row to go up (the first result counts at once)",
     ),
-    honoured(
+    defaulted(
         "services.*.checks[].fall",
         Kind::Integer(1, U32),
-        "1",
+        Preset::Integer(1),
         "failures in a row to go down",
     ),
     later(
@@ -189,12 +191,12 @@ impl Check {
             return None;
         };
         let name = map.key("name").text();
-        let timeout = map.key("timeout").duration_at_least(MILLISECOND);
-        let rise = map.key("rise").integer(COUNT).unwrap_or(1);
-        let fall = map.key("fall").integer(COUNT).unwrap_or(1);
+        let timeout = map.key("timeout");
+        let rise = map.key("rise").or_preset(|key| key.integer(COUNT));
+        let fall = map.key("fall").or_preset(|key| key.integer(COUNT));
         let given = Given {
             map,
-            timeout: timeout.unwrap_or(Duration::from_millis(100)),
+            timeout: timeout.or_preset(|key| key.duration_at_least(MILLISECOND)),
             target: target(map, service, kind.connects),
         };
         let at = given.target.as_ref();

@@ -58,9 +58,9 @@ pub struct Config {
     pub services: Vec<Service>,
     /// haproxy and how to drive it.
     pub haproxy: Haproxy,
-    /// Session time-out asked for; default 10 s.
+    /// Session time-out asked for.
     pub session_timeout: Duration,
-    /// Spread of what is done after a reconnection; default 500 ms.
+    /// Spread of what is done after a reconnection.
     pub jitter: Duration,
     /// The admin listener and the control socket.
     pub listeners: Listeners,
@@ -68,11 +68,11 @@ pub struct Config {
     pub snapshot_path: PathBuf,
     /// A source that has not agreed with its ensemble for longer gives way to what can stand in for it; `None` = never.
     pub max_stale: Option<Duration>,
-    /// Full comparison of memory, file and live haproxy; default 30 s.
+    /// Full comparison of memory, file and live haproxy.
     pub audit_interval: Duration,
-    /// With nothing to serve, the first file waits so long for the first word of every source; default 1 s.
+    /// With nothing to serve, the first file waits so long for the first word of every source.
     pub startup_wait: Duration,
-    /// Shortest and longest time for which changes that follow a change are gathered; default 20 ms and 250 ms.
+    /// Shortest and longest time for which changes that follow a change are gathered.
     pub coalesce: (Duration, Duration),
 }
 
@@ -89,7 +89,7 @@ pub struct Service {
     pub default_servers: Vec<DefaultServer>,
     /// Default servers join every discovered set.
     pub keep_default_servers: bool,
-    /// An empty discovery keeps the last set; default true.
+    /// An empty discovery keeps the last set.
     pub use_previous_backends: bool,
     /// Replaces the port of every discovered server.
     pub backend_port_override: Option<u16>,
@@ -215,11 +215,11 @@ pub struct Haproxy {
     pub extra_sections: Vec<(String, Vec<String>)>,
     /// Where lines and sections stand in the user's file, for messages.
     pub places: BTreeMap<Part, Place>,
-    /// Write the file; default true.
+    /// Write the file.
     pub do_writes: bool,
-    /// Reload; default true.
+    /// Reload.
     pub do_reloads: bool,
-    /// Use the stats socket; default true.
+    /// Use the stats socket.
     pub do_socket: bool,
     /// Use `check_command` instead of `haproxy -c`.
     pub check_command: Option<String>,
@@ -229,13 +229,13 @@ pub struct Haproxy {
     pub candidate_config_file_path: PathBuf,
     /// How haproxy is reloaded; `None` = never (`do_reloads: false`).
     pub reload: Reload,
-    /// Time limit of one reload; default 30 s.
+    /// Time limit of one reload.
     pub reload_timeout: Duration,
     /// A supervised worker that has not answered for so long is replaced; `None` = never.
     pub replace_hung_after: Option<Duration>,
     /// Stats sockets (several with nbproc).
     pub socket_file_path: Vec<PathBuf>,
-    /// Least time between starts of reloads; default 2 s.
+    /// Least time between starts of reloads.
     pub restart_interval: Duration,
     /// Adds uniform 0..J x interval to a postponed reload.
     pub restart_jitter: f64,
@@ -245,7 +245,7 @@ pub struct Haproxy {
     pub state_file_path: Option<PathBuf>,
     /// Seed of the shuffle; default: hash of the host's name.
     pub server_order_seed: Option<String>,
-    /// Highest id handed out; default 65535.
+    /// Highest id handed out.
     pub max_server_id: u32,
     /// Default bind address, `localhost`; several are separated by commas.
     pub bind_address: String,
@@ -255,7 +255,7 @@ pub struct Haproxy {
     pub use_nerve_weights: bool,
     /// The program; default `haproxy` (also looked for in /usr/sbin).
     pub binary: String,
-    /// Missing hitless lines are added; default true.
+    /// Missing hitless lines are added.
     pub hitless_defaults: bool,
     /// Keywords allowed in `haproxy_server_options` beyond the built-in list.
     pub allowed_server_options: Vec<String>,
@@ -356,10 +356,9 @@ pub struct ServiceHaproxy {
 }
 
 /// When a server that is added takes requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admit {
     /// At once, as after a reload.
-    #[default]
     Ready,
     /// A checked one after its first passed check; one without `check` at once.
     Checked,
@@ -375,7 +374,7 @@ pub enum FrontendPort {
 }
 
 /// Order of the server lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendOrder {
     /// By name.
     Asc,
@@ -384,6 +383,5 @@ pub enum BackendOrder {
     /// As discovered: by sequence number.
     NoShuffle,
     /// Sorted, then shuffled with the seed.
-    #[default]
     Shuffle,
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use serde_yaml::{Mapping, Value};
 
-use super::keys::{self, Class, Key};
+use super::keys::{self, Class, Key, Presettable};
 use super::report::{Finding, Severity};
 use super::source::Document;
 
@@ -96,7 +96,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Like `services.*.checks[].port`.
-    fn pattern(&self) -> String {
+    pub(super) fn pattern(&self) -> String {
         self.spell(|_| "*".to_owned(), |_| "[]".to_owned())
     }
 
@@ -229,6 +229,20 @@ impl<'a> Cursor<'a> {
     /// Notes a warning here, and what to do.
     pub fn warn_hint(&self, message: impl Into<String>, hint: &str) {
         self.note(Severity::Warning, message.into(), Some(hint));
+    }
+
+    /// What holds when this key is not given, by its row.
+    ///
+    /// # Panics
+    /// When the row has none of this type; that the readers ask for no other is tested with every key.
+    #[must_use]
+    pub fn preset<T: Presettable>(&self) -> T {
+        keys::preset(self.keys, &self.pattern())
+    }
+
+    /// The value as `read`, or the default.
+    pub fn or_preset<T: Presettable>(&self, read: impl FnOnce(&Self) -> Option<T>) -> T {
+        read(self).unwrap_or_else(|| self.preset())
     }
 
     pub(super) fn wrong<T>(&self, allowed: &str) -> Option<T> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::environment::Environment;
-use super::keys::{Key, Kind};
+use super::keys::{Key, Kind, Preset};
 use super::report::{Loaded, Report};
 
 /// Begin of the generated part of a README.
@@ -215,6 +215,119 @@ pub fn check_mistakes(section: &str, keys: &[Key], file: &Json, valid: Validator
             }
         }
     }
+    count
+}
+
+/// A default is what its row says: to write it is the same as to leave its key out, in `file`, which has every key. Returns how
+/// many defaults there are.
+///
+/// # Panics
+/// When it is not the same.
+pub fn check_defaults<T: std::fmt::Debug>(
+    keys: &[Key],
+    file: &Json,
+    load: impl Fn(PathBuf) -> Result<Loaded<T>, Report>,
+) -> usize {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().join("f.yaml");
+    let name = path.display().to_string();
+    let meaning = |file: &Json| {
+        write(&path, &file.to_string());
+        let loaded = load(path.clone()).unwrap_or_else(|report| panic!("{report}"));
+        // Where something is in the file, and whether it is, is no part of it.
+        let text = format!("{:?}", loaded.config).replace("configured: true", "configured: false");
+        let place = |c: char| c.is_ascii_digit() || c == ':';
+        let rest = text.split(&name).map(|rest| rest.trim_start_matches(place));
+        rest.collect::<String>()
+    };
+    let mut count = 0;
+    for key in keys {
+        let value = match key.preset {
+            Preset::Words(_) => continue,
+            Preset::Boolean(value) => value.into(),
+            Preset::Integer(value) => value.into(),
+            Preset::Number(value) => value.into(),
+            Preset::Duration(_) => key.preset.to_string().into(),
+            Preset::Text(text) => text.into(),
+        };
+        let parts: Vec<&str> = key.path.split('.').collect();
+        let (mut with, mut without) = (file.clone(), file.clone());
+        let found = edit(&mut with, &parts, Some(&value)) && edit(&mut without, &parts, None);
+        assert!(found, "no `{}` in the file", key.path);
+        assert_eq!(meaning(&with), meaning(&without), "`{}`", key.path);
+        count += 1;
+    }
+    count
+}
+
+/// Sets or removes a key at every place of a pattern; whether there was one.
+fn edit(at: &mut Json, parts: &[&str], value: Option<&Json>) -> bool {
+    match (parts, at) {
+        ([name], Json::Object(map)) => {
+            match value {
+                Some(value) => map.insert((*name).to_owned(), value.clone()),
+                None => map.remove(*name),
+            };
+            true
+        }
+        ([first, rest @ ..], at) => {
+            let places = below(at, first).into_iter();
+            let edited = places.map(|at| edit(at, rest, value));
+            edited.fold(false, |any, edited| any | edited)
+        }
+        _ => false,
+    }
+}
+
+/// No reader and no description in the sources below `folder` has a default of its own beside the rows. Returns how many
+/// files it has read.
+///
+/// # Panics
+/// When one has, naming its lines.
+pub fn check_no_other_defaults(folder: &Path) -> usize {
+    let mut files = vec![folder.to_owned()];
+    let (mut found, mut count) = (Vec::new(), 0);
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("a folder of sources");
+            files.extend(entries.map(|entry| entry.expect("an entry").path()));
+            continue;
+        }
+        if path.extension().is_none_or(|extension| extension != "rs") || path.ends_with("tests.rs")
+        {
+            continue;
+        }
+        count += 1;
+        let text = std::fs::read_to_string(&path).expect("a source");
+        for (number, line) in text.lines().enumerate() {
+            let begins = |rest: &str| {
+                let words = ["true", "false", "Duration::"];
+                rest.starts_with(|c: char| c.is_ascii_digit())
+                    || words.iter().any(|word| rest.starts_with(word))
+            };
+            let own = [".unwrap_or(", "default "].iter().any(|before| {
+                let rests = line.split(before).skip(1);
+                rests.into_iter().any(begins)
+            });
+            let hidden = ["boolean()", "duration()"].iter().any(|read| {
+                let read = format!(".{read}.unwrap_or");
+                line.contains(&read)
+            });
+            if own || hidden {
+                found.push(format!(
+                    "{}:{}: {}",
+                    path.display(),
+                    number + 1,
+                    line.trim()
+                ));
+            }
+        }
+    }
+    assert!(
+        found.is_empty(),
+        "a default stands in its row in the table of keys alone:\n{}",
+        found.join("\n")
+    );
     count
 }
 

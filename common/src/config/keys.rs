@@ -1,6 +1,9 @@
 //! A program's table of keys: one row per key it knows, from which come the classes of key, the README's tables and the
 //! JSON Schema. What is read is up to the readers; that table and readers agree is tested by the programs.
 
+use std::fmt;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::source::SECTIONS;
@@ -141,6 +144,91 @@ pub enum Class {
     Later(&'static str),
 }
 
+/// What holds when a key is not given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Preset {
+    /// No value of its own, in words; `required` when it must be given.
+    Words(&'static str),
+    /// This.
+    Boolean(bool),
+    /// This.
+    Integer(i64),
+    /// This.
+    Number(f64),
+    /// This.
+    Duration(Duration),
+    /// This text.
+    Text(&'static str),
+}
+
+impl fmt::Display for Preset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Preset::Words(words) => f.write_str(words),
+            Preset::Boolean(value) => write!(f, "{value}"),
+            Preset::Integer(value) => write!(f, "{value}"),
+            Preset::Number(value) => write!(f, "{value}"),
+            Preset::Duration(value) => match (value.as_secs(), value.subsec_millis()) {
+                (0, millis @ 1..) => write!(f, "{millis}ms"),
+                (secs @ 60.., 0) if secs % 60 == 0 => write!(f, "{}m", secs / 60),
+                (secs, _) => write!(f, "{secs}s"),
+            },
+            Preset::Text(text) => write!(f, "`{text}`"),
+        }
+    }
+}
+
+/// A type that a default may have.
+pub trait Presettable: Sized {
+    /// The value of a default of this type.
+    fn of(preset: Preset) -> Option<Self>;
+}
+
+/// A type that a default may have: by which form, and how.
+macro_rules! presettable {
+    ($($type:ty: $form:path, $value:ident => $of:expr;)*) => {$(
+        impl Presettable for $type {
+            fn of(preset: Preset) -> Option<Self> {
+                match preset {
+                    $form($value) => $of,
+                    _ => None,
+                }
+            }
+        }
+    )*};
+}
+
+presettable! {
+    bool: Preset::Boolean, value => Some(value);
+    u32: Preset::Integer, value => u32::try_from(value).ok();
+    usize: Preset::Integer, value => usize::try_from(value).ok();
+    f64: Preset::Number, value => Some(value);
+    Duration: Preset::Duration, value => Some(value);
+    &'static str: Preset::Text, value => Some(value);
+}
+
+/// The default of the key at `path`: the only place where it is written is its row.
+///
+/// # Panics
+/// When the row has no default of this type: a defect of the table.
+#[must_use]
+pub fn preset<T: Presettable>(keys: &[Key], path: &str) -> T {
+    let row = keys.iter().find(|key| key.path == path);
+    let value = row.and_then(|key| T::of(key.preset));
+    value.unwrap_or_else(|| panic!("`{path}` has no default of this type in the table of keys"))
+}
+
+/// The same of a key that is one of a closed set.
+///
+/// # Panics
+/// When the default is none of them.
+#[must_use]
+pub fn preset_of<T: Copy>(keys: &[Key], path: &str, words: &[(&str, T)]) -> T {
+    let preset: &str = preset(keys, path);
+    let known = words.iter().find(|(word, _)| *word == preset);
+    known.expect("a default that is one of the words").1
+}
+
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -148,8 +236,8 @@ pub struct Key {
     pub path: &'static str,
     /// What it takes.
     pub kind: Kind,
-    /// The default in words; `required` when there is none.
-    pub default: &'static str,
+    /// What holds when it is not given.
+    pub preset: Preset,
     /// What it does.
     pub effect: &'static str,
     /// What happens to it.
@@ -188,18 +276,29 @@ pub const fn joined<const N: usize>(tables: &[&[Key]]) -> [Key; N] {
     keys
 }
 
-/// A key that is acted on.
+/// A key that is acted on; without a default of its own, which `words` say.
 #[must_use]
 pub const fn honoured(
     path: &'static str,
     kind: Kind,
-    default: &'static str,
+    words: &'static str,
+    effect: &'static str,
+) -> Key {
+    defaulted(path, kind, Preset::Words(words), effect)
+}
+
+/// A key that is acted on, and its default.
+#[must_use]
+pub const fn defaulted(
+    path: &'static str,
+    kind: Kind,
+    preset: Preset,
     effect: &'static str,
 ) -> Key {
     Key {
         path,
         kind,
-        default,
+        preset,
         effect,
         class: Class::Honoured,
     }
@@ -211,7 +310,7 @@ pub const fn later(path: &'static str, kind: Kind, instead: &'static str) -> Key
     Key {
         path,
         kind,
-        default: "",
+        preset: Preset::Words(""),
         effect: "",
         class: Class::Later(instead),
     }
@@ -262,7 +361,7 @@ pub fn tables(keys: &[Key]) -> String {
     for key in keys.iter().filter(|key| key.class == Class::Honoured) {
         let row = [
             key.kind.words(),
-            key.default.to_owned(),
+            key.preset.to_string(),
             key.effect.to_owned(),
         ]
         .map(|text| cell(&text));
@@ -295,14 +394,12 @@ pub fn schema(section: &str, keys: &[Key]) -> Value {
                 Class::Later(instead) => format!("known, not built yet: {instead}"),
             };
             at.insert("description".to_owned(), Value::String(text));
-            if !matches!(key.default, "" | "required") {
-                at.insert(
-                    "$comment".to_owned(),
-                    Value::String(format!("default: {}", key.default)),
-                );
+            if !matches!(key.preset, Preset::Words("" | "required")) {
+                let comment = format!("default: {}", key.preset);
+                at.insert("$comment".to_owned(), Value::String(comment));
             }
         }
-        if key.default == "required" {
+        if key.preset == Preset::Words("required") {
             let (parent, name) = split(key.path);
             match &mut place(&mut root, parent)["required"] {
                 Value::Array(names) => names.push(json!(name)),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_yaml::Value;
 
 use super::cursor::{Cursor, scalar_text};
+use super::keys::preset_of;
 use super::scalars;
 use super::text::unfilled;
 use crate::units::parse_duration;
@@ -184,6 +185,16 @@ impl<'a> Cursor<'a> {
             let names: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
             self.wrong(&format!("one of {}", names.join(", ")))
         })
+    }
+
+    /// The same; not given, or not one of them, it is the default.
+    ///
+    /// # Panics
+    /// When the default is none of them: a defect of the table of keys.
+    #[must_use]
+    pub fn one_of_or_preset<T: Copy>(&self, words: &[(&str, T)]) -> T {
+        let preset = || preset_of(self.keys, &self.pattern(), words);
+        self.one_of(words).unwrap_or_else(preset)
     }
 
     /// A text made into something by `parse`, whose error is the message.

@@ -7,6 +7,7 @@ use serde_yaml::Value;
 
 use super::cursor::{Cursor, Map};
 use super::environment::Environment;
+use super::keys::preset;
 use super::limits::{Use, fits, must_fit};
 use super::report::Report;
 use super::source::{Program, Source};
@@ -71,13 +72,11 @@ pub struct Session {
 /// `session_timeout` and `jitter` of the top level's `zookeeper`.
 #[must_use]
 pub fn session(zookeeper: &Map<'_>) -> Session {
-    let timeout = zookeeper
-        .key("session_timeout")
-        .duration_at_least(Duration::from_millis(100));
-    let jitter = zookeeper.key("jitter").duration();
+    let timeout = zookeeper.key("session_timeout");
+    let jitter = zookeeper.key("jitter");
     Session {
-        timeout: timeout.unwrap_or(Duration::from_secs(10)),
-        jitter: jitter.unwrap_or(Duration::from_millis(500)),
+        timeout: timeout.or_preset(|key| key.duration_at_least(Duration::from_millis(100))),
+        jitter: jitter.or_preset(Cursor::duration),
     }
 }
 
@@ -129,7 +128,7 @@ impl Listeners {
         let name = program.name;
         Self {
             admin: Some(Admin {
-                bind: Bind::Tcp(program.admin.to_owned()),
+                bind: Bind::Tcp(preset::<&str>(program.keys, "admin.bind").to_owned()),
                 configured: false,
             }),
             socket: Some(Socket {

@@ -24,8 +24,6 @@ pub struct Program {
     pub name: &'static str,
     /// Its table of keys.
     pub keys: &'static [Key],
-    /// Where its admin listener is unless a file says otherwise, `host:port`.
-    pub admin: &'static str,
     /// Which of two files of one service wins.
     pub winner: Winner,
 }

@@ -18,7 +18,6 @@ const KEYS: &[Key] = &[
 const PROGRAM: Program = Program {
     name: "nerve",
     keys: KEYS,
-    admin: "127.0.0.1:1",
     winner: Winner::Json,
 };
 

@@ -16,7 +16,7 @@ use hyper::header::{
     ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::{Request, Response, Uri};
-use smartstack_common::config::{Cursor, Key, Kind, honoured, later};
+use smartstack_common::config::{Cursor, Key, Kind, Preset, defaulted, honoured, later};
 use smartstack_common::http::Connection;
 use smartstack_common::report::Chain;
 use tokio::time::{Instant, timeout_at};
@@ -37,9 +37,9 @@ pub struct HttpCheck {
     pub uri: String,
     /// Whether TLS is spoken there, which is not built: a connection is enough.
     pub ssl: bool,
-    /// Cap of the connect; default 0.2 s. The check's deadline is `open_timeout + read_timeout`.
+    /// Cap of the connect. The check's deadline is `open_timeout + read_timeout`.
     pub open_timeout: Duration,
-    /// Default: the check's `timeout`, 0.1 s.
+    /// Default: the check's `timeout`.
     pub read_timeout: Duration,
     /// Text the body must hold.
     pub expect: Option<String>,
@@ -55,10 +55,10 @@ pub(super) const KEYS: &[Key] = &[
         "required for http",
         "http: request target, sent verbatim",
     ),
-    honoured(
+    defaulted(
         "services.*.checks[].open_timeout",
         Kind::Duration,
-        "0.2",
+        Preset::Duration(Duration::from_millis(200)),
         "http: cap of the connect; the deadline is `open_timeout` + `read_timeout`",
     ),
     honoured(
@@ -79,10 +79,10 @@ pub(super) const KEYS: &[Key] = &[
         "none",
         "http: text the body must hold",
     ),
-    honoured(
+    defaulted(
         "services.*.checks[].ssl",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "http: TLS; checked by a connect, with a warning",
     ),
     later(
@@ -107,15 +107,13 @@ pub(super) fn read(given: &Given<'_>) -> Option<HttpCheck> {
     {
         uri.warn("does not begin with `/`: sent as it is, most servers refuse it");
     }
-    let ssl = map.key("ssl").boolean().unwrap_or(false);
+    let ssl = map.key("ssl").or_preset(Cursor::boolean);
     if ssl {
         map.key("ssl")
             .warn("not built yet: the port is checked by a tcp connect instead");
     }
-    let open_timeout = map
-        .key("open_timeout")
-        .duration_at_least(MILLISECOND)
-        .unwrap_or(Duration::from_millis(200));
+    let open_timeout = map.key("open_timeout");
+    let open_timeout = open_timeout.or_preset(|key| key.duration_at_least(MILLISECOND));
     let read_timeout = map
         .key("read_timeout")
         .duration_at_least(MILLISECOND)

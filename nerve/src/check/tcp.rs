@@ -14,7 +14,7 @@ pub struct TcpCheck {
     pub host: String,
     /// Port.
     pub port: u16,
-    /// Deadline; default 0.1 s.
+    /// Deadline.
     pub timeout: Duration,
 }
 

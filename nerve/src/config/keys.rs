@@ -1,6 +1,8 @@
 //! The table of nerve's keys: classes of key, README and JSON Schema are made from it. Read by `read`.
 
-use smartstack_common::config::{Key, Kind, count, honoured, joined, later};
+use std::time::Duration;
+
+use smartstack_common::config::{Key, Kind, Preset, count, defaulted, honoured, joined, later};
 
 use crate::check;
 
@@ -57,28 +59,28 @@ const OWN: &[Key] = &[
         "",
         "how sessions are kept; keys below",
     ),
-    honoured(
+    defaulted(
         "zookeeper.session_timeout",
         Kind::Duration,
-        "10s",
+        Preset::Duration(Duration::from_secs(10)),
         "session time-out asked for; the servers may grant another one (`zookeeper[].session_timeout` in `/status`), which counts",
     ),
-    honoured(
+    defaulted(
         "zookeeper.jitter",
         Kind::Duration,
-        "500ms",
+        Preset::Duration(Duration::from_millis(500)),
         "spread of what is done after a reconnection to the same session; after an outage longer than the session time-out it grows to a quarter of the outage, at most 10 s; `0` turns both off",
     ),
-    honoured(
+    defaulted(
         "zookeeper.write_rate",
         Kind::Integer(1, U32),
-        "50",
+        Preset::Integer(50),
         "registrations per second and ensemble; withdrawals, and swaps of a predecessor's nodes, are free",
     ),
-    honoured(
+    defaulted(
         "zookeeper.write_rate_mode",
         Kind::OneOf(&["on", "shadow", "off"]),
-        "`on`",
+        Preset::Text("on"),
         "`shadow` only counts what the rate would delay (`nerve_zk_registrations_delayed_total`)",
     ),
     honoured(
@@ -87,10 +89,10 @@ const OWN: &[Key] = &[
         "",
         "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
-    honoured(
+    defaulted(
         "admin.bind",
         Kind::Text,
-        "127.0.0.1:8401",
+        Preset::Text("127.0.0.1:8401"),
         "`host:port` or `unix:/path`; when given, failing to listen there is fatal",
     ),
     honoured(
@@ -100,16 +102,16 @@ const OWN: &[Key] = &[
         "path of the control socket (mode 0660), or `false`; when given, failing to listen there is fatal",
     ),
     honoured("shutdown", Kind::Map, "", "how nerve stops; keys below"),
-    honoured(
+    defaulted(
         "shutdown.linger",
         Kind::Duration,
-        "0s",
+        Preset::Duration(Duration::from_secs(0)),
         "time between the withdrawal and the exit",
     ),
-    honoured(
+    defaulted(
         "shutdown.deadline",
         Kind::Duration,
-        "10s",
+        Preset::Duration(Duration::from_secs(10)),
         "at most this long for a clean stop; longer than `linger`",
     ),
     honoured(
@@ -124,10 +126,10 @@ const OWN: &[Key] = &[
         "required",
         "advertised port, published as it is written (number or text)",
     ),
-    honoured(
+    defaulted(
         "services.*.reporter_type",
         Kind::OneOf(&["zookeeper"]),
-        "`zookeeper`",
+        Preset::Text("zookeeper"),
         "the registry",
     ),
     honoured(
@@ -160,34 +162,34 @@ const OWN: &[Key] = &[
         "required",
         "as `zk_path` of the service",
     ),
-    honoured(
+    defaulted(
         "services.*.node_type",
         Kind::OneOf(NODE_TYPES),
-        "`ephemeral_sequential`",
+        Preset::Text("ephemeral_sequential"),
         "how the node is named; the persistent kinds are registered as the ephemeral ones, with a warning",
     ),
-    honoured(
+    defaulted(
         "services.*.use_path_encoding",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "the payload is also in the node's name (`base64_…`)",
     ),
-    honoured(
+    defaulted(
         "services.*.check_interval",
         Kind::Duration,
-        "0.5",
+        Preset::Duration(Duration::from_millis(500)),
         "pause between two rounds of checks",
     ),
-    honoured(
+    defaulted(
         "services.*.check_grace",
         Kind::Duration,
-        "10m",
+        Preset::Duration(Duration::from_secs(600)),
         "how long the service is left as it is while a check cannot run because of this host (no free descriptor, port or memory, a resolver without an answer); from then on it counts as failing",
     ),
-    honoured(
+    defaulted(
         "services.*.check_mocked",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "no check is run, the service is up",
     ),
     honoured(

@@ -18,7 +18,6 @@ const COUNT: std::ops::RangeInclusive<i128> = 1..=u32::MAX as i128;
 pub const PROGRAM: Program = Program {
     name: "nerve",
     keys: KEYS,
-    admin: "127.0.0.1:8401",
     winner: Winner::Json,
 };
 
@@ -47,10 +46,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source, options: &LoadOptions) -> Option<
         ];
         (
             session(map),
-            map.key("write_rate").integer(COUNT).unwrap_or(50),
-            map.key("write_rate_mode")
-                .one_of(&modes)
-                .unwrap_or_default(),
+            map.key("write_rate").or_preset(|key| key.integer(COUNT)),
+            map.key("write_rate_mode").one_of_or_preset(&modes),
         )
     })?;
     let listeners = listeners(top, PROGRAM, environment);
@@ -95,16 +92,18 @@ fn instance_id(top: &Map<'_>, options: &LoadOptions) -> Option<String> {
     Some(id)
 }
 
+/// A time that something takes.
+fn time(key: &Cursor<'_>) -> Option<Duration> {
+    key.duration_at_least(MILLISECOND)
+}
+
 fn shutdown(map: &Map<'_>) -> (Duration, Duration) {
-    let linger = map.key("linger").duration().unwrap_or_default();
-    let deadline = map
-        .key("deadline")
-        .duration_at_least(MILLISECOND)
-        .unwrap_or(Duration::from_secs(10));
+    let linger = map.key("linger").or_preset(Cursor::duration);
+    let deadline = map.key("deadline").or_preset(time);
     if linger >= deadline {
         map.key("linger").error_hint(
             "`linger` must be shorter than `deadline`",
-            "raise `shutdown.deadline` (default 10s)",
+            "raise `shutdown.deadline`",
         );
     }
     (linger, deadline)
@@ -188,7 +187,7 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
     let host = host(&map.key("host").required());
     let port = port(&map.key("port").required());
     reporter_type(&map.key("reporter_type"));
-    let check_interval = map.key("check_interval").duration_at_least(MILLISECOND);
+    let check_interval = map.key("check_interval").or_preset(time);
     let inherited = Inherited {
         service: name,
         host: host.as_deref(),
@@ -227,17 +226,14 @@ fn service(map: &Map<'_>, name: &str) -> Option<Service> {
     let places = places(map);
     Some(Service {
         name: name.to_owned(),
-        check_interval: check_interval.unwrap_or(Duration::from_millis(500)),
-        check_grace: map
-            .key("check_grace")
-            .duration()
-            .unwrap_or(Duration::from_secs(600)),
-        check_mocked: map.key("check_mocked").boolean().unwrap_or(false),
+        check_interval,
+        check_grace: map.key("check_grace").or_preset(Cursor::duration),
+        check_mocked: map.key("check_mocked").or_preset(Cursor::boolean),
         weight: weight.integer(0..=i128::from(u64::MAX)),
         haproxy_server_options: map.key("haproxy_server_options").json(),
         labels,
         node_type: node_type(&map.key("node_type")),
-        use_path_encoding: map.key("use_path_encoding").boolean().unwrap_or(false),
+        use_path_encoding: map.key("use_path_encoding").or_preset(Cursor::boolean),
         host: host?,
         port: port?,
         checks: checks.into_iter().collect::<Option<_>>()?,
@@ -317,9 +313,7 @@ fn node_type(cursor: &Cursor<'_>) -> NodeType {
         ),
         ("persistent", (NodeType::Ephemeral, false)),
     ];
-    let Some((kind, honoured)) = cursor.one_of(&kinds) else {
-        return NodeType::default();
-    };
+    let (kind, honoured) = cursor.one_of_or_preset(&kinds);
     if !honoured {
         cursor.warn("persistent nodes are not built yet: registered as the ephemeral kind, it goes with the session");
     }

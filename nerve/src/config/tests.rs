@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use smartstack_common::admin::Bind;
 use smartstack_common::config::golden::{
-    check_cases, check_mistakes, check_readme, json_of, run_cases, write,
+    check_cases, check_defaults, check_mistakes, check_no_other_defaults, check_readme, json_of,
+    run_cases, write,
 };
 use smartstack_common::config::{Admin, tables};
 
@@ -45,6 +46,25 @@ fn cases_print_what_is_expected() {
 #[test]
 fn readme_holds_the_table_of_keys() {
     check_readme(&here("README.md"), &tables(KEYS));
+}
+
+#[test]
+fn a_default_stands_in_its_row_alone() {
+    let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
+    let text = text.replace(
+        "all-keys.d",
+        &here("tests/all-keys.d").display().to_string(),
+    );
+    let count = check_defaults(KEYS, &json_of(&text), |path| {
+        load(&LoadOptions {
+            path,
+            instance_id: None,
+            environment: Environment::default(),
+        })
+    });
+    assert!(count >= 18, "only {count} defaults");
+    assert!(check_no_other_defaults(&here("src/config")) >= 3);
+    assert!(check_no_other_defaults(&here("src/check")) >= 3);
 }
 
 /// A file with every key: each one that is honoured is asked for by the readers, each other one warned about once.

@@ -29,29 +29,28 @@ pub struct Config {
     pub services: BTreeMap<String, Service>,
     /// Touched while the program makes progress.
     pub heartbeat_path: Option<PathBuf>,
-    /// Session time-out asked for; default 10 s.
+    /// Session time-out asked for.
     pub session_timeout: Duration,
-    /// Spread of what is done after a reconnection; default 500 ms. Zero also turns off the spread after an outage.
+    /// Spread of what is done after a reconnection. Zero also turns off the spread after an outage.
     pub jitter: Duration,
-    /// Registrations per second and ensemble; default 50.
+    /// Registrations per second and ensemble.
     pub write_rate: u32,
-    /// What that limit does; default on.
+    /// What that limit does.
     pub write_rate_mode: RateMode,
     /// The admin listener and the control socket.
     pub listeners: Listeners,
     /// Former session ids and holds; default `$STATE_DIRECTORY/state.json` or `/var/lib/nerve/state.json`.
     pub state_path: PathBuf,
-    /// Time between the withdrawal and the exit; default 0.
+    /// Time between the withdrawal and the exit.
     pub linger: Duration,
-    /// At most this long for a clean stop; default 10 s.
+    /// At most this long for a clean stop.
     pub stop_deadline: Duration,
 }
 
 /// What the limit of registrations does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RateMode {
     /// Delays registrations above the rate.
-    #[default]
     On,
     /// Only counts what it would delay.
     Shadow,
@@ -68,9 +67,9 @@ pub struct Service {
     pub host: String,
     /// Advertised port, with its configured type (number or text).
     pub port: serde_json::Value,
-    /// Pause between rounds of checks; default 0.5 s.
+    /// Pause between rounds of checks.
     pub check_interval: Duration,
-    /// How long a check that this host cannot run leaves the service as it is; default 10 min.
+    /// How long a check that this host cannot run leaves the service as it is.
     pub check_grace: Duration,
     /// All must pass; empty = always up.
     pub checks: Vec<Check>,
@@ -100,10 +99,9 @@ pub struct Place {
 }
 
 /// How the node is named. Both kinds are ephemeral.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeType {
     /// Prefix and ten digits, Ruby's default.
-    #[default]
     EphemeralSequential,
     /// The bare prefix, ending in an underscore.
     Ephemeral,

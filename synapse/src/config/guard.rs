@@ -2,7 +2,19 @@
 
 use std::time::Duration;
 
-use smartstack_common::config::Cursor;
+use smartstack_common::config::{Cursor, preset, preset_of};
+
+use super::keys::KEYS;
+
+const MODES: [(&str, Mode); 3] = [
+    ("on", Mode::On),
+    ("shadow", Mode::Shadow),
+    ("off", Mode::Off),
+];
+const UNANNOUNCED: [(&str, Unannounced); 2] = [
+    ("believe", Unannounced::Believe),
+    ("hold", Unannounced::Hold),
+];
 
 /// How the guard behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +68,12 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            mode: Mode::On,
-            max_loss: 0.5,
-            min_loss: 2,
-            window: Duration::from_secs(30),
-            hold: Duration::from_secs(600),
-            unannounced: Unannounced::Believe,
+            mode: preset_of(KEYS, "guard.mode", &MODES),
+            max_loss: preset(KEYS, "guard.max_loss"),
+            min_loss: preset(KEYS, "guard.min_loss"),
+            window: preset(KEYS, "guard.window"),
+            hold: preset(KEYS, "guard.hold"),
+            unannounced: preset_of(KEYS, "guard.unannounced", &UNANNOUNCED),
         }
     }
 }
@@ -97,12 +109,7 @@ pub(super) fn guard(cursor: &Cursor<'_>, base: Settings) -> Settings {
             .duration_at_least(Duration::from_secs(1))
             .unwrap_or(base.hold),
         unannounced: match map.key("unannounced") {
-            word if word.has_value() => word
-                .one_of(&[
-                    ("believe", Unannounced::Believe),
-                    ("hold", Unannounced::Hold),
-                ])
-                .unwrap_or(base.unannounced),
+            word if word.has_value() => word.one_of(&UNANNOUNCED).unwrap_or(base.unannounced),
             _ => base.unannounced,
         },
     });
@@ -113,10 +120,6 @@ fn guard_mode(cursor: &Cursor<'_>) -> Option<Mode> {
     match cursor.is_boolean() {
         Some(true) => Some(Mode::On),
         Some(false) => Some(Mode::Off),
-        None => cursor.one_of(&[
-            ("on", Mode::On),
-            ("shadow", Mode::Shadow),
-            ("off", Mode::Off),
-        ]),
+        None => cursor.one_of(&MODES),
     }
 }

@@ -2,7 +2,9 @@
 //!
 //! Over 600 lines because it is one table: a key a line, nothing to read in order.
 
-use smartstack_common::config::{Key, Kind, honoured, later};
+use std::time::Duration;
+
+use smartstack_common::config::{Key, Kind, Preset, defaulted, honoured, later};
 
 const METHODS: &[&str] = &[
     "zookeeper",
@@ -39,16 +41,16 @@ pub(super) const KEYS: &[Key] = &[
         "`$STATE_DIRECTORY/snapshot.json`, else `/var/lib/synapse/snapshot.json`",
         "what is served after a restart before ZooKeeper answers; beside it, `.removed`: which servers of the running haproxy synapse itself has put in maint",
     ),
-    honoured(
+    defaulted(
         "audit_interval",
         Kind::Duration,
-        "30s",
+        Preset::Duration(Duration::from_secs(30)),
         "time between full comparisons of memory, file and live haproxy",
     ),
-    honoured(
+    defaulted(
         "startup_wait",
         Kind::Duration,
-        "1s",
+        Preset::Duration(Duration::from_secs(1)),
         "while nothing is being served and neither file nor snapshot has anything, the first start of haproxy waits so long for the first word of every source and the first lookup of every host's name; `0` = not at all",
     ),
     honoured(
@@ -57,16 +59,16 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "a change is applied at once, those that follow it together; removals wait only for servers that replace more than stay",
     ),
-    honoured(
+    defaulted(
         "coalesce.min",
         Kind::Duration,
-        "20ms",
+        Preset::Duration(Duration::from_millis(20)),
         "how long changes are gathered after the first one",
     ),
-    honoured(
+    defaulted(
         "coalesce.max",
         Kind::Duration,
-        "250ms",
+        Preset::Duration(Duration::from_millis(250)),
         "to what that grows while changes keep coming, by doubling",
     ),
     honoured(
@@ -75,16 +77,16 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "how sessions are kept; keys below",
     ),
-    honoured(
+    defaulted(
         "zookeeper.session_timeout",
         Kind::Duration,
-        "10s",
+        Preset::Duration(Duration::from_secs(10)),
         "session time-out asked for; the servers may grant another one (`zookeeper[].session_timeout` in `/status`), which counts",
     ),
-    honoured(
+    defaulted(
         "zookeeper.jitter",
         Kind::Duration,
-        "500ms",
+        Preset::Duration(Duration::from_millis(500)),
         "known children are read again within this after an interruption; after one longer than the session time-out lists wait up to a quarter of it, at most 10 s, and the rest three times as long; `0` turns both off",
     ),
     honoured(
@@ -93,10 +95,10 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "the read-only HTTP listener and the control socket; `false` turns both off",
     ),
-    honoured(
+    defaulted(
         "admin.bind",
         Kind::Text,
-        "127.0.0.1:8402",
+        Preset::Text("127.0.0.1:8402"),
         "`host:port` or `unix:/path`; when given, failing to listen there is fatal",
     ),
     honoured(
@@ -114,38 +116,43 @@ pub(super) const KEYS: &[Key] = &[
     honoured(
         "guard",
         GUARD,
-        "on",
+        "as `guard.mode`",
         "whether a loss in the registry is believed: `on`, `shadow` (counts and says what it would have held), `off`, or a map with the keys below",
     ),
-    honoured(
+    defaulted(
         "guard.mode",
         Kind::Either(&[MODE, Kind::Boolean]),
-        "`on`",
+        Preset::Text("on"),
         "the same in a map",
     ),
-    honoured(
+    defaulted(
         "guard.max_loss",
         Kind::Number,
-        "0.5",
+        Preset::Number(0.5),
         "share of a source's largest set within `window` that may vanish unannounced",
     ),
-    honoured(
+    defaulted(
         "guard.min_loss",
         Kind::Integer(0, U31),
-        "2",
+        Preset::Integer(2),
         "so many may always vanish",
     ),
-    honoured(
+    defaulted(
         "guard.window",
         Kind::Duration,
-        "30s",
+        Preset::Duration(Duration::from_secs(30)),
         "losses within it count together",
     ),
-    honoured("guard.hold", Kind::Duration, "10m", "the longest hold"),
-    honoured(
+    defaulted(
+        "guard.hold",
+        Kind::Duration,
+        Preset::Duration(Duration::from_secs(600)),
+        "the longest hold",
+    ),
+    defaulted(
         "guard.unannounced",
         Kind::OneOf(&["believe", "hold"]),
-        "`believe`",
+        Preset::Text("believe"),
         "instances whose registrar cannot announce that it withdraws them (Ruby's nerve): `believe` that they are gone when they are gone, as Ruby's synapse does, or `hold` them as a loss; when nothing is left they are held either way",
     ),
     honoured(
@@ -178,28 +185,28 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "lines of the section",
     ),
-    honoured(
+    defaulted(
         "haproxy.do_writes",
         Kind::Boolean,
-        "true",
+        Preset::Boolean(true),
         "write haproxy.cfg; needs `config_file_path`",
     ),
-    honoured(
+    defaulted(
         "haproxy.do_reloads",
         Kind::Boolean,
-        "true",
+        Preset::Boolean(true),
         "reload; needs `supervise`, `master_socket` or `reload_command`",
     ),
-    honoured(
+    defaulted(
         "haproxy.do_socket",
         Kind::Boolean,
-        "true",
+        Preset::Boolean(true),
         "change servers over the stats socket; needs `socket_file_path`",
     ),
-    honoured(
+    defaulted(
         "haproxy.do_checks",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "check with `check_command` instead of `haproxy -c`",
     ),
     honoured(
@@ -220,10 +227,10 @@ pub(super) const KEYS: &[Key] = &[
         "`<config_file_path>.tmp`",
         "written first, then renamed",
     ),
-    honoured(
+    defaulted(
         "haproxy.supervise",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "synapse starts `haproxy -W -S` itself",
     ),
     honoured(
@@ -238,10 +245,10 @@ pub(super) const KEYS: &[Key] = &[
         "none",
         "shell command that reloads haproxy",
     ),
-    honoured(
+    defaulted(
         "haproxy.reload_timeout",
         Kind::Duration,
-        "30s",
+        Preset::Duration(Duration::from_secs(30)),
         "time limit of one reload",
     ),
     honoured(
@@ -256,22 +263,22 @@ pub(super) const KEYS: &[Key] = &[
         "required with `do_socket`",
         "stats socket, or a list of them",
     ),
-    honoured(
+    defaulted(
         "haproxy.restart_interval",
         Kind::Duration,
-        "2",
+        Preset::Duration(Duration::from_secs(2)),
         "least time between starts of reloads",
     ),
-    honoured(
+    defaulted(
         "haproxy.restart_jitter",
         Kind::Number,
-        "0",
+        Preset::Number(0.0),
         "J adds 0..J × interval to a postponed reload",
     ),
-    honoured(
+    defaulted(
         "haproxy.admit",
         Kind::OneOf(ADMIT),
-        "`ready`",
+        Preset::Text("ready"),
         "when a server that is added takes requests: at once, or with `checked` after its first passed check (one without `check` at once, with a warning)",
     ),
     honoured(
@@ -286,16 +293,16 @@ pub(super) const KEYS: &[Key] = &[
         "from the host's name",
         "seed of the shuffle",
     ),
-    honoured(
+    defaulted(
         "haproxy.max_server_id",
         Kind::Integer(1, U31),
-        "65535",
+        Preset::Integer(65535),
         "highest server id handed out",
     ),
-    honoured(
+    defaulted(
         "haproxy.bind_address",
         Kind::Text,
-        "`localhost`",
+        Preset::Text("localhost"),
         "default address of the frontends, or several with commas; `localhost` is `127.0.0.1`, and `::1` as well where this host's name gives it",
     ),
     honoured(
@@ -304,17 +311,22 @@ pub(super) const KEYS: &[Key] = &[
         "none",
         "lines of the shared frontend, and its switch",
     ),
-    honoured(
+    defaulted(
         "haproxy.use_nerve_weights",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "znodes' weights are written to the server lines",
     ),
-    honoured("haproxy.binary", Kind::Text, "`haproxy`", "the program"),
-    honoured(
+    defaulted(
+        "haproxy.binary",
+        Kind::Text,
+        Preset::Text("haproxy"),
+        "the program",
+    ),
+    defaulted(
         "haproxy.hitless_defaults",
         Kind::Boolean,
-        "true",
+        Preset::Boolean(true),
         "lines that a hitless reload needs are added where they are missing",
     ),
     honoured(
@@ -389,10 +401,10 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "how payloads are read; keys below",
     ),
-    honoured(
+    defaulted(
         "services.*.discovery.decode.method",
         Kind::OneOf(&["nerve", "serverset"]),
-        "`nerve`",
+        Preset::Text("nerve"),
         "nerve's JSON, or Finagle serversets",
     ),
     honoured(
@@ -569,16 +581,16 @@ pub(super) const KEYS: &[Key] = &[
         "none",
         "labels for the filters",
     ),
-    honoured(
+    defaulted(
         "services.*.keep_default_servers",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "default servers join every discovered set",
     ),
-    honoured(
+    defaulted(
         "services.*.use_previous_backends",
         Kind::Boolean,
-        "true",
+        Preset::Boolean(true),
         "an empty discovery keeps the last set",
     ),
     honoured(
@@ -587,10 +599,10 @@ pub(super) const KEYS: &[Key] = &[
         "none",
         "replaces the port of every discovered server",
     ),
-    honoured(
+    defaulted(
         "services.*.leader_election",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "only the server with the smallest id",
     ),
     honoured(
@@ -599,10 +611,10 @@ pub(super) const KEYS: &[Key] = &[
         "",
         "the service's sections; keys below",
     ),
-    honoured(
+    defaulted(
         "services.*.haproxy.disabled",
         Kind::Boolean,
-        "false",
+        Preset::Boolean(false),
         "no section is written",
     ),
     honoured(
@@ -665,16 +677,16 @@ pub(super) const KEYS: &[Key] = &[
         "the service's name",
         "name of the backend",
     ),
-    honoured(
+    defaulted(
         "services.*.haproxy.backend_order",
         Kind::OneOf(ORDERS),
-        "`shuffle`",
+        Preset::Text("shuffle"),
         "order of the server lines",
     ),
-    honoured(
+    defaulted(
         "services.*.haproxy.cookie_value_method",
         Kind::OneOf(&["name", "hash"]),
-        "`name`",
+        Preset::Text("name"),
         "value of the cookie: the server's name or its SHA-1",
     ),
     honoured(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use smartstack_common::config::{
     Cursor, Environment, Loaded, Map, Program, Report, Source, Use, Winner, beside, fits,
-    listeners, must_fit, path, session, unread,
+    listeners, must_fit, path, preset, preset_of, session, unread,
 };
 
 use super::guard::guard;
@@ -13,9 +13,7 @@ use super::keys::KEYS;
 use super::service::{ADMIT, Inherited, service};
 use super::sockets::Sockets;
 use super::text::{config_line, section_lines, word};
-use super::{
-    Admit, Config, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText, Templates,
-};
+use super::{Config, Haproxy, LoadOptions, Part, Place, Reload, Service, TemplateText, Templates};
 use crate::config::keyword;
 use crate::config::lines;
 
@@ -27,7 +25,6 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 pub const PROGRAM: Program = Program {
     name: "synapse",
     keys: KEYS,
-    admin: "127.0.0.1:8402",
     winner: Winner::Yaml,
 };
 
@@ -55,11 +52,17 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
     };
     let own = haproxy.as_ref();
     let inherited = Inherited {
-        bind_address: own.map_or("localhost", |haproxy| &haproxy.bind_address),
+        bind_address: own.map_or_else(
+            || preset(KEYS, "haproxy.bind_address"),
+            |haproxy| haproxy.bind_address.as_str(),
+        ),
         localhost: environment.localhost(),
         shared: own.is_none_or(|haproxy| haproxy.shared_frontend.is_some()),
         guard: guard(&top.key("guard"), crate::config::guard::Settings::default()),
-        admit: own.map_or(Admit::Ready, |haproxy| haproxy.admit),
+        admit: own.map_or_else(
+            || preset_of(KEYS, "haproxy.admit", &ADMIT),
+            |haproxy| haproxy.admit,
+        ),
     };
     let mut services = Vec::new();
     let mut names = Names::default();
@@ -112,15 +115,15 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         "its lock",
         Use::File,
     );
-    let audit_interval = top
-        .key("audit_interval")
-        .duration_at_least(Duration::from_secs(1));
+    let audit_interval = top.key("audit_interval");
+    let audit_interval =
+        audit_interval.or_preset(|key| key.duration_at_least(Duration::from_secs(1)));
     let coalesce = top.key("coalesce").object(|map| {
-        let time = |key, default| map.key(key).duration().unwrap_or(default);
-        let min = time("min", Duration::from_millis(20));
-        (min, time("max", Duration::from_millis(250)).max(min))
+        let time = |name| map.key(name).or_preset(Cursor::duration);
+        let min = time("min");
+        (min, time("max").max(min))
     })?;
-    let startup_wait = top.key("startup_wait").duration();
+    let startup_wait = top.key("startup_wait").or_preset(Cursor::duration);
     let max_stale = max_stale(&top.key("max_stale"));
     let listeners = listeners?;
     sockets.own(top, &listeners);
@@ -144,8 +147,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
         jitter: session.jitter,
         listeners,
         snapshot_path,
-        audit_interval: audit_interval.unwrap_or(Duration::from_secs(30)),
-        startup_wait: startup_wait.unwrap_or(Duration::from_secs(1)),
+        audit_interval,
+        startup_wait,
         max_stale,
         coalesce,
     };
@@ -205,11 +208,11 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         .has_value()
         .then(|| lines_of(&shared_frontend, Part::Shared));
     let extra_sections = extra_sections(&map.key("extra_sections"), &mut places);
-    let switch = |name, default| map.key(name).boolean().unwrap_or(default);
+    let switch = |name| map.key(name).or_preset(Cursor::boolean);
     let (do_writes, do_reloads, do_socket) = (
-        switch("do_writes", true),
-        switch("do_reloads", true),
-        switch("do_socket", true),
+        switch("do_writes"),
+        switch("do_reloads"),
+        switch("do_socket"),
     );
     if !do_writes && !do_reloads && !do_socket {
         map.key("do_writes").warn_hint(
@@ -217,7 +220,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
             "set at least one of them to true",
         );
     }
-    let do_checks = switch("do_checks", false);
+    let do_checks = switch("do_checks");
     let check_command = map.key("check_command").text().filter(|_| do_checks);
     partner(map, "check_command", do_checks.then_some("do_checks"));
     let reload = reload(map, do_reloads, environment);
@@ -243,7 +246,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         .into_iter()
         .filter_map(|socket| path(&socket, environment).map(|path| (socket, path)))
         .unzip();
-    let hitless_defaults = switch("hitless_defaults", true);
+    let hitless_defaults = switch("hitless_defaults");
     let haproxy = Haproxy {
         extra_sections,
         places,
@@ -256,38 +259,31 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
         reload,
         reload_timeout: map
             .key("reload_timeout")
-            .duration_at_least(MILLISECOND)
-            .unwrap_or(Duration::from_secs(30)),
+            .or_preset(|key| key.duration_at_least(MILLISECOND)),
         replace_hung_after: map.key("replace_hung_after").duration_at_least(LEAST_HUNG),
         socket_file_path: socket_paths,
-        restart_interval: map
-            .key("restart_interval")
-            .duration()
-            .unwrap_or(Duration::from_secs(2)),
+        restart_interval: map.key("restart_interval").or_preset(Cursor::duration),
         restart_jitter: map
             .key("restart_jitter")
-            .number(0.0..=f64::MAX)
-            .unwrap_or(0.0),
+            .or_preset(|key| key.number(0.0..=f64::MAX)),
         state_file_path: path(&map.key("state_file_path"), environment),
-        admit: map.key("admit").one_of(&ADMIT).unwrap_or_default(),
+        admit: map.key("admit").one_of_or_preset(&ADMIT),
         server_order_seed: map.key("server_order_seed").text(),
         max_server_id: map
             .key("max_server_id")
-            .integer(1..=i128::from(i32::MAX))
-            .unwrap_or(65535),
+            .or_preset(|key| key.integer(1..=i128::from(i32::MAX))),
         bind_address: {
-            let given = word(&map.key("bind_address"));
-            this_host(
-                given.as_deref().unwrap_or("localhost"),
-                environment.localhost(),
-            )
+            let key = map.key("bind_address");
+            let given = word(&key).unwrap_or_else(|| key.preset::<&str>().to_owned());
+            this_host(&given, environment.localhost())
         },
         shared_frontend,
-        use_nerve_weights: switch("use_nerve_weights", false),
-        binary: map
-            .key("binary")
-            .text()
-            .unwrap_or_else(|| "haproxy".to_owned()),
+        use_nerve_weights: switch("use_nerve_weights"),
+        binary: {
+            let key = map.key("binary");
+            key.text()
+                .unwrap_or_else(|| key.preset::<&str>().to_owned())
+        },
         hitless_defaults,
         allowed_server_options: allowed_options(&map.key("allowed_server_options")),
         separate_names: map.key("separate_names").boolean(),
@@ -411,8 +407,7 @@ pub(super) fn this_host(text: &str, localhost: &str) -> String {
 fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload {
     let supervise = map
         .key("supervise")
-        .boolean()
-        .unwrap_or(false)
+        .or_preset(Cursor::boolean)
         .then_some(("supervise", Reload::Supervise));
     let master_socket = path(&map.key("master_socket"), environment)
         .map(|path| ("master_socket", Reload::MasterSocket(path)));

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use smartstack_common::config::{Cursor, Map, ensemble, zk_path};
+use smartstack_common::config::{Cursor, Map, ensemble, preset_of, zk_path};
 
 use super::guard::guard;
+use super::keys::KEYS;
 use super::read::this_host;
 use super::text::{is_name, line, service_lines, word};
 use super::{
@@ -69,7 +70,7 @@ pub(super) fn service<'a>(
         .filter_map(|server| server.object(|map| default_server(map, disabled)).flatten())
         .collect();
     let own_override = map.key("backend_port_override").integer(PORT);
-    let flag = |name, default| map.key(name).boolean().unwrap_or(default);
+    let flag = |name| map.key(name).or_preset(Cursor::boolean);
     let (discovery, label_filters) = discovery?;
     let haproxy = haproxy?;
     let (rendered, unrendered) = match disabled {
@@ -81,10 +82,10 @@ pub(super) fn service<'a>(
         discovery: discovery?,
         label_filters,
         default_servers: servers,
-        keep_default_servers: flag("keep_default_servers", false),
-        use_previous_backends: flag("use_previous_backends", true),
+        keep_default_servers: flag("keep_default_servers"),
+        use_previous_backends: flag("use_previous_backends"),
         backend_port_override: own_override.or(haproxy.port_override),
-        leader_election: flag("leader_election", false),
+        leader_election: flag("leader_election"),
         haproxy: rendered,
         disabled: unrendered,
         guard: guard(&map.key("guard"), inherited.guard),
@@ -133,14 +134,13 @@ fn read_discovery(map: &Map<'_>) -> Option<Discovery> {
     let path = zk_path(&map.key("path").required());
     let decode = map.key("decode").object(|decode| {
         let endpoint_name = decode.key("endpoint_name");
-        match decode
-            .key("method")
-            .one_of(&[("nerve", false), ("serverset", true)])
-        {
-            Some(true) => Decode::Serverset {
+        let methods = [("nerve", false), ("serverset", true)];
+        let usual = || preset_of(KEYS, "services.*.discovery.decode.method", &methods);
+        match decode.key("method").one_of(&methods).unwrap_or_else(usual) {
+            true => Decode::Serverset {
                 endpoint_name: endpoint_name.text(),
             },
-            _ => {
+            false => {
                 if endpoint_name.has_value() {
                     endpoint_name.warn("has no effect without `method: serverset`");
                 }
@@ -352,7 +352,7 @@ fn read_haproxy<'a>(
     name: &str,
     inherited: &Inherited<'_>,
 ) -> Option<ReadHaproxy<'a>> {
-    let disabled = map.key("disabled").boolean().unwrap_or(false);
+    let disabled = map.key("disabled").or_preset(Cursor::boolean);
     let own_address = map.key("bind_address");
     let bind_address = if own_address.has_value() {
         word(&own_address).map(|text| this_host(&text, inherited.localhost))
@@ -394,10 +394,10 @@ fn read_haproxy<'a>(
         ("no_shuffle", BackendOrder::NoShuffle),
         ("shuffle", BackendOrder::Shuffle),
     ];
-    let backend_order = map.key("backend_order").one_of(&orders);
+    let backend_order = map.key("backend_order").one_of_or_preset(&orders);
     let cookie_hash = map
         .key("cookie_value_method")
-        .one_of(&[("name", false), ("hash", true)]);
+        .one_of_or_preset(&[("name", false), ("hash", true)]);
     let own_admit = map.key("admit");
     let admit = own_admit.one_of(&ADMIT).unwrap_or(inherited.admit);
     if admit == Admit::Checked
@@ -428,8 +428,8 @@ fn read_haproxy<'a>(
                 Vec::new()
             },
             backend_name: backend_name?,
-            backend_order: backend_order.unwrap_or_default(),
-            cookie_hash: cookie_hash.unwrap_or(false),
+            backend_order,
+            cookie_hash,
             admit,
         },
     })

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use smartstack_common::config::golden::{
-    check_cases, check_mistakes, check_readme, json_of, run_cases, write,
+    check_cases, check_defaults, check_mistakes, check_no_other_defaults, check_readme, json_of,
+    run_cases, write,
 };
 use smartstack_common::config::tables;
 
@@ -37,6 +38,27 @@ fn cases_print_what_is_expected() {
 #[test]
 fn readme_holds_the_table_of_keys() {
     check_readme(&here("README.md"), &tables(KEYS));
+}
+
+#[test]
+fn a_default_stands_in_its_row_alone() {
+    let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
+    let text = text.replace(
+        "all-keys.d",
+        &here("tests/all-keys.d").display().to_string(),
+    );
+    let mut file = json_of(&text);
+    // A service's switch counts where the top level's is not given at all.
+    let web = file["services"]["web"]["haproxy"].as_object_mut().unwrap();
+    web.remove("use_nerve_weights");
+    let count = check_defaults(KEYS, &file, |path| {
+        load(&LoadOptions {
+            path,
+            environment: Environment::default(),
+        })
+    });
+    assert!(count >= 18, "only {count} defaults");
+    assert!(check_no_other_defaults(&here("src/config")) >= 3);
 }
 
 /// A file with every key: each one that is honoured is asked for by the readers, each other one warned about once.
