@@ -5,7 +5,7 @@
 //! the app: the attempt could not run. Called by `watch` once a round.
 //!
 //! Another check is a file of its own (its keys, how they are read, what is done, its deadline) and, here, its variant with a
-//! row in [`TYPES`].
+//! row in `TYPES`.
 
 mod connect;
 mod http;

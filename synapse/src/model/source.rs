@@ -12,7 +12,7 @@ use smartstack_common::sequence;
 use smartstack_common::units::{Ensemble, ZkPath};
 use tokio::time::Instant;
 
-/// Addresses by name, as [`in_order`] leaves them; the first is the one to use. A name that has been looked up in vain has
+/// Addresses by name, as `in_order` leaves them; the first is the one to use. A name that has been looked up in vain has
 /// none; one whose first lookup is under way is absent.
 pub type Resolved = BTreeMap<String, Vec<IpAddr>>;
 
