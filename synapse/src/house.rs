@@ -69,14 +69,6 @@ const RULES: House<'_> = House {
             "to be split",
         ),
         (
-            "outputs::haproxy::reconciler::Reconciler",
-            "to be split into owners",
-        ),
-        (
-            "outputs::haproxy::reconciler::boot::Reconciler::start",
-            "to be split with the reconciler",
-        ),
-        (
             "outputs::haproxy::reconciler::jobs::Reconciler::finish_job",
             "to be split with the reconciler",
         ),

@@ -39,7 +39,6 @@ use smartstack_common::clock::Clock;
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::watchdog::Progress;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
 use tracing::{info, warn};
 
@@ -47,30 +46,18 @@ use crate::config::Config;
 use crate::model::member::Evidence;
 use crate::outputs::haproxy::backend::circles::Circles;
 use crate::outputs::haproxy::backend::{Backend, World};
-use crate::outputs::haproxy::cfg::generation::Generation;
-use crate::outputs::haproxy::disk::File;
-use crate::outputs::haproxy::file::Whole;
-use crate::outputs::haproxy::file::good::Good;
-use crate::outputs::haproxy::load::{Done, Driver, Kept};
+use crate::outputs::haproxy::load::{Done, Driver};
 use crate::outputs::haproxy::plan::State as ServerState;
 use crate::outputs::haproxy::process::end::End;
 use crate::outputs::haproxy::render::Renderer;
-use crate::outputs::haproxy::socket::RuntimeApi;
-use crate::report::status::{Board, ReloadView, View};
-use crate::snapshot::{Ids, Snapshot};
+use crate::report::status::{Board, View};
+use crate::snapshot::Snapshot;
 use crate::wanted::keeper::{Keeper, Order};
 use crate::wanted::service::Circles as _;
-use aim::Touched;
-use apply::{Proven, Retired};
-use blames::Blames;
-use fallbacks::Fallbacks;
-use limiter::Limiter;
-use lingering::Lingering;
-use marks::Marks;
-use observed::{Digests, Observed, OperatorMaint};
-use socket::Socket;
-use states::States;
-use window::Window;
+use aim::{Aim, Quarantine, RefusedFrame};
+use jobs::Jobs;
+use publish::Publisher;
+use worker::Worker;
 
 /// The worker's pid and generation are looked at this often: a reload by somebody else is repaired within 1.5 s.
 const POLL: Duration = Duration::from_millis(500);
@@ -95,63 +82,6 @@ const SNAPSHOT_PAUSE: Duration = Duration::from_secs(15);
 /// From the request to end until everything is put away: what is under way by then is left.
 const CLOSING: Duration = Duration::from_millis(900);
 
-/// Why a service is not rendered as configured.
-#[derive(Debug, Clone)]
-struct Quarantine {
-    /// The refused structure: another one is tried at once.
-    structure: Vec<u8>,
-    /// haproxy's words.
-    reason: String,
-    /// What the words are about.
-    blames: Blames,
-    /// What stands in the file instead.
-    kept: Kept,
-    /// A worker failed to start with it for a reason that shows at a start alone: a living worker is not asked again.
-    until_changed: bool,
-    since: Instant,
-}
-
-/// A frame that was refused as configured.
-#[derive(Clone)]
-struct RefusedFrame {
-    refused: Arc<Renderer>,
-    /// What stands in for it.
-    instead: Arc<Renderer>,
-    /// When it is tried again; `None` = when the configuration is loaded again.
-    until: Option<Instant>,
-}
-
-impl Quarantine {
-    /// When it is tried again, in words.
-    fn again(until_changed: bool) -> &'static str {
-        match until_changed {
-            true => "when its configuration or what haproxy names changes",
-            false => "every 60 s, and when its configuration or what haproxy names changes",
-        }
-    }
-
-    /// For people: the reason, what is served instead, and when it is tried again.
-    fn words(&self) -> String {
-        let (stays, again) = (self.kept.words(), Self::again(self.until_changed));
-        format!(
-            "{} (served instead: {stays}; tried again {again})",
-            self.reason
-        )
-    }
-}
-
-/// Counts of what was done, for status and metrics.
-#[derive(Debug, Clone, Default)]
-struct Tally {
-    reloads: u64,
-    reload_failures: u64,
-    last_reload: Option<ReloadView>,
-    runtime_ops: u64,
-    foreign_reloads: u64,
-    /// Differences that nobody had told of, by kind.
-    differences: BTreeMap<&'static str, u64>,
-}
-
 /// What came to its end beside the reconciler.
 enum Ended {
     /// The file was written, or not; of which revision.
@@ -171,94 +101,22 @@ enum InFlight {
     Reload,
 }
 
-/// The task's state.
+/// The task's state: what it knows of the services, and its four owners.
 pub struct Reconciler {
     config: Arc<Config>,
     renderer: Arc<Renderer>,
     keeper: Keeper,
     /// Of the keeper's services, in the same order.
     backends: Vec<Backend>,
-    circles: RefCell<Circles>,
     by_backend: BTreeMap<String, usize>,
-    /// Services that are assessed and not rendered yet.
-    unrendered: BTreeSet<usize>,
-    /// Services whose place in the file has to be made anew.
-    replaced: BTreeSet<usize>,
-    /// Services whose view has to be published anew, and when that is due.
-    unseen: BTreeSet<usize>,
-    show_at: Option<Instant>,
-    window: Window,
-    /// The file as it should be.
-    wanted: Option<Whole>,
-    /// The servers in the structure that the worker has loaded, while another one waits; with the names of its services.
-    held: Option<(Vec<String>, Whole)>,
-    touched: Touched,
-    /// haproxy's ids by backend and NAME.
-    ids: Ids,
-    operator_maint: OperatorMaint,
-    refused_options: BTreeMap<(String, String), String>,
-    quarantined: BTreeMap<String, Quarantine>,
-    refused_frame: Option<RefusedFrame>,
-    /// Why the frame is not rendered as configured.
-    frame_problems: Vec<String>,
-    /// What could not be checked.
-    unchecked: Option<String>,
-    good: Good,
-    api: RuntimeApi,
-    observed: Option<Observed>,
-    /// The end of the worker, where it is ours to start another one.
-    worker_end: Option<End>,
-    /// How often the whole table was read.
-    looks: u64,
-    digests: Digests,
-    marks: Marks,
-    proven: Proven,
-    fallbacks: Fallbacks,
-    /// Backends whose own lines keep new servers from being added without a reload, and why.
-    reload_only: BTreeMap<String, String>,
-    /// Servers of this worker that were added to be admitted by their first passed check.
-    awaited: BTreeSet<(String, String)>,
-    looked_at: Option<Instant>,
-    /// Workers that were replaced and have not ended.
-    lingering: Lingering,
-    /// Servers taken out that nobody wants.
-    retired: BTreeMap<(String, String), Retired>,
-    /// The worker has to be read before the next plan.
-    stale: bool,
-    socket: Socket,
-    states: States,
-    /// haproxy has served what was wanted, once.
-    has_served: bool,
-    file: File,
-    /// While nobody runs the file and starts back off, the file follows the current servers; it already does.
-    followed: bool,
-    /// Revision of the text that was loaded as far as an exit status can tell; only without a stats socket.
-    unconfirmed: Option<u64>,
-    /// What was last taken into [`Good`].
-    accepted: Option<(Generation, Arc<Renderer>)>,
-    write_problem: Option<String>,
-    reload_problem: Option<String>,
-    stop_haproxy: bool,
-    jobs: JoinSet<Ended>,
-    in_flight: Option<InFlight>,
-    driver: Option<crate::outputs::haproxy::load::Driver>,
-    limiter: Limiter,
-    retry_at: Option<Instant>,
-    /// Until when a reload waits for sources that the configuration has just named.
-    settle: Option<Instant>,
-    rng: fastrand::Rng,
+    circles: RefCell<Circles>,
+    /// This host's name.
     host: String,
     machine: String,
-    tally: Tally,
-    board: Arc<Board>,
-    view: watch::Sender<Arc<View>>,
-    snapshot: watch::Sender<Arc<Snapshot>>,
-    /// Something in the snapshot has changed; something of it that nobody else knows, such as a hold.
-    unsaved: bool,
-    saves_at_once: bool,
-    /// When the next one is handed over; when the last one was.
-    save_at: Option<Instant>,
-    saved_at: Instant,
+    aim: Aim,
+    worker: Worker,
+    jobs: Jobs,
+    publisher: Publisher,
 }
 
 /// What the reconciler publishes to.
@@ -304,16 +162,16 @@ impl Reconciler {
         }
         self.pass().await;
         self.keeper.follow(&config);
-        self.settle = Some(Instant::now() + SETTLE);
+        self.aim.settle = Some(Instant::now() + SETTLE);
         let mut poll = interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut audit = interval(self.config.audit_interval);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             progress.step();
-            let retry = self.retry_at;
-            let (save, show) = (self.save_at, self.show_at);
-            let end = self.worker_end.as_ref();
+            let retry = self.jobs.retry_at;
+            let (save, show) = (self.publisher.save_at, self.publisher.show_at);
+            let end = self.worker.end.as_ref();
             // Cancel-safe: watch and channel receives, ticks, joins of sets that keep their tasks, deadlines kept outside, an
             // end that stays one.
             tokio::select! {
@@ -321,20 +179,20 @@ impl Reconciler {
                 changed = resolved.changed() => if changed.is_ok() {
                     resolved.mark_unchanged();
                     self.keeper.names_changed();
-                    self.unsaved = true;
+                    self.publisher.unsaved = true;
                 },
                 changed = configs.changed() => if changed.is_ok() {
                     let config = configs.borrow_and_update().clone();
                     self.reconfigure(config).await;
                 },
-                Some(done) = self.jobs.join_next() => self.finish(done),
+                Some(done) = self.jobs.running.join_next() => self.finish(done),
                 Some(order) = orders.recv() => self.keeper.obey(order),
                 _ = poll.tick() => if !(self.poll().await | self.step_guards().await) { continue },
                 () = reached(end), if end.is_some() => {
-                    self.worker_end = None;
+                    self.worker.end = None;
                     if !self.poll().await { continue }
                 }
-                _ = audit.tick() => if self.jobs.is_empty() { self.begin_audit() },
+                _ = audit.tick() => if self.jobs.running.is_empty() { self.begin_audit() },
                 () = sleep_until(save.unwrap_or_else(Instant::now)), if save.is_some() => {
                     self.save();
                     continue;
@@ -354,22 +212,22 @@ impl Reconciler {
         // A job in flight may be about to end. One that is not is left where it is: haproxy accepts the file on disk, the
         // master or the command that was asked goes on, and the next start looks at what runs.
         let patience = Instant::now() + CLOSING / 3;
-        while let Ok(Some(done)) = timeout_at(patience, self.jobs.join_next()).await {
+        while let Ok(Some(done)) = timeout_at(patience, self.jobs.running.join_next()).await {
             self.finish(done);
         }
-        self.jobs.shutdown().await;
-        self.marks.tidy().await;
+        self.jobs.running.shutdown().await;
+        self.worker.marks.tidy().await;
         self.save();
         let rest = async {
-            self.file.close().await;
+            self.jobs.file.close().await;
             self.keeper.close().await;
         };
         let in_time = timeout_at(patience + CLOSING / 3, rest).await;
         if in_time.is_err() {
             warn!("the disk or ZooKeeper does not answer; synapse ends without waiting for them");
         }
-        if self.stop_haproxy {
-            let driver = self.driver.take();
+        if self.jobs.stop_haproxy {
+            let driver = self.jobs.driver.take();
             let driver = driver.unwrap_or_else(|| Driver::new(&self.config, true));
             driver.close().await;
         }
@@ -378,8 +236,8 @@ impl Reconciler {
     /// One pass: assess, take out what has gone, render, plan, apply what can be applied now, start a job for the rest,
     /// publish.
     async fn pass(&mut self) {
-        self.retry_at = None;
-        let mut looked = self.stale && self.jobs.is_empty();
+        self.jobs.retry_at = None;
+        let mut looked = self.worker.stale && self.jobs.running.is_empty();
         if looked {
             self.observe().await;
         }
@@ -398,14 +256,14 @@ impl Reconciler {
             if !looked && self.may_reload(&next) {
                 // The next worker knows of an operator's maint only what its file says: the last look may be too old.
                 looked = true;
-                self.stale = true;
+                self.worker.stale = true;
                 self.observe().await;
                 continue;
             }
             self.accept();
             self.start_job(&next);
             self.delete_retired().await;
-            if !self.awaited.is_empty() {
+            if !self.worker.awaited.servers.is_empty() {
                 self.again_at(Instant::now() + LOOK_AT_CHECKS);
             }
             return self.publish(Some(&next));
@@ -416,21 +274,21 @@ impl Reconciler {
     fn assess(&mut self) -> BTreeSet<usize> {
         let can_ask = self.can_ask();
         let dirty = self.keeper.assess(&self.config, &self.circles, can_ask);
-        self.saves_at_once |= self.keeper.take_news();
+        self.publisher.saves_at_once |= self.keeper.take_news();
         if dirty.is_empty() {
             return dirty;
         }
-        self.followed = false;
-        self.unsaved = true;
-        let live = self.observed.as_ref();
-        let mut named = self.good.named();
+        self.aim.followed = false;
+        self.publisher.unsaved = true;
+        let live = self.worker.observed.as_ref();
+        let mut named = self.aim.good.named();
         named.push(self.renderer.named());
         let world = World {
             named: &named,
-            operator_maint: &self.operator_maint,
-            refused_options: &self.refused_options,
+            operator_maint: &self.worker.operator_maint,
+            refused_options: &self.aim.refused_options,
             live: &|backend: &str| live?.running.backends.get(backend),
-            looks: self.looks,
+            looks: self.worker.looks,
             host: &self.host,
         };
         for &index in &dirty {
@@ -441,10 +299,10 @@ impl Reconciler {
                 continue;
             };
             let name = backend.name().unwrap_or(&backend.service.name).to_owned();
-            let known = self.ids.entry(name).or_default();
+            let known = self.aim.ids.entry(name).or_default();
             backend.take(state.servers(), &self.config, &world, known);
-            self.unrendered.insert(index);
-            self.unseen.insert(index);
+            self.aim.unrendered.insert(index);
+            self.publisher.unseen.insert(index);
         }
         self.try_blamed_again(&dirty);
         if self.circles.get_mut().take_freed() && self.keeper.touch_circled() {
@@ -486,7 +344,7 @@ impl Reconciler {
         }
         let now = Clock::now();
         let names: Vec<String> = asking.keys().cloned().collect();
-        let Ok(rows) = self.api.servers_of(&names).await else {
+        let Ok(rows) = self.worker.api.servers_of(&names).await else {
             return;
         };
         let mut tables: BTreeMap<String, BTreeMap<String, Evidence>> = BTreeMap::new();
@@ -509,38 +367,38 @@ impl Reconciler {
             let mut servers = states.flat_map(|state| &state.servers);
             servers.any(|s| !s.server.is_parked() && quarantine.blames.waits_for(&s.server.name))
         };
-        let again = self.quarantined.iter().filter(|(_, q)| came(q));
+        let again = self.aim.quarantined.iter().filter(|(_, q)| came(q));
         let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
         for service in again {
             info!(
                 service,
                 "what haproxy missed is there: the service is tried again"
             );
-            self.quarantined.remove(&service);
+            self.aim.quarantined.remove(&service);
             self.replace_piece(&service);
         }
     }
 
     /// Renders what was assessed, unless a window is open.
     fn render(&mut self) {
-        if self.unrendered.is_empty() {
+        if self.aim.unrendered.is_empty() {
             return;
         }
         let now = Instant::now();
-        let mut due = self.window.due(now);
+        let mut due = self.aim.window.due(now);
         if let Some(until) = self.settling_until().filter(|_| !self.serves_anybody()) {
             // The first words of the registry go together, or haproxy would begin all their checks at once.
             due = due.max(until);
         }
         // Without a file there is nothing that could be kept as it is for so long.
-        if due > now && self.wanted.is_some() {
+        if due > now && self.aim.wanted.is_some() {
             return self.again_at(due);
         }
-        self.window.taken(now);
-        for index in std::mem::take(&mut self.unrendered) {
+        self.aim.window.taken(now);
+        for index in std::mem::take(&mut self.aim.unrendered) {
             if let Some(state) = self.backends.get_mut(index) {
                 state.render(&self.renderer);
-                self.replaced.insert(index);
+                self.aim.replaced.insert(index);
             }
         }
     }
@@ -554,12 +412,12 @@ impl Reconciler {
 
     /// Another pass is due then, at the latest.
     fn again_at(&mut self, at: Instant) {
-        self.retry_at = Some(self.retry_at.map_or(at, |earlier| earlier.min(at)));
+        self.jobs.retry_at = Some(self.jobs.retry_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// The form a service has at the moment: as configured, or as last accepted while it is quarantined.
     fn piece(&self, state: &Backend) -> Option<crate::outputs::haproxy::file::Piece> {
-        let good = || self.good.piece(&state.service, &state.servers);
+        let good = || self.aim.good.piece(&state.service, &state.servers);
         let usable = self.frame().is_whole() == self.renderer.is_whole();
         match (state.piece.as_ref()?, self.quarantine(state)) {
             (_, Some(quarantine)) => quarantine.kept.of(good()),
@@ -570,7 +428,7 @@ impl Reconciler {
 
     /// What renders the frame: the configuration, or what stands in for it while it is refused.
     fn frame(&self) -> &Arc<Renderer> {
-        match &self.refused_frame {
+        match &self.aim.refused_frame {
             Some(RefusedFrame {
                 refused,
                 instead,

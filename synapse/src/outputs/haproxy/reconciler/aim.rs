@@ -8,13 +8,20 @@ use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::error;
 
-use super::{Reconciler, ServerState};
+use super::blames::Blames;
+use super::window::Window;
+use super::{Reconciler, SETTLE, ServerState};
+use crate::config::Config;
 use crate::model::sorted::Walk;
+use crate::outputs::haproxy::cfg::generation::Generation;
 use crate::outputs::haproxy::file::Whole;
-use crate::outputs::haproxy::load::BadFrame;
+use crate::outputs::haproxy::file::good::Good;
+use crate::outputs::haproxy::load::{BadFrame, Kept};
 use crate::outputs::haproxy::plan::{
     Change, Kind, Op, Plan, Reach, Running, RunningServer, plan, plan_some,
 };
+use crate::outputs::haproxy::render::Renderer;
+use crate::snapshot::Ids;
 
 /// What may differ from what is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +54,127 @@ impl Touched {
     }
 }
 
+/// Why a service is not rendered as configured.
+#[derive(Debug, Clone)]
+pub(super) struct Quarantine {
+    /// The refused structure: another one is tried at once.
+    pub(super) structure: Vec<u8>,
+    /// haproxy's words.
+    pub(super) reason: String,
+    /// What the words are about.
+    pub(super) blames: Blames,
+    /// What stands in the file instead.
+    pub(super) kept: Kept,
+    /// A worker failed to start with it for a reason that shows at a start alone: a living worker is not asked again.
+    pub(super) until_changed: bool,
+    pub(super) since: Instant,
+}
+
+/// A frame that was refused as configured.
+#[derive(Clone)]
+pub(super) struct RefusedFrame {
+    pub(super) refused: Arc<Renderer>,
+    /// What stands in for it.
+    pub(super) instead: Arc<Renderer>,
+    /// When it is tried again; `None` = when the configuration is loaded again.
+    pub(super) until: Option<Instant>,
+}
+
+impl Quarantine {
+    /// When it is tried again, in words.
+    pub(super) fn again(until_changed: bool) -> &'static str {
+        match until_changed {
+            true => "when its configuration or what haproxy names changes",
+            false => "every 60 s, and when its configuration or what haproxy names changes",
+        }
+    }
+
+    /// For people: the reason, what is served instead, and when it is tried again.
+    pub(super) fn words(&self) -> String {
+        let (stays, again) = (self.kept.words(), Self::again(self.until_changed));
+        format!(
+            "{} (served instead: {stays}; tried again {again})",
+            self.reason
+        )
+    }
+}
+
+/// What is worked towards.
+pub(super) struct Aim {
+    /// Services that are assessed and not rendered yet.
+    pub(super) unrendered: BTreeSet<usize>,
+    /// Services whose place in the file has to be made anew.
+    pub(super) replaced: BTreeSet<usize>,
+    pub(super) window: Window,
+    /// The file as it should be.
+    pub(super) wanted: Option<Whole>,
+    /// The servers in the structure that the worker has loaded, while another one waits; with the names of its services.
+    pub(super) held: Option<(Vec<String>, Whole)>,
+    pub(super) touched: Touched,
+    /// haproxy's ids by backend and NAME.
+    pub(super) ids: Ids,
+    pub(super) good: Good,
+    pub(super) quarantined: BTreeMap<String, Quarantine>,
+    /// `(backend, options)` that haproxy has refused, and why.
+    pub(super) refused_options: BTreeMap<(String, String), String>,
+    pub(super) refused_frame: Option<RefusedFrame>,
+    /// Why the frame is not rendered as configured.
+    pub(super) frame_problems: Vec<String>,
+    /// What was last taken into [`Good`].
+    pub(super) accepted: Option<(Generation, Arc<Renderer>)>,
+    /// While nobody runs the file and starts back off, the file follows the current servers; it already does.
+    pub(super) followed: bool,
+    /// Until when a reload waits for sources that the configuration has just named.
+    pub(super) settle: Option<Instant>,
+}
+
+impl Aim {
+    /// Nothing yet; servers keep the ids that are remembered.
+    pub(super) fn new(config: &Config, ids: Ids) -> Self {
+        Self {
+            unrendered: BTreeSet::new(),
+            replaced: BTreeSet::new(),
+            window: Window::new(config.coalesce.0, config.coalesce.1),
+            wanted: None,
+            held: None,
+            touched: Touched::All,
+            ids,
+            good: Good::default(),
+            quarantined: BTreeMap::new(),
+            refused_options: BTreeMap::new(),
+            refused_frame: None,
+            frame_problems: Vec::new(),
+            accepted: None,
+            followed: false,
+            settle: None,
+        }
+    }
+
+    /// Takes another configuration: the file is made anew, and what was refused is tried again, at once.
+    pub(super) fn configure(&mut self, config: &Config, now: Instant) {
+        self.window = Window::new(config.coalesce.0, config.coalesce.1);
+        self.wanted = None;
+        self.held = None;
+        self.unrendered.clear();
+        self.quarantined.clear();
+        self.refused_options.clear();
+        self.refused_frame = None;
+        self.frame_problems.clear();
+        self.followed = false;
+        self.settle = Some(now + SETTLE);
+    }
+}
+
 impl Reconciler {
     /// Brings the wanted file up to date with what was rendered.
     pub(super) fn refresh(&mut self) -> Result<(), String> {
         let frame = Arc::clone(self.frame());
         let usable = |whole: &Whole| Arc::ptr_eq(whole.frame(), &frame);
-        let replaced = std::mem::take(&mut self.replaced);
-        if self.wanted.as_ref().is_none_or(|whole| !usable(whole)) {
-            self.reload_only.clear();
-            self.touched = Touched::All;
-            self.held = None;
+        let replaced = std::mem::take(&mut self.aim.replaced);
+        if self.aim.wanted.as_ref().is_none_or(|whole| !usable(whole)) {
+            self.worker.fallbacks.reload_only.clear();
+            self.aim.touched = Touched::All;
+            self.aim.held = None;
             return self.rebuild();
         }
         for index in replaced {
@@ -64,19 +182,19 @@ impl Reconciler {
                 continue;
             };
             let piece = self.piece(state);
-            if let Some((order, whole)) = &mut self.held
+            if let Some((order, whole)) = &mut self.aim.held
                 && let Some(at) = order.iter().position(|name| *name == state.service.name)
                 && whole
-                    .set(at, self.good.piece(&state.service, &state.servers))
+                    .set(at, self.aim.good.piece(&state.service, &state.servers))
                     .is_err()
             {
-                self.held = None;
+                self.aim.held = None;
             }
-            if let Some(whole) = &mut self.wanted {
+            if let Some(whole) = &mut self.aim.wanted {
                 match whole.set(index, piece) {
-                    Ok(touched) => self.touched.add(Touched::Some(touched)),
+                    Ok(touched) => self.aim.touched.add(Touched::Some(touched)),
                     Err(error) => {
-                        self.wanted = None;
+                        self.aim.wanted = None;
                         return Err(Chain(&error).to_string());
                     }
                 }
@@ -89,13 +207,13 @@ impl Reconciler {
     fn rebuild(&mut self) -> Result<(), String> {
         let problem = match self.whole() {
             Ok(whole) => {
-                self.wanted = Some(whole);
+                self.aim.wanted = Some(whole);
                 return Ok(());
             }
             Err(problem) => problem,
         };
         let refused = Arc::clone(self.frame());
-        let good = self.good.frame.clone();
+        let good = self.aim.good.frame.clone();
         let Some(instead) = good.filter(|_| Arc::ptr_eq(&refused, &self.renderer)) else {
             return Err(problem);
         };
@@ -107,7 +225,7 @@ impl Reconciler {
             )],
             unforeseen: false,
         });
-        self.wanted = Some(self.whole()?);
+        self.aim.wanted = Some(self.whole()?);
         Ok(())
     }
 
@@ -117,12 +235,12 @@ impl Reconciler {
     }
 
     pub(super) fn cannot_render(&mut self, problem: String) {
-        if !self.frame_problems.contains(&problem) {
+        if !self.aim.frame_problems.contains(&problem) {
             error!(
                 problem,
                 "haproxy.cfg cannot be rendered: the running one stays as it is"
             );
-            self.frame_problems = vec![problem];
+            self.aim.frame_problems = vec![problem];
         }
         self.publish(None);
     }
@@ -133,30 +251,38 @@ impl Reconciler {
             .running()
             .and_then(|running| running.generation.clone());
         let loaded = |whole: &Whole| generation.as_ref() == Some(&whole.desired().generation);
-        let frame = self.good.frame.clone().filter(|_| generation.is_some());
-        let (Some(frame), false) = (frame, self.wanted.as_ref().is_some_and(loaded)) else {
-            self.held = None;
+        let frame = self.aim.good.frame.clone().filter(|_| generation.is_some());
+        let (Some(frame), false) = (frame, self.aim.wanted.as_ref().is_some_and(loaded)) else {
+            self.aim.held = None;
             return;
         };
-        if self.held.is_none() {
+        if self.aim.held.is_none() {
             let services = self.backends.iter();
             let servers = services.map(|s| (s.service.name.as_str(), s.servers.as_slice()));
-            let (order, pieces) = self.good.loaded(&servers.collect()).into_iter().unzip();
-            self.held = Whole::new(&frame, pieces).ok().map(|whole| (order, whole));
+            let (order, pieces) = self.aim.good.loaded(&servers.collect()).into_iter().unzip();
+            self.aim.held = Whole::new(&frame, pieces).ok().map(|whole| (order, whole));
         }
-        if !self.held.as_ref().is_some_and(|(_, whole)| loaded(whole)) {
-            self.held = None;
+        if !self
+            .aim
+            .held
+            .as_ref()
+            .is_some_and(|(_, whole)| loaded(whole))
+        {
+            self.aim.held = None;
         }
     }
 
     /// The file that is worked towards now.
     pub(super) fn aim(&self) -> Option<&Whole> {
-        let held = self.held.as_ref().map(|(_, whole)| whole);
-        held.or(self.wanted.as_ref())
+        let held = self.aim.held.as_ref().map(|(_, whole)| whole);
+        held.or(self.aim.wanted.as_ref())
     }
 
     pub(super) fn running(&self) -> Option<&Running> {
-        self.observed.as_ref().map(|observed| &observed.running)
+        self.worker
+            .observed
+            .as_ref()
+            .map(|observed| &observed.running)
     }
 
     /// From what runs to the wanted file, or to the one that is held meanwhile. Backends whose servers are not rendered
@@ -166,11 +292,12 @@ impl Reconciler {
         let running = self.running().unwrap_or(&nothing);
         let desired = whole.desired();
         let waiting: BTreeSet<&str> = self
+            .aim
             .unrendered
             .iter()
             .filter_map(|index| self.backends.get(*index)?.name())
             .collect();
-        match &self.touched {
+        match &self.aim.touched {
             Touched::All if waiting.is_empty() => plan(running, desired),
             Touched::All => {
                 let names = desired.backends.keys();
@@ -187,7 +314,7 @@ impl Reconciler {
 
     /// Names of the backends that are planned for.
     pub(super) fn planned(&self, whole: &Whole) -> Vec<String> {
-        match &self.touched {
+        match &self.aim.touched {
             Touched::All => whole.desired().backends.keys().cloned().collect(),
             Touched::Some(touched) => touched.keys().cloned().collect(),
         }
@@ -196,7 +323,7 @@ impl Reconciler {
     /// Takes out servers that were assessed to have gone, before anything is rendered: removals wait for no window, no
     /// file and no job. Not where fewer would stay than are on their way, or none: it may be half of a larger change.
     pub(super) async fn remove_at_once(&mut self, assessed: &BTreeSet<usize>) {
-        let Some(observed) = self.observed.as_ref().filter(|_| !self.stale) else {
+        let Some(observed) = self.worker.observed.as_ref().filter(|_| !self.worker.stale) else {
             return;
         };
         let Some(whole) = self.aim() else {
@@ -211,7 +338,7 @@ impl Reconciler {
                 continue;
             };
             let shown = observed.running.backends.get(backend);
-            let (Some(shown), Some(wanted)) = (shown, self.ids.get(backend)) else {
+            let (Some(shown), Some(wanted)) = (shown, self.aim.ids.get(backend)) else {
                 continue;
             };
             if observed.running.refuses.of(backend, Kind::Retire).is_some() {
@@ -252,7 +379,7 @@ impl Reconciler {
             }
         }
         if waits {
-            self.window.hold(Instant::now());
+            self.aim.window.hold(Instant::now());
         }
         if !ops.is_empty() {
             self.apply(&ops).await;

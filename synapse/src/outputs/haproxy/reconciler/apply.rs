@@ -85,7 +85,7 @@ pub(super) struct Next {
 impl Reconciler {
     /// Sends what the stats socket can change now, and says what is left.
     pub(super) async fn change(&mut self) -> Next {
-        let Some(wanted) = &self.wanted else {
+        let Some(wanted) = &self.aim.wanted else {
             return Next {
                 wanted: Plan::Unchanged,
                 meanwhile: Plan::Unchanged,
@@ -96,7 +96,7 @@ impl Reconciler {
         if waits {
             self.hold();
         } else {
-            self.held = None;
+            self.aim.held = None;
         }
         let Some(aim) = self.aim() else {
             return Next {
@@ -104,7 +104,7 @@ impl Reconciler {
                 meanwhile: Plan::Unchanged,
             };
         };
-        let towards = if self.held.is_some() {
+        let towards = if self.aim.held.is_some() {
             self.plan(aim)
         } else {
             next.clone()
@@ -136,7 +136,7 @@ impl Reconciler {
         {
             self.again_at(Instant::now() + BETWEEN_MANY);
         }
-        let wanted = self.wanted.as_ref().map(|whole| self.plan(whole));
+        let wanted = self.aim.wanted.as_ref().map(|whole| self.plan(whole));
         let meanwhile = self.aim().map(|whole| self.plan(whole));
         self.left(
             wanted.unwrap_or(Plan::Unchanged),
@@ -148,7 +148,7 @@ impl Reconciler {
     /// when haproxy has refused to load so many (its limit of descriptors, say), and then some at a time.
     fn meanwhile(&self, reason: &ReloadReason, ops: &[Op]) -> Vec<Op> {
         match reason {
-            ReloadReason::ManyAdded { .. } if !self.limiter.is_backing_off() => Vec::new(),
+            ReloadReason::ManyAdded { .. } if !self.jobs.limiter.is_backing_off() => Vec::new(),
             ReloadReason::ManyAdded { .. } => ops.iter().take(MANY).cloned().collect(),
             _ => ops.to_vec(),
         }
@@ -158,10 +158,10 @@ impl Reconciler {
     fn left(&mut self, wanted: Plan, meanwhile: Plan) -> Next {
         self.gather_retired();
         self.note_reload_only();
-        if wanted == Plan::Unchanged && !self.stale {
-            let waiting = self.unrendered.iter();
+        if wanted == Plan::Unchanged && !self.worker.stale {
+            let waiting = self.aim.unrendered.iter();
             let waiting = waiting.filter_map(|i| self.backends.get(*i)?.name());
-            self.touched = Touched::whole(waiting.map(str::to_owned));
+            self.aim.touched = Touched::whole(waiting.map(str::to_owned));
         }
         Next { wanted, meanwhile }
     }
@@ -173,13 +173,13 @@ impl Reconciler {
         if !ops.iter().any(is_add) {
             return true;
         }
-        let in_file = match self.in_flight {
+        let in_file = match self.jobs.in_flight {
             Some(InFlight::Reload) => true,
             Some(InFlight::Write | InFlight::Check) => false,
             // A file that cannot be written is a divergence, never a stop.
-            None => !self.lags(whole) || self.write_problem.is_some(),
+            None => !self.lags(whole) || self.jobs.write_problem.is_some(),
         };
-        !self.stale && in_file && !self.is_unproven(ops)
+        !self.worker.stale && in_file && !self.is_unproven(ops)
     }
 
     /// Whether haproxy has to be asked about the options of an addition. Not where the file is another's.
@@ -187,23 +187,24 @@ impl Reconciler {
         self.config.haproxy.do_writes
             && ops
                 .iter()
-                .any(|op| matches!(&op.change, Change::Add(addition) if !self.proven.has(addition)))
+                .any(|op| matches!(&op.change, Change::Add(addition) if !self.worker.proven.has(addition)))
     }
 
     pub(super) async fn apply(&mut self, ops: &[Op]) {
-        let Some(observed) = &self.observed else {
+        let Some(observed) = &self.worker.observed else {
             return;
         };
         let pid = observed.pid();
-        self.marks.intend(observed, ops).await;
+        self.worker.marks.intend(observed, ops).await;
         self.see(ops.iter().map(|op| &op.backend));
         // Known before it is sent: should the answer be lost, the server is still known for ours.
         let former: Vec<Option<Digest>> = ops.iter().map(|op| self.note_digest(pid, op)).collect();
-        let results = match self.api.apply(ops).await {
+        let results = match self.worker.api.apply(ops).await {
             Ok(results) => results,
             Err(error) => {
-                self.marks.unanswered(ops);
-                ops.iter().for_each(|op| self.fallbacks.unsure(op, pid));
+                self.worker.marks.unanswered(ops);
+                ops.iter()
+                    .for_each(|op| self.worker.fallbacks.unsure(op, pid));
                 self.socket_failed(&error);
                 return self.doubt();
             }
@@ -212,16 +213,18 @@ impl Reconciler {
             match result {
                 Ok(()) => {
                     info!(%op, "applied over the stats socket");
-                    self.tally.runtime_ops += 1;
-                    self.marks.done(op);
-                    self.fallbacks.done(op);
-                    if let Some(observed) = &mut self.observed {
+                    self.publisher.tally.runtime_ops += 1;
+                    self.worker.marks.done(op);
+                    self.worker.fallbacks.done(op);
+                    if let Some(observed) = &mut self.worker.observed {
                         observed.apply(op);
                     }
                 }
                 Err(refusal) => {
                     if let Change::Add(_) = op.change {
-                        self.digests.note(pid, &op.backend, &op.server, former);
+                        self.worker
+                            .digests
+                            .note(pid, &op.backend, &op.server, former);
                     }
                     self.note_refusal(op, &refusal, pid);
                     self.doubt();
@@ -230,14 +233,16 @@ impl Reconciler {
         }
         self.verify(ops).await;
         // At once: who is killed now must not take an operator's maint, which may follow, for one of these.
-        self.marks.tidy().await;
+        self.worker.marks.tidy().await;
     }
 
     fn note_digest(&mut self, pid: u32, op: &Op) -> Option<Digest> {
         match &op.change {
             Change::Add(Addition { digest, .. }) => {
                 let digest = Some(digest.clone());
-                self.digests.note(pid, &op.backend, &op.server, digest)
+                self.worker
+                    .digests
+                    .note(pid, &op.backend, &op.server, digest)
             }
             _ => None,
         }
@@ -245,19 +250,19 @@ impl Reconciler {
 
     /// What was refused is not asked for again, unless the table explains it.
     pub(super) fn note_refusal(&mut self, op: &Op, refusal: &Refusal, pid: u32) -> Means {
-        let means = self.fallbacks.learn(op, refusal, pid);
+        let means = self.worker.fallbacks.learn(op, refusal, pid);
         match means {
             Means::LookAgain => warn!(%op, %refusal, "haproxy refuses; its state is read again"),
             Means::Lasting => {
                 warn!(%op, %refusal, "haproxy refuses; a reload does it instead, and it is not asked for again");
             }
             Means::AllDenied => {
-                let problem = self.fallbacks.denied().unwrap_or_default();
+                let problem = self.worker.fallbacks.denied().unwrap_or_default();
                 error!(%op, problem, "haproxy refuses every change over its stats socket");
             }
         }
-        if let Some(observed) = self.observed.as_mut().filter(|o| o.pid() == pid) {
-            self.fallbacks.tell(observed);
+        if let Some(observed) = self.worker.observed.as_mut().filter(|o| o.pid() == pid) {
+            self.worker.fallbacks.tell(observed);
         }
         means
     }
@@ -265,16 +270,26 @@ impl Reconciler {
     /// Reads the backends in which an added server awaits its first passed check.
     pub(super) async fn look_at_checks(&mut self) {
         let now = Instant::now();
-        if self.awaited.is_empty()
-            || self.stale
-            || self.looked_at.is_some_and(|at| now < at + LOOK_AT_CHECKS)
+        if self.worker.awaited.servers.is_empty()
+            || self.worker.stale
+            || self
+                .worker
+                .awaited
+                .looked_at
+                .is_some_and(|at| now < at + LOOK_AT_CHECKS)
         {
             return;
         }
-        self.looked_at = Some(now);
-        let backends: BTreeSet<String> = self.awaited.iter().map(|(b, _)| b.clone()).collect();
+        self.worker.awaited.looked_at = Some(now);
+        let backends: BTreeSet<String> = self
+            .worker
+            .awaited
+            .servers
+            .iter()
+            .map(|(b, _)| b.clone())
+            .collect();
         let backends: Vec<String> = backends.into_iter().collect();
-        match self.api.servers_of(&backends).await {
+        match self.worker.api.servers_of(&backends).await {
             Ok(rows) => {
                 self.take(&backends, rows);
                 self.hear().await;
@@ -286,20 +301,22 @@ impl Reconciler {
     /// Rows of these backends, just read from the same worker.
     pub(super) fn take(&mut self, backends: &[String], rows: Vec<ServerRow>) {
         let notes = Notes {
-            digests: &self.digests,
-            marks: &self.marks,
-            operator_maint: &self.operator_maint,
+            digests: &self.worker.digests,
+            marks: &self.worker.marks,
+            operator_maint: &self.worker.operator_maint,
         };
-        let Some(observed) = &mut self.observed else {
+        let Some(observed) = &mut self.worker.observed else {
             return;
         };
         observed.take(backends, rows, &notes);
-        self.marks.settle(observed, Some(backends));
-        self.fallbacks.seen(observed, Some(backends));
-        for key in observed.await_checks(&self.awaited) {
-            self.awaited.remove(&key);
+        self.worker.marks.settle(observed, Some(backends));
+        self.worker.fallbacks.seen(observed, Some(backends));
+        for key in observed.await_checks(&self.worker.awaited.servers) {
+            self.worker.awaited.servers.remove(&key);
         }
-        self.touched.add(Touched::whole(backends.iter().cloned()));
+        self.aim
+            .touched
+            .add(Touched::whole(backends.iter().cloned()));
         self.see(backends);
     }
 
@@ -307,12 +324,12 @@ impl Reconciler {
     async fn verify(&mut self, ops: &[Op]) {
         let added = |op: &&Op| matches!(op.change, Change::Add(_));
         let touched: BTreeSet<&String> = ops.iter().filter(added).map(|op| &op.backend).collect();
-        if touched.is_empty() || self.stale {
+        if touched.is_empty() || self.worker.stale {
             return;
         }
         let touched: Vec<String> = touched.into_iter().cloned().collect();
         self.see(&touched);
-        let rows = match self.api.servers_of(&touched).await {
+        let rows = match self.worker.api.servers_of(&touched).await {
             Ok(rows) => rows,
             Err(error) => {
                 self.socket_failed(&error);
@@ -321,11 +338,13 @@ impl Reconciler {
         };
         let admitted = |op: &&Op| matches!(&op.change, Change::Add(a) if a.admit == Admit::Checked);
         let awaited = ops.iter().filter(admitted);
-        self.awaited
+        self.worker
+            .awaited
+            .servers
             .extend(awaited.map(|op| (op.backend.clone(), op.server.clone())));
         self.take(&touched, rows);
         self.hear().await;
-        let Some(observed) = &self.observed else {
+        let Some(observed) = &self.worker.observed else {
             return;
         };
         let is_there = |op: &&Op| {
@@ -347,8 +366,8 @@ impl Reconciler {
     }
 
     fn note_reload_only(&mut self) {
-        let (Some(whole), Some(running)) = (&self.wanted, self.running()) else {
-            return self.reload_only.clear();
+        let (Some(whole), Some(running)) = (&self.aim.wanted, self.running()) else {
+            return self.worker.fallbacks.reload_only.clear();
         };
         let backends = &whole.desired().backends;
         let found: Vec<(String, Option<String>)> = self
@@ -362,16 +381,16 @@ impl Reconciler {
             .collect();
         for (name, why) in found {
             match why {
-                Some(why) => _ = self.reload_only.insert(name, why),
-                None => _ = self.reload_only.remove(&name),
+                Some(why) => _ = self.worker.fallbacks.reload_only.insert(name, why),
+                None => _ = self.worker.fallbacks.reload_only.remove(&name),
             }
         }
     }
 
     /// Notes the servers that were taken out and that nobody wants: they are deleted a while later.
     fn gather_retired(&mut self) {
-        let (Some(observed), Some(whole)) = (&self.observed, self.aim()) else {
-            return self.retired.clear();
+        let (Some(observed), Some(whole)) = (&self.worker.observed, self.aim()) else {
+            return self.worker.retired.clear();
         };
         let (now, pid) = (Instant::now(), observed.pid());
         let planned = self.planned(whole);
@@ -380,7 +399,7 @@ impl Reconciler {
                 .into_iter()
                 .map(|op| (op.backend, op.server))
                 .collect();
-        self.retired.retain(|(backend, server), retired| {
+        self.worker.retired.retain(|(backend, server), retired| {
             // A worker that loads the file has none of them.
             let known = planned.binary_search(backend).is_err();
             retired.pid == pid && (known || found.contains(&(backend.clone(), server.clone())))
@@ -392,23 +411,24 @@ impl Reconciler {
                 since: now,
                 due,
             };
-            self.retired.entry(key).or_insert(retired);
+            self.worker.retired.entry(key).or_insert(retired);
         }
     }
 
     /// Deletes them, once their connections have ended.
     pub(super) async fn delete_retired(&mut self) {
-        if self.stale || !matches!(self.in_flight, None | Some(InFlight::Write)) {
+        if self.worker.stale || !matches!(self.jobs.in_flight, None | Some(InFlight::Write)) {
             return;
         }
         // What cannot add at runtime cannot delete.
-        let able = self.observed.as_ref();
+        let able = self.worker.observed.as_ref();
         let able = able.filter(|observed| observed.info.refuses_adds().is_none());
         let Some(pid) = able.map(Observed::pid) else {
             return;
         };
         let now = Instant::now();
         let due: Vec<Op> = self
+            .worker
             .retired
             .iter()
             .filter(|(_, retired)| retired.due.is_some_and(|at| at <= now))
@@ -419,7 +439,7 @@ impl Reconciler {
             })
             .collect();
         if !due.is_empty() {
-            match self.api.apply(&due).await {
+            match self.worker.api.apply(&due).await {
                 Ok(results) => {
                     for (op, result) in due.iter().zip(results) {
                         self.note_deletion(op, result, pid, now);
@@ -431,7 +451,7 @@ impl Reconciler {
                 }
             }
         }
-        if let Some(next) = self.retired.values().filter_map(|r| r.due).min() {
+        if let Some(next) = self.worker.retired.values().filter_map(|r| r.due).min() {
             self.again_at(next);
         }
     }
@@ -440,7 +460,7 @@ impl Reconciler {
         let key = (op.backend.clone(), op.server.clone());
         let means = match &result {
             Ok(()) => {
-                self.fallbacks.done(op);
+                self.worker.fallbacks.done(op);
                 None
             }
             Err(Refusal::HasConnections) => Some(Means::LookAgain),
@@ -450,17 +470,17 @@ impl Reconciler {
             // A second time: its table says otherwise.
             (Ok(()), _) | (Err(Refusal::NoSuchServer), Some(Means::LookAgain)) => {
                 info!(%op, "a server taken out has no connections any more");
-                self.retired.remove(&key);
+                self.worker.retired.remove(&key);
                 self.see([&op.backend]);
-                self.digests.note(pid, &op.backend, &op.server, None);
-                self.marks.done(op);
-                if let Some(observed) = &mut self.observed {
+                self.worker.digests.note(pid, &op.backend, &op.server, None);
+                self.worker.marks.done(op);
+                if let Some(observed) = &mut self.worker.observed {
                     observed.apply(op);
                 }
             }
             (_, means) => {
                 debug!(%op, "not deleted yet");
-                if let Some(retired) = self.retired.get_mut(&key) {
+                if let Some(retired) = self.worker.retired.get_mut(&key) {
                     // Rarer the longer it has connections; where it is refused, a later reload does it.
                     let age = now.duration_since(retired.since);
                     let pause = age.clamp(DELETE_AGAIN, DELETE_RARELY);

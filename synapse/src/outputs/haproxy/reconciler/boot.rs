@@ -8,20 +8,19 @@ use std::time::Duration;
 
 use smartstack_common::report::Chain;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{error, info, warn};
 
+use super::aim::Aim;
 use super::aim::Touched;
 use super::fallbacks::Fallbacks;
-use super::limiter::Limiter;
-use super::lingering::Lingering;
+use super::jobs::Jobs;
 use super::marks::{self, Marks};
-use super::observed::{Digests, OperatorMaint, file_rows};
+use super::observed::{Digests, MAINT, OperatorMaint, SILENT_MAINT, file_rows};
+use super::publish::Publisher;
 use super::socket::Socket;
-use super::states::States;
-use super::window::Window;
-use super::{Outputs, Reconciler, SETTLE, Tally};
+use super::worker::{Worker, tell_foreign};
+use super::{Outputs, Reconciler};
 use crate::config::Config;
 use crate::model::source::{Resolved, SourceKey};
 use crate::outputs::haproxy::backend::Backend;
@@ -34,9 +33,7 @@ use crate::outputs::haproxy::cfg::{Model, Ours, Section};
 use crate::outputs::haproxy::disk::File;
 use crate::outputs::haproxy::file::good::Good;
 use crate::outputs::haproxy::host::{host_name, own_addresses};
-use crate::outputs::haproxy::load::Driver;
 use crate::outputs::haproxy::process::binary;
-use crate::outputs::haproxy::reconciler::apply::Proven;
 use crate::outputs::haproxy::render::{RenderError, Renderer};
 use crate::outputs::haproxy::socket::RuntimeApi;
 use crate::outputs::haproxy::version::Version;
@@ -46,13 +43,6 @@ use crate::wanted::service::State;
 
 /// First words of the registry that come within it are taken in together: many sources speak at one moment.
 const TOGETHER: Duration = Duration::from_millis(5);
-/// Servers named in one line of the log.
-const TOLD: usize = 10;
-/// An operator's maint, as the snapshot has it.
-pub(super) const MAINT: &str = "maint";
-/// The same, its agent not listened to.
-pub(super) const SILENT_MAINT: &str = "maint, agent off";
-
 impl Reconciler {
     /// Reads what runs and what is on disk, and chooses what each service begins with. No network, no change.
     ///
@@ -78,73 +68,21 @@ impl Reconciler {
         if let Some(file) = file {
             digests.complete(&Scope::default().read(file));
         }
+        let marks = Marks::read(&marks::path(&config.snapshot_path), file, digests.pid());
+        let api = RuntimeApi::new(stats_sockets(&config));
         let mut this = Self {
-            by_backend: BTreeMap::new(),
-            unrendered: BTreeSet::new(),
-            replaced: BTreeSet::new(),
-            show_at: None,
-            unseen: BTreeSet::new(),
-            window: Window::new(config.coalesce.0, config.coalesce.1),
-            wanted: None,
-            held: None,
-            touched: Touched::All,
-            ids: snapshot.ids.clone(),
-            operator_maint: operator_maint(snapshot),
-            refused_options: BTreeMap::new(),
-            quarantined: BTreeMap::new(),
-            refused_frame: None,
-            frame_problems: Vec::new(),
-            unchecked: None,
-            good: Good::default(),
-            api: RuntimeApi::new(stats_sockets(&config)),
-            observed: None,
-            worker_end: None,
-            looks: 0,
-            marks: Marks::read(&marks::path(&config.snapshot_path), file, digests.pid()),
-            digests,
-            proven: Proven::default(),
-            fallbacks: Fallbacks::default(),
-            reload_only: BTreeMap::new(),
-            awaited: BTreeSet::new(),
-            looked_at: None,
-            lingering: Lingering::default(),
-            retired: BTreeMap::new(),
-            stale: true,
-            socket: Socket::default(),
-            states: States::default(),
-            has_served: false,
-            file: File::new(&config.haproxy.config_file_path),
-            followed: false,
-            unconfirmed: None,
-            accepted: None,
-            write_problem: None,
-            reload_problem: None,
-            stop_haproxy,
-            jobs: JoinSet::new(),
-            in_flight: None,
-            driver: Some(Driver::new(&config, stop_haproxy)),
             circles: RefCell::new(Circles::of_config(&config, &renderer, own_addresses())),
-            limiter: Limiter::new(
-                config.haproxy.restart_interval,
-                config.haproxy.restart_jitter,
-            ),
-            retry_at: None,
-            settle: None,
-            rng: fastrand::Rng::new(),
+            backends,
+            by_backend: BTreeMap::new(),
             host: host_name(),
             machine: snapshot.machine.clone(),
-            tally: Tally::default(),
-            board: outputs.board,
-            view: outputs.view,
-            snapshot: outputs.snapshot,
-            unsaved: true,
-            saves_at_once: true,
-            save_at: None,
-            saved_at: Instant::now(),
+            aim: Aim::new(&config, snapshot.ids.clone()),
+            worker: Worker::new(api, digests, marks, operator_maint(snapshot)),
+            jobs: Jobs::new(&config, stop_haproxy),
+            publisher: Publisher::new(outputs),
             config,
             renderer,
             keeper,
-            backends,
         };
         this.index_services();
         this.observe().await;
@@ -160,13 +98,13 @@ impl Reconciler {
                 .iter()
                 .map(|s| Arc::clone(&s.service))
                 .collect();
-            self.good = Good::of_file(text, &services);
-            self.good.frame = self.frame_on_disk(text, snapshot);
+            self.aim.good = Good::of_file(text, &services);
+            self.aim.good.frame = self.frame_on_disk(text, snapshot);
         }
         let path = self.config.haproxy.state_file_path.as_deref();
         let state = path.and_then(|path| std::fs::read(path).ok());
         for (backend, ids) in ruby_state::ids(&state.unwrap_or_default(), &self.config.services) {
-            let known = Arc::make_mut(self.ids.entry(backend).or_default());
+            let known = Arc::make_mut(self.aim.ids.entry(backend).or_default());
             ids.into_iter()
                 .for_each(|(name, id)| _ = known.entry(name).or_insert(id));
         }
@@ -181,7 +119,11 @@ impl Reconciler {
             let can_ask = self.can_ask();
             let keeper = &mut self.keeper;
             let remembered = keeper.remembered(index, &self.config, can_ask, &resolved);
-            let live = self.observed.as_ref().and_then(|o| o.seed_rows(&backend));
+            let live = self
+                .worker
+                .observed
+                .as_ref()
+                .and_then(|o| o.seed_rows(&backend));
             let file = file.and_then(|model| file_rows(model, &backend, is_ours));
             let unused = file.iter().flatten().filter(|_| !is_ours);
             let unused = unused.filter(|row| row.state == RowState::Retired);
@@ -198,7 +140,7 @@ impl Reconciler {
                     .map_or("", |h| &h.server_options),
             };
             let (seed, ids) = seed::seed(&inputs);
-            let known = Arc::make_mut(self.ids.entry(backend).or_default());
+            let known = Arc::make_mut(self.aim.ids.entry(backend).or_default());
             known.extend(ids);
             self.keeper.plant(index, seed);
         }
@@ -206,7 +148,7 @@ impl Reconciler {
             "disabled in a haproxy.cfg that synapse has not written",
             &disabled,
         );
-        self.stale = true;
+        self.worker.stale = true;
     }
 
     /// The frame of a file that an earlier process left: the last good one. The configured one where they are the same.
@@ -307,41 +249,23 @@ impl Reconciler {
             self.backends.push(backend);
         }
         for (name, backend) in former {
-            self.good.leave(&name, backend.servers);
-            self.board.remove(&name);
+            self.aim.good.leave(&name, backend.servers);
+            self.publisher.board.remove(&name);
         }
         self.index_services();
-        self.window = Window::new(config.coalesce.0, config.coalesce.1);
-        self.file.configure(&config.haproxy.config_file_path);
-        self.wanted = None;
-        self.held = None;
-        self.unrendered.clear();
-        self.api = RuntimeApi::new(stats_sockets(&config));
-        if !self.can_ask() && self.observed.take().is_some() {
+        self.aim.configure(&config, Instant::now());
+        self.jobs.configure(&config);
+        self.worker.api = RuntimeApi::new(stats_sockets(&config));
+        if !self.can_ask() && self.worker.observed.take().is_some() {
             // What it was seen to run is not kept true by anybody from now on.
-            self.touched = Touched::All;
-            self.unseen.extend(0..self.backends.len());
+            self.aim.touched = Touched::All;
+            self.publisher.unseen.extend(0..self.backends.len());
         }
-        self.limiter.configure(
-            config.haproxy.restart_interval,
-            config.haproxy.restart_jitter,
-        );
-        if let Some(driver) = &mut self.driver {
-            driver.configure(&config);
-        }
+        self.worker.fallbacks = Fallbacks::default();
+        self.worker.socket = Socket::default();
         self.circles = RefCell::new(Circles::of_config(&config, &self.renderer, own_addresses()));
         self.config = config;
-        self.settle = Some(Instant::now() + SETTLE);
-        // What was refused is tried again, at once.
-        self.quarantined.clear();
-        self.refused_options.clear();
-        self.fallbacks = Fallbacks::default();
-        self.socket = Socket::default();
-        self.refused_frame = None;
-        self.frame_problems.clear();
-        self.limiter.begin_anew();
-        self.followed = false;
-        self.stale = true;
+        self.worker.stale = true;
         info!(services = self.backends.len(), "configuration taken");
     }
 }
@@ -374,17 +298,4 @@ fn operator_maint(snapshot: &Snapshot) -> OperatorMaint {
         Some(((backend.to_owned(), name.to_owned()), silent))
     };
     snapshot.operator.iter().filter_map(maint).collect()
-}
-
-/// Says once what is out of use in a haproxy or file that is not ours.
-pub(super) fn tell_foreign(what: &str, servers: &[String]) {
-    if servers.is_empty() {
-        return;
-    }
-    let named = servers.iter().take(TOLD).map(String::as_str);
-    warn!(
-        count = servers.len(),
-        servers = named.collect::<Vec<_>>().join(" "),
-        "servers are {what}: that is no operator's order to synapse, those that the registry has are served"
-    );
 }

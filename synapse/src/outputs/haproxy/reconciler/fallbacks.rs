@@ -18,6 +18,8 @@ const DENIED: &str = "the stats socket's level is below admin: it shows everythi
 /// What is known to be refused.
 #[derive(Debug, Default)]
 pub(super) struct Fallbacks {
+    /// Backends whose own lines keep new servers from being added without a reload, and why.
+    pub(super) reload_only: BTreeMap<String, String>,
     generation: Option<Generation>,
     /// Every change is refused; by whom, as in [`Fallback::pid`].
     denied: Option<Option<u32>>,

@@ -9,26 +9,83 @@ use smartstack_common::clock::Moment;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::aim::{Quarantine, RefusedFrame};
 use super::blames::Blames;
+use super::limiter::Limiter;
 use super::observed::Digests;
-use super::{Ended, InFlight, Quarantine, RETRY_QUARANTINED, Reconciler, RefusedFrame};
+use super::{Ended, InFlight, RETRY_QUARANTINED, Reconciler};
+use crate::config::Config;
 use crate::config::Reload;
 use crate::outputs::haproxy::backend::Backend;
+use crate::outputs::haproxy::disk::File;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::load::{Bad, BadFrame, Candidate, Done, Driver, Job, Kept, Outcome};
 use crate::outputs::haproxy::plan::Plan;
 use crate::outputs::haproxy::reconciler::apply::Next;
 use crate::report::status::ReloadView;
+use tokio::task::JoinSet;
 
 /// Least time between reloads while many replaced workers go on.
 const SPREAD: Duration = Duration::from_secs(10);
+
+/// What is done beside the reconciler, one at a time, and when.
+pub(super) struct Jobs {
+    pub(super) running: JoinSet<Ended>,
+    pub(super) in_flight: Option<InFlight>,
+    pub(super) driver: Option<Driver>,
+    pub(super) limiter: Limiter,
+    /// Another pass is due then.
+    pub(super) retry_at: Option<Instant>,
+    pub(super) rng: fastrand::Rng,
+    pub(super) file: File,
+    /// What could not be checked.
+    pub(super) unchecked: Option<String>,
+    /// Revision of the text that was loaded as far as an exit status can tell; only without a stats socket.
+    pub(super) unconfirmed: Option<u64>,
+    pub(super) write_problem: Option<String>,
+    pub(super) reload_problem: Option<String>,
+    pub(super) stop_haproxy: bool,
+}
+
+impl Jobs {
+    /// None is under way.
+    pub(super) fn new(config: &Config, stop_haproxy: bool) -> Self {
+        let haproxy = &config.haproxy;
+        Self {
+            running: JoinSet::new(),
+            in_flight: None,
+            driver: Some(Driver::new(config, stop_haproxy)),
+            limiter: Limiter::new(haproxy.restart_interval, haproxy.restart_jitter),
+            retry_at: None,
+            rng: fastrand::Rng::new(),
+            file: File::new(&haproxy.config_file_path),
+            unchecked: None,
+            unconfirmed: None,
+            write_problem: None,
+            reload_problem: None,
+            stop_haproxy,
+        }
+    }
+
+    /// Takes another configuration. Reloads are not spaced from those before it.
+    pub(super) fn configure(&mut self, config: &Config) {
+        let haproxy = &config.haproxy;
+        self.file.configure(&haproxy.config_file_path);
+        self.limiter
+            .configure(haproxy.restart_interval, haproxy.restart_jitter);
+        self.limiter.begin_anew();
+        if let Some(driver) = &mut self.driver {
+            driver.configure(config);
+        }
+    }
+}
 
 impl Reconciler {
     /// Starts what is needed beside the stats socket, when it may start now: writing the file where only servers differ,
     /// else a job.
     pub(super) fn start_job(&mut self, next: &Next) {
         let now = Instant::now();
-        if !self.jobs.is_empty() {
+        if !self.jobs.running.is_empty() {
             return;
         }
         let reload = self.reload_reason(&next.wanted);
@@ -36,25 +93,25 @@ impl Reconciler {
             let Some(at) = self.reload_due(now) else {
                 // What a worker loads is no older than what was last seen of the one before: an operator's word that is not
                 // rendered yet would be undone by the file, and read as the operator's from then on.
-                if self.observed.is_none() || self.unrendered.is_empty() {
+                if self.worker.observed.is_none() || self.aim.unrendered.is_empty() {
                     self.start_heavy(Some(reason), false, true);
                 }
                 return;
             };
             self.again_at(at);
-            if self.observed.is_none() {
+            if self.worker.observed.is_none() {
                 // Nobody runs the file. While starts back off it follows the servers, in its last good structure.
-                let follows = self.limiter.is_backing_off()
-                    && self.good.frame.is_some()
-                    && self.write_problem.is_none();
-                if follows && !self.followed {
-                    self.followed = true;
+                let follows = self.jobs.limiter.is_backing_off()
+                    && self.aim.good.frame.is_some()
+                    && self.jobs.write_problem.is_none();
+                if follows && !self.aim.followed {
+                    self.aim.followed = true;
                     self.start_heavy(None, true, true);
                 }
                 return;
             }
-        } else if !self.stale {
-            self.reload_problem = None;
+        } else if !self.worker.stale {
+            self.jobs.reload_problem = None;
         }
         let Some(aim) = self.aim() else {
             return;
@@ -62,7 +119,7 @@ impl Reconciler {
         let loaded = self
             .running()
             .and_then(|running| running.generation.as_ref());
-        let servers_only = loaded == Some(&aim.desired().generation) && !self.stale;
+        let servers_only = loaded == Some(&aim.desired().generation) && !self.worker.stale;
         let left = match &next.meanwhile {
             Plan::Unchanged => &[][..],
             Plan::Runtime(ops) => ops,
@@ -75,31 +132,32 @@ impl Reconciler {
                 self.write();
             }
         } else if (lags || unproven) && self.reload_reason(&next.wanted).is_none() {
-            if self.write_problem.is_some() {
-                let due = self.limiter.due(now, &mut self.rng);
+            if self.jobs.write_problem.is_some() {
+                let due = self.jobs.limiter.due(now, &mut self.jobs.rng);
                 if due > now {
                     return self.again_at(due);
                 }
             }
             // Structure and options that no worker has loaded yet are proven first, also when somebody else reloads.
-            let known = matches!(next.wanted, Plan::Unchanged | Plan::Runtime(_)) && !self.stale;
+            let known =
+                matches!(next.wanted, Plan::Unchanged | Plan::Runtime(_)) && !self.worker.stale;
             self.start_heavy(None, false, unproven || !known);
         }
     }
 
     fn start_heavy(&mut self, reload: Option<String>, follow: bool, check: bool) {
         let good = if follow {
-            self.good.frame.clone()
+            self.aim.good.frame.clone()
         } else {
             None
         };
         let job = Job {
             candidates: self.candidates(follow),
             frame: good.unwrap_or_else(|| Arc::clone(self.frame())),
-            good_frame: self.good.frame.clone(),
+            good_frame: self.aim.good.frame.clone(),
             check,
-            running: self.observed.as_ref().map(|o| o.running.clone()),
-            socket: self.api.is_configured(),
+            running: self.worker.observed.as_ref().map(|o| o.running.clone()),
+            socket: self.worker.api.is_configured(),
             reload,
         };
         let kind = if job.reload.is_some() {
@@ -107,10 +165,10 @@ impl Reconciler {
         } else {
             InFlight::Check
         };
-        if let Some(driver) = self.driver.take() {
-            self.in_flight = Some(kind);
+        if let Some(driver) = self.jobs.driver.take() {
+            self.jobs.in_flight = Some(kind);
             let job = async move { Ended::Job(Box::new(driver.run(job).await)) };
-            self.jobs.spawn_local(job);
+            self.jobs.running.spawn_local(job);
         }
     }
 
@@ -119,17 +177,19 @@ impl Reconciler {
         if let Some(until) = self.settling_until() {
             return Some(until);
         }
-        let many = self.lingering.are_many() && self.observed.is_some();
-        self.limiter
+        let many = self.worker.lingering.are_many() && self.worker.observed.is_some();
+        self.jobs
+            .limiter
             .spread(if many { SPREAD } else { Duration::ZERO });
-        let due = self.limiter.due(now, &mut self.rng);
+        let due = self.jobs.limiter.due(now, &mut self.jobs.rng);
         (due > now).then_some(due)
     }
 
     /// After a change of configuration a reload waits a moment for the first word of the new sources, or there would be
     /// another one for their servers. `None` = all have spoken, or it takes too long.
     pub(super) fn settling_until(&self) -> Option<Instant> {
-        self.settle
+        self.aim
+            .settle
             .filter(|until| Instant::now() < *until && self.keeper.awaits_words())
     }
 
@@ -140,13 +200,13 @@ impl Reconciler {
 
     /// There is a stats socket, and we can use it.
     pub(super) fn can_ask(&self) -> bool {
-        self.api.is_configured()
+        self.worker.api.is_configured()
     }
 
     pub(super) fn may_reload_now(&mut self, next: &Plan) -> bool {
         let now = Instant::now();
-        self.jobs.is_empty()
-            && self.unrendered.is_empty()
+        self.jobs.running.is_empty()
+            && self.aim.unrendered.is_empty()
             && self.reload_reason(next).is_some()
             && self.reload_due(now).is_none()
     }
@@ -156,7 +216,7 @@ impl Reconciler {
         rendered
             .map(|state| {
                 let quarantine = self.quarantine(state);
-                let good = self.good.piece(&state.service, &state.servers);
+                let good = self.aim.good.piece(&state.service, &state.servers);
                 let good = quarantine.map_or(&Kept::Good, |q| &q.kept).of(good);
                 let new = state
                     .piece
@@ -174,7 +234,7 @@ impl Reconciler {
 
     /// The refusal of the service as it is now.
     pub(super) fn quarantine(&self, state: &Backend) -> Option<&Quarantine> {
-        let quarantine = self.quarantined.get(&state.service.name)?;
+        let quarantine = self.aim.quarantined.get(&state.service.name)?;
         state.piece.as_ref()?;
         (quarantine.structure == structure(state)).then_some(quarantine)
     }
@@ -185,19 +245,19 @@ impl Reconciler {
             return None;
         }
         if !self.can_ask() {
-            let wanted = self.wanted.as_ref()?;
-            let other = self.unconfirmed != Some(wanted.revision());
-            let why = match self.socket.problem() {
+            let wanted = self.aim.wanted.as_ref()?;
+            let other = self.jobs.unconfirmed != Some(wanted.revision());
+            let why = match self.worker.socket.problem() {
                 None => "there is no stats socket",
                 Some(_) => "the stats socket is of no use",
             };
             return other.then(|| format!("{why}, so that every change is a reload"));
         }
-        if self.stale {
+        if self.worker.stale {
             // The worker could not be read. Only a proven difference is worth a reload.
             return None;
         }
-        match (&self.observed, next) {
+        match (&self.worker.observed, next) {
             (None, _) => Some("haproxy is not running".to_owned()),
             (Some(_), Plan::Reload { reason, .. }) => Some(reason.to_string()),
             (Some(_), Plan::Unchanged | Plan::Runtime(_)) => None,
@@ -206,51 +266,52 @@ impl Reconciler {
 
     /// Takes what came to its end.
     pub(super) fn finish(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
-        self.in_flight = None;
+        self.jobs.in_flight = None;
         match ended {
             Ok(Ended::Write(revision, result)) => self.wrote(revision, result),
             Ok(Ended::Job(done)) => self.finish_job(*done),
             Err(error) => {
                 error!(%error, "a job ended by a defect; another one is made");
-                self.stale = true;
-                self.driver
-                    .get_or_insert_with(|| Driver::new(&self.config, self.stop_haproxy));
+                self.worker.stale = true;
+                self.jobs
+                    .driver
+                    .get_or_insert_with(|| Driver::new(&self.config, self.jobs.stop_haproxy));
             }
         }
     }
 
     fn finish_job(&mut self, done: Done) {
-        self.stale = true;
+        self.worker.stale = true;
         let now = Instant::now();
-        self.driver = Some(done.driver);
-        if let Some(driver) = &mut self.driver {
+        self.jobs.driver = Some(done.driver);
+        if let Some(driver) = &mut self.jobs.driver {
             driver.configure(&self.config);
         }
         self.note_refusals(done.bad, done.bad_frame, done.refused_options);
         self.note_unchecked(done.unchecked);
         if let Some((generation, digests)) = done.proven {
-            self.proven.checked(&generation, digests);
+            self.worker.proven.checked(&generation, digests);
         }
         self.read_disk();
         let took = now.duration_since(done.started);
         let ok = !matches!(done.outcome, Outcome::Failed(_) | Outcome::Former(_));
         let former_runs = matches!(done.outcome, Outcome::Former(_));
         let attempted = !matches!(done.outcome, Outcome::Unneeded | Outcome::Written);
-        self.write_problem = None;
+        self.jobs.write_problem = None;
         let error = match done.outcome {
             Outcome::Unneeded | Outcome::Written => None,
             Outcome::Reloaded { pid, assembly } => {
-                self.digests = Digests::loaded(pid, &assembly.desired);
-                self.tally.reloads += 1;
+                self.worker.digests = Digests::loaded(pid, &assembly.desired);
+                self.publisher.tally.reloads += 1;
                 info!(pid, generation = %assembly.desired.generation, ?took, reason = done.reason, "haproxy has loaded the file");
                 None
             }
             Outcome::Unconfirmed { assembly } => {
-                let wanted = self.wanted.as_ref();
-                self.unconfirmed = wanted
+                let wanted = self.aim.wanted.as_ref();
+                self.jobs.unconfirmed = wanted
                     .filter(|whole| whole.is(&assembly.text))
                     .map(Whole::revision);
-                self.tally.reloads += 1;
+                self.publisher.tally.reloads += 1;
                 info!(
                     ?took,
                     reason = done.reason,
@@ -261,7 +322,7 @@ impl Reconciler {
             Outcome::Former(error) | Outcome::Failed(error) => Some(error),
         };
         if let Some(error) = &error {
-            let now = match (former_runs, &self.observed) {
+            let now = match (former_runs, &self.worker.observed) {
                 (true, _) => "haproxy was started on the file that was on disk",
                 (false, Some(_)) => "what runs goes on",
                 (false, None) => "nothing runs: no service of this host is served",
@@ -273,25 +334,26 @@ impl Reconciler {
                 "haproxy was not brought to the new state"
             );
             if done.reason.is_none() {
-                self.write_problem = Some(error.clone());
+                self.jobs.write_problem = Some(error.clone());
             }
         }
         // Where nothing ran before, the first start is no reload: the registry's first word follows it at once.
-        let first_start = ok && self.observed.is_none() && self.tally.last_reload.is_none();
+        let first_start =
+            ok && self.worker.observed.is_none() && self.publisher.tally.last_reload.is_none();
         if (done.reason.is_some() || !ok) && !first_start {
-            match self.observed {
-                Some(_) => self.limiter.started(done.started),
-                None => self.limiter.revives(done.started),
+            match self.worker.observed {
+                Some(_) => self.jobs.limiter.started(done.started),
+                None => self.jobs.limiter.revives(done.started),
             }
-            self.limiter.ended(ok);
+            self.jobs.limiter.ended(ok);
         }
         if done.reason.is_some() {
-            self.reload_problem.clone_from(&error);
+            self.jobs.reload_problem.clone_from(&error);
         }
         if let Some(reason) = done.reason.filter(|_| attempted) {
-            self.tally.reload_failures += u64::from(!ok);
+            self.publisher.tally.reload_failures += u64::from(!ok);
             let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            self.tally.last_reload = Some(ReloadView {
+            self.publisher.tally.last_reload = Some(ReloadView {
                 at: Moment::ago(took),
                 reason,
                 ok,
@@ -333,7 +395,7 @@ impl Reconciler {
             };
             let blames = Blames::of(&reason, is_there);
             self.replace_piece(&service);
-            self.quarantined.insert(
+            self.aim.quarantined.insert(
                 service,
                 Quarantine {
                     structure: structure.unwrap_or_default(),
@@ -355,7 +417,7 @@ impl Reconciler {
             );
             let dirty: Vec<usize> = self.indexes(|s| s.name() == Some(backend.as_str()));
             self.keeper.touch(dirty);
-            self.refused_options.insert((backend, options), reason);
+            self.aim.refused_options.insert((backend, options), reason);
         }
     }
 
@@ -364,7 +426,7 @@ impl Reconciler {
         if !Arc::ptr_eq(&bad.refused, &self.renderer) {
             return;
         }
-        if self.frame_problems != bad.words {
+        if self.aim.frame_problems != bad.words {
             for problem in &bad.words {
                 error!(
                     problem,
@@ -373,22 +435,22 @@ impl Reconciler {
             }
         }
         let until = (!bad.unforeseen).then(|| Instant::now() + RETRY_QUARANTINED);
-        self.refused_frame = Some(RefusedFrame {
+        self.aim.refused_frame = Some(RefusedFrame {
             refused: bad.refused,
             instead: bad.instead,
             until,
         });
-        self.frame_problems = bad.words;
+        self.aim.frame_problems = bad.words;
     }
 
     fn note_unchecked(&mut self, unchecked: Option<String>) {
         let problem = unchecked.map(|words| {
             format!("cannot be checked before a reload, since synapse may not read what haproxy may: {words}")
         });
-        if let Some(problem) = problem.as_ref().filter(|_| problem != self.unchecked) {
+        if let Some(problem) = problem.as_ref().filter(|_| problem != self.jobs.unchecked) {
             warn!(problem, "the reload is the proof");
         }
-        self.unchecked = problem;
+        self.jobs.unchecked = problem;
     }
 
     pub(super) fn indexes(&self, of: impl Fn(&Backend) -> bool) -> Vec<usize> {
@@ -403,47 +465,47 @@ impl Reconciler {
     /// The form of this service in the file has to be chosen anew.
     pub(super) fn replace_piece(&mut self, service: &str) {
         let of = self.indexes(|state| state.service.name == *service);
-        self.replaced.extend(of.iter().copied());
-        self.unseen.extend(of);
+        self.aim.replaced.extend(of.iter().copied());
+        self.publisher.unseen.extend(of);
     }
 
     /// The worker serves what is wanted, as far as can be known.
     pub(super) fn serves(&self) -> bool {
-        let Some(wanted) = &self.wanted else {
+        let Some(wanted) = &self.aim.wanted else {
             return false;
         };
         match self.running() {
             Some(running) => running.generation.as_ref() == Some(&wanted.desired().generation),
-            None => !self.can_ask() && self.unconfirmed == Some(wanted.revision()),
+            None => !self.can_ask() && self.jobs.unconfirmed == Some(wanted.revision()),
         }
     }
 
     /// When the worker serves what is wanted, every form in it is good.
     pub(super) fn accept(&mut self) {
-        let Some(wanted) = self.wanted.as_ref().filter(|_| self.serves()) else {
+        let Some(wanted) = self.aim.wanted.as_ref().filter(|_| self.serves()) else {
             return;
         };
         let generation = &wanted.desired().generation;
         let accepted = |(known, renderer): &(_, Arc<_>)| {
             *known == *generation && Arc::ptr_eq(renderer, &self.renderer)
         };
-        if self.accepted.as_ref().is_some_and(accepted) || !self.unrendered.is_empty() {
+        if self.aim.accepted.as_ref().is_some_and(accepted) || !self.aim.unrendered.is_empty() {
             return;
         }
-        self.accepted = Some((generation.clone(), Arc::clone(&self.renderer)));
+        self.aim.accepted = Some((generation.clone(), Arc::clone(&self.renderer)));
         if Arc::ptr_eq(self.frame(), &self.renderer) {
-            self.frame_problems.clear();
+            self.aim.frame_problems.clear();
         }
-        self.good.frame = Some(Arc::clone(self.frame()));
+        self.aim.good.frame = Some(Arc::clone(self.frame()));
         for state in &self.backends {
             if matches!(state.piece, Some(Ok(_))) && self.quarantine(state).is_none() {
-                self.good.accept(&self.renderer, &state.service);
+                self.aim.good.accept(&self.renderer, &state.service);
             }
         }
         let services = self.backends.iter().map(|state| Arc::clone(&state.service));
-        self.good.load(services.collect());
+        self.aim.good.load(services.collect());
         if Arc::ptr_eq(self.frame(), &self.renderer) {
-            self.good.leave_file();
+            self.aim.good.leave_file();
         }
         // What only the forms before have named need not stay.
         let parked = |state: &Backend| state.servers.iter().any(|s| s.server.is_parked());

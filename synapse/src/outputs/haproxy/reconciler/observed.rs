@@ -13,6 +13,11 @@ use crate::outputs::haproxy::plan::{Desired, Op, Refuses, Running, RunningServer
 use crate::outputs::haproxy::socket::{ApiError, Info, RuntimeApi, ServerRow};
 use crate::snapshot::{self, Snapshot, Worker};
 
+/// An operator's maint, as the snapshot has it.
+pub(super) const MAINT: &str = "maint";
+/// The same, its agent not listened to.
+pub(super) const SILENT_MAINT: &str = "maint, agent off";
+
 /// One worker's answer to `show info` and `show servers state`.
 pub(super) struct Observed {
     /// `show info`.

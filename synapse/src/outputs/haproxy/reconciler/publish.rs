@@ -6,52 +6,109 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::boot::{MAINT, SILENT_MAINT};
-use super::observed::Observed;
-use super::{Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE, Tally};
+use super::observed::{MAINT, Observed, SILENT_MAINT};
+use super::{Outputs, Reconciler, SAVE_PAUSE, SHOW_PAUSE, SNAPSHOT_PAUSE};
 use crate::model::server::Rejected;
 use crate::model::sorted::Walk;
 use crate::outputs::haproxy::backend::Backend;
 use crate::outputs::haproxy::file::Whole;
 use crate::outputs::haproxy::plan::{Kind, Plan};
 use crate::outputs::haproxy::reconciler::apply::Next;
+use crate::report::status::{Board, ReloadView};
 use crate::report::status::{HaproxyView, ServerView, ServiceView, SourceStatus, View};
 use crate::snapshot::Snapshot;
 use crate::wanted::funnel::{Note, Origin, ServiceDesired};
 use crate::wanted::service::State;
+use tokio::sync::watch;
 
 /// The view of a service with more servers follows its change a little later.
 const LARGE: usize = 100;
 /// Entries that are refused at one time, each told in a line of the log.
 const TOLD: usize = 10;
 
+/// Counts of what was done, for status and metrics.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Tally {
+    pub(super) reloads: u64,
+    pub(super) reload_failures: u64,
+    pub(super) last_reload: Option<ReloadView>,
+    pub(super) runtime_ops: u64,
+    pub(super) foreign_reloads: u64,
+    /// Differences that nobody had told of, by kind.
+    pub(super) differences: BTreeMap<&'static str, u64>,
+}
+
+/// What was published, and what has to be.
+pub(super) struct Publisher {
+    pub(super) board: Arc<Board>,
+    pub(super) view: watch::Sender<Arc<View>>,
+    pub(super) snapshot: watch::Sender<Arc<Snapshot>>,
+    /// Services whose view has to be published anew, and when that is due.
+    pub(super) unseen: BTreeSet<usize>,
+    pub(super) show_at: Option<Instant>,
+    /// Something in the snapshot has changed; something of it that nobody else knows, such as a hold.
+    pub(super) unsaved: bool,
+    pub(super) saves_at_once: bool,
+    /// When the next one is handed over; when the last one was.
+    pub(super) save_at: Option<Instant>,
+    pub(super) saved_at: Instant,
+    /// haproxy has served what was wanted, once.
+    pub(super) has_served: bool,
+    pub(super) tally: Tally,
+}
+
+impl Publisher {
+    /// Nothing was published; the snapshot is written soon.
+    pub(super) fn new(outputs: Outputs) -> Self {
+        Self {
+            board: outputs.board,
+            view: outputs.view,
+            snapshot: outputs.snapshot,
+            unseen: BTreeSet::new(),
+            show_at: None,
+            unsaved: true,
+            saves_at_once: true,
+            save_at: None,
+            saved_at: Instant::now(),
+            has_served: false,
+            tally: Tally::default(),
+        }
+    }
+}
+
 impl Reconciler {
     /// Publishes what has changed. `None` = nothing could be assembled.
     pub(super) fn publish(&mut self, next: Option<&Next>) {
         let now = Instant::now();
-        if self.unsaved {
-            let earliest = if self.saves_at_once {
+        if self.publisher.unsaved {
+            let earliest = if self.publisher.saves_at_once {
                 now
             } else {
-                self.saved_at + SNAPSHOT_PAUSE
+                self.publisher.saved_at + SNAPSHOT_PAUSE
             };
             let due = earliest.max(now + SAVE_PAUSE);
-            self.save_at = Some(self.save_at.map_or(due, |at| at.min(due)));
+            self.publisher.save_at = Some(self.publisher.save_at.map_or(due, |at| at.min(due)));
         }
-        self.has_served |= next.is_some() && self.serves();
+        self.publisher.has_served |= next.is_some() && self.serves();
         let view = self.view_now(next);
-        let was_ready = self.view.borrow().ready;
+        let was_ready = self.publisher.view.borrow().ready;
         let large = |index: &usize| {
             let state = self.backends.get(*index);
             state.is_some_and(|state| state.servers.len() > LARGE)
         };
         let later: BTreeSet<usize> = match was_ready {
-            true => self.unseen.iter().copied().filter(large).collect(),
+            true => self
+                .publisher
+                .unseen
+                .iter()
+                .copied()
+                .filter(large)
+                .collect(),
             false => BTreeSet::new(),
         };
         self.show(&later);
         if !later.is_empty() {
-            self.show_at.get_or_insert(now + SHOW_PAUSE);
+            self.publisher.show_at.get_or_insert(now + SHOW_PAUSE);
         }
         if view.ready && !was_ready {
             info!(
@@ -59,22 +116,22 @@ impl Reconciler {
                 "haproxy serves what the sources say"
             );
         }
-        self.view.send_replace(Arc::new(view));
+        self.publisher.view.send_replace(Arc::new(view));
     }
 
     /// Publishes the views of the services that have changed, but for these.
     pub(super) fn show(&mut self, later: &BTreeSet<usize>) {
         if later.is_empty() {
-            self.show_at = None;
+            self.publisher.show_at = None;
         }
-        for index in std::mem::replace(&mut self.unseen, later.clone()) {
+        for index in std::mem::replace(&mut self.publisher.unseen, later.clone()) {
             if !later.contains(&index)
                 && let Some(state) = self.backends.get(index)
                 && let Some(wish) = self.keeper.services().get(index)
             {
                 let service = &state.service.name;
                 let view = Arc::new(self.service_view(wish, state));
-                let before = self.board.put(service, Arc::clone(&view));
+                let before = self.publisher.board.put(service, Arc::clone(&view));
                 let former = before.as_ref().map_or(&[][..], |f| f.rejected.as_slice());
                 tell_rejected(service, former, &view.rejected);
                 let former = before.as_ref().map_or(&[][..], |f| f.left_out.as_slice());
@@ -95,24 +152,26 @@ impl Reconciler {
     /// The services of these backends have another table.
     pub(super) fn see<'a>(&mut self, backends: impl IntoIterator<Item = &'a String>) {
         for backend in backends {
-            self.unseen.extend(self.by_backend.get(backend));
+            self.publisher.unseen.extend(self.by_backend.get(backend));
         }
-        self.unsaved = true;
+        self.publisher.unsaved = true;
     }
 
     /// Hands the present state to the snapshot's writer.
     pub(super) fn save(&mut self) {
-        self.unsaved = false;
-        self.saves_at_once = false;
-        self.save_at = None;
-        self.saved_at = Instant::now();
-        self.snapshot.send_replace(Arc::new(self.snapshot_now()));
+        self.publisher.unsaved = false;
+        self.publisher.saves_at_once = false;
+        self.publisher.save_at = None;
+        self.publisher.saved_at = Instant::now();
+        self.publisher
+            .snapshot
+            .send_replace(Arc::new(self.snapshot_now()));
     }
 
     fn view_now(&self, next: Option<&Next>) -> View {
         let serving = next.is_some() && self.serves();
-        let silent = self.socket.silent_since().filter(|_| self.can_ask());
-        let state = match (&self.observed, serving) {
+        let silent = self.worker.socket.silent_since().filter(|_| self.can_ask());
+        let state = match (&self.worker.observed, serving) {
             _ if silent.is_some() => "not answering",
             (None, true) => "unconfirmed",
             (None, false) => "unreachable",
@@ -125,19 +184,19 @@ impl Reconciler {
             last_reload,
             differences,
             ..
-        } = &self.tally;
-        let info = self.observed.as_ref().map(|o| &o.info);
-        let wanted = self.wanted.as_ref().map(Whole::desired);
+        } = &self.publisher.tally;
+        let info = self.worker.observed.as_ref().map(|o| &o.info);
+        let wanted = self.aim.wanted.as_ref().map(Whole::desired);
         let haproxy = HaproxyView {
             state,
             silent_since: silent,
-            states_at: info.and(self.states.read_at()),
+            states_at: info.and(self.worker.states.read_at()),
             pid: info.map(|i| i.pid),
             version: info.map(|i| i.version.clone()),
             generation: info.and_then(|i| i.generation()).map(|g| g.to_string()),
             wanted_generation: wanted.map(|desired| desired.generation.to_string()),
             // A file that cannot be written is a divergence: the next worker would begin with another state.
-            divergence: usize::from(self.write_problem.is_some())
+            divergence: usize::from(self.jobs.write_problem.is_some())
                 + match next {
                     None => 0,
                     // Nobody tells how far it is: the last load was of this file, or not.
@@ -147,26 +206,26 @@ impl Reconciler {
             differences: differences.clone(),
             reloads: *reloads,
             reload_failures: *reload_failures,
-            foreign_reloads: self.tally.foreign_reloads,
-            lingering: self.lingering.view(),
-            runtime_ops: self.tally.runtime_ops,
+            foreign_reloads: self.publisher.tally.foreign_reloads,
+            lingering: self.worker.lingering.view(),
+            runtime_ops: self.publisher.tally.runtime_ops,
             last_reload: last_reload.clone(),
             fallbacks: self.fallbacks_now(),
         };
         let problems = [
-            &self.socket.problem().cloned(),
-            &self.write_problem,
-            &self.unchecked,
-            &self.reload_problem,
-            &self.fallbacks.denied().map(str::to_owned),
+            &self.worker.socket.problem().cloned(),
+            &self.jobs.write_problem,
+            &self.jobs.unchecked,
+            &self.jobs.reload_problem,
+            &self.worker.fallbacks.denied().map(str::to_owned),
         ];
         let problems = problems.into_iter().flatten();
-        let problems = problems.chain(&self.frame_problems);
+        let problems = problems.chain(&self.aim.frame_problems);
         let not_ready = self.not_ready(state);
         View {
             ready: not_ready.is_none(),
             not_ready,
-            has_served: self.has_served,
+            has_served: self.publisher.has_served,
             haproxy,
             problems: problems.cloned().collect(),
         }
@@ -175,8 +234,8 @@ impl Reconciler {
     /// Why haproxy cannot be said to serve what is wanted. Once it has, another structure of ours may wait for its reload.
     fn not_ready(&self, state: &str) -> Option<String> {
         let loaded = self.running().map(|running| running.generation.is_some());
-        let goes_on =
-            self.has_served && loaded.unwrap_or(!self.can_ask() && self.unconfirmed.is_some());
+        let goes_on = self.publisher.has_served
+            && loaded.unwrap_or(!self.can_ask() && self.jobs.unconfirmed.is_some());
         match state {
             "not answering" => Some("haproxy does not answer on its stats socket".to_owned()),
             "unreachable" if self.can_ask() => {
@@ -204,8 +263,8 @@ impl Reconciler {
 
     /// By backend: what needs a reload there, and why.
     fn fallbacks_now(&self) -> BTreeMap<String, String> {
-        let mut found = self.reload_only.clone();
-        for (backend, kind, reason) in self.fallbacks.reasons() {
+        let mut found = self.worker.fallbacks.reload_only.clone();
+        for (backend, kind, reason) in self.worker.fallbacks.reasons() {
             if kind == Kind::Add {
                 continue;
             }
@@ -233,14 +292,19 @@ impl Reconciler {
                 weight: s.server.weight,
                 znode: s.server.znode.clone(),
                 wanted: !s.server.is_parked(),
-                haproxy: backend.and_then(|b| self.observed.as_ref()?.word(b, &s.server.name)),
-                other_weight: backend
-                    .and_then(|b| self.observed.as_ref()?.other_weight(b, &s.server.name)),
+                haproxy: backend
+                    .and_then(|b| self.worker.observed.as_ref()?.word(b, &s.server.name)),
+                other_weight: backend.and_then(|b| {
+                    self.worker
+                        .observed
+                        .as_ref()?
+                        .other_weight(b, &s.server.name)
+                }),
                 held: desired.is_some_and(|d| d.held.contains(&s.server.name)),
             })
             .collect();
-        if let (Some(observed), Some(backend)) = (&self.observed, backend) {
-            servers.extend(unwanted(observed, backend, self.ids.get(backend)));
+        if let (Some(observed), Some(backend)) = (&self.worker.observed, backend) {
+            servers.extend(unwanted(observed, backend, self.aim.ids.get(backend)));
         }
         let seeded = wish.is_seeded();
         let origin = if seeded {
@@ -298,9 +362,10 @@ impl Reconciler {
                 .unwrap_or_default(),
             hold,
             quarantined: template.or_else(|| {
-                self.quarantined
+                self.aim
+                    .quarantined
                     .get(&state.service.name)
-                    .map(super::Quarantine::words)
+                    .map(super::aim::Quarantine::words)
             }),
             problem: (!problems.is_empty()).then(|| problems.join("; ")),
             parent_data: views().map(|v| v.parent_data).max().unwrap_or_default(),
@@ -313,15 +378,19 @@ impl Reconciler {
     }
 
     fn snapshot_now(&self) -> Snapshot {
-        let operator = self.operator_maint.iter().map(|((backend, name), silent)| {
-            let state = if *silent { SILENT_MAINT } else { MAINT };
-            (format!("{backend}/{name}"), state.to_owned())
-        });
+        let operator = self
+            .worker
+            .operator_maint
+            .iter()
+            .map(|((backend, name), silent)| {
+                let state = if *silent { SILENT_MAINT } else { MAINT };
+                (format!("{backend}/{name}"), state.to_owned())
+            });
         Snapshot {
             machine: self.machine.clone(),
-            ids: self.ids.clone(),
+            ids: self.aim.ids.clone(),
             operator: Arc::new(operator.collect()),
-            worker: self.digests.worker().map(Arc::new),
+            worker: self.worker.digests.worker().map(Arc::new),
             ..self.keeper.snapshot()
         }
     }

@@ -81,29 +81,29 @@ impl States {
 impl Reconciler {
     /// Reads some backends. Returns whether anything is not as it was believed to be.
     pub(super) async fn look_at_states(&mut self) -> bool {
-        if self.stale || self.in_flight == Some(InFlight::Reload) {
+        if self.worker.stale || self.jobs.in_flight == Some(InFlight::Reload) {
             return false;
         }
-        let (Some(observed), Some(whole)) = (&self.observed, &self.wanted) else {
+        let (Some(observed), Some(whole)) = (&self.worker.observed, &self.aim.wanted) else {
             return false;
         };
         let ours = whole.desired().backends.keys();
         let sizes = ours.map(|name| (name, observed.names(name).count()));
-        let backends = self.states.next(Moment::now(), sizes);
+        let backends = self.worker.states.next(Moment::now(), sizes);
         if backends.is_empty() {
             return false;
         }
-        let rows = match self.api.servers_of(&backends).await {
+        let rows = match self.worker.api.servers_of(&backends).await {
             Ok(rows) => rows,
             Err(error) => {
                 self.socket_failed(&error);
                 return false;
             }
         };
-        self.states.read();
-        self.fallbacks.looked(Some(&backends));
+        self.worker.states.read();
+        self.worker.fallbacks.looked(Some(&backends));
         let notes = self.notes();
-        let changed = self.observed.as_ref();
+        let changed = self.worker.observed.as_ref();
         let changed = changed.map(|observed| observed.changed(&backends, &rows, &notes));
         let changed = changed.unwrap_or_default();
         if changed.is_empty() {
@@ -118,7 +118,7 @@ impl Reconciler {
             .filter(|row| changed.contains(&row.backend));
         self.take(&changed, rows.collect());
         self.hear().await;
-        let Some(observed) = self.observed.take() else {
+        let Some(observed) = self.worker.observed.take() else {
             return false;
         };
         for (name, before) in changed.iter().zip(&before) {
@@ -126,8 +126,8 @@ impl Reconciler {
                 self.differs(kind, count);
             }
         }
-        self.observed = Some(observed);
-        self.touched.add(Touched::whole(changed));
+        self.worker.observed = Some(observed);
+        self.aim.touched.add(Touched::whole(changed));
         true
     }
 }

@@ -1,16 +1,22 @@
 //! Looking at the worker: who it is each second, everything when that changed or an answer left doubt.
 
 use smartstack_common::clock::Moment;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use smartstack_common::report::Chain;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::aim::Touched;
-use super::boot::tell_foreign;
+use super::apply::{Proven, Retired};
+use super::fallbacks::Fallbacks;
 use super::fallbacks::Means;
+use super::lingering::Lingering;
+use super::marks::Marks;
+use super::observed::OperatorMaint;
 use super::observed::{Digests, Notes, Observed};
+use super::socket::Socket;
+use super::states::States;
 use super::{InFlight, RETRY_DOUBT, RETRY_QUARANTINED, Reconciler};
 use crate::config::Reload;
 use crate::outputs::haproxy::cfg::effective::Scope;
@@ -18,63 +24,125 @@ use crate::outputs::haproxy::cfg::{Model, Ours};
 use crate::outputs::haproxy::host::own_addresses;
 use crate::outputs::haproxy::plan::{Change, Op, State};
 use crate::outputs::haproxy::process::end::End;
-use crate::outputs::haproxy::socket::ApiError;
+use crate::outputs::haproxy::socket::{ApiError, RuntimeApi};
+
+/// Servers named in one line of the log.
+const TOLD: usize = 10;
+
+/// What is known of the running haproxy, and how it is asked.
+pub(super) struct Worker {
+    pub(super) api: RuntimeApi,
+    pub(super) observed: Option<Observed>,
+    /// Its end, where it is ours to start another one.
+    pub(super) end: Option<End>,
+    /// How often the whole table was read.
+    pub(super) looks: u64,
+    pub(super) digests: Digests,
+    pub(super) marks: Marks,
+    pub(super) operator_maint: OperatorMaint,
+    pub(super) proven: Proven,
+    pub(super) fallbacks: Fallbacks,
+    pub(super) awaited: Awaited,
+    /// Workers that were replaced and have not ended.
+    pub(super) lingering: Lingering,
+    /// Servers taken out that nobody wants.
+    pub(super) retired: BTreeMap<(String, String), Retired>,
+    /// It has to be read before the next plan.
+    pub(super) stale: bool,
+    pub(super) socket: Socket,
+    pub(super) states: States,
+}
+
+/// Servers of this worker that were added to be admitted by their first passed check, and when they were last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Awaited {
+    pub(super) servers: BTreeSet<(String, String)>,
+    pub(super) looked_at: Option<Instant>,
+}
+
+impl Worker {
+    /// Nobody has looked yet; what is remembered of it.
+    pub(super) fn new(
+        api: RuntimeApi,
+        digests: Digests,
+        marks: Marks,
+        operator_maint: OperatorMaint,
+    ) -> Self {
+        Self {
+            api,
+            observed: None,
+            end: None,
+            looks: 0,
+            digests,
+            marks,
+            operator_maint,
+            proven: Proven::default(),
+            fallbacks: Fallbacks::default(),
+            awaited: Awaited::default(),
+            lingering: Lingering::default(),
+            retired: BTreeMap::new(),
+            stale: true,
+            socket: Socket::default(),
+            states: States::default(),
+        }
+    }
+}
 
 impl Reconciler {
     /// Looks at the worker's pid and generation. Returns whether a pass is needed.
     pub(super) async fn poll(&mut self) -> bool {
         let now = Instant::now();
-        self.file.sync(now);
-        self.lingering.look(self.observed.as_ref());
-        self.marks.tidy().await;
+        self.jobs.file.sync(now);
+        self.worker.lingering.look(self.worker.observed.as_ref());
+        self.worker.marks.tidy().await;
         let due = |q: &super::Quarantine| {
             let waited = now.duration_since(q.since) >= RETRY_QUARANTINED;
             !q.until_changed && waited || q.blames.have_changed()
         };
-        let again = self.quarantined.iter().filter(|(_, q)| due(q));
+        let again = self.aim.quarantined.iter().filter(|(_, q)| due(q));
         let again: Vec<String> = again.map(|(service, _)| service.clone()).collect();
         for service in &again {
-            self.quarantined.remove(service);
+            self.aim.quarantined.remove(service);
             self.replace_piece(service);
         }
         let retry = !again.is_empty();
-        if self.in_flight == Some(InFlight::Reload) {
+        if self.jobs.in_flight == Some(InFlight::Reload) {
             return retry;
         }
-        if self.api.take_up() {
+        if self.worker.api.take_up() {
             return self.try_socket_again().await | retry;
         }
-        if !self.api.is_configured() {
+        if !self.worker.api.is_configured() {
             return self.look_at_the_process() | retry;
         }
-        match self.api.info().await {
+        match self.worker.api.info().await {
             Ok(info) => {
                 // Whatever was sent meanwhile is in doubt.
-                self.stale |= self.socket.problem().is_some();
-                let same = self.observed.as_ref().is_some_and(|o| o.is(&info));
+                self.worker.stale |= self.worker.socket.problem().is_some();
+                let same = self.worker.observed.as_ref().is_some_and(|o| o.is(&info));
                 if !same {
-                    if let Some(observed) = &self.observed {
-                        self.tally.foreign_reloads += 1;
+                    if let Some(observed) = &self.worker.observed {
+                        self.publisher.tally.foreign_reloads += 1;
                         warn!(
                             former = observed.pid(),
                             pid = info.pid,
                             "haproxy runs another worker that we did not start"
                         );
                     }
-                    self.stale = true;
+                    self.worker.stale = true;
                 }
                 let changed = same && self.look_at_states().await;
-                !same || changed || retry || self.stale
+                !same || changed || retry || self.worker.stale
             }
             Err(error) if error.is_absent() => {
-                let lost = self.observed.is_some() || self.socket.problem().is_some();
-                self.stale = true;
+                let lost = self.worker.observed.is_some() || self.worker.socket.problem().is_some();
+                self.worker.stale = true;
                 lost || retry
             }
             Err(error) => {
                 let news = self.socket_failed(&error);
                 // Whether it is of no use is found out by reading everything.
-                self.stale |= error.is_useless();
+                self.worker.stale |= error.is_useless();
                 self.replace_hung().await | news | error.is_useless() | retry
             }
         }
@@ -82,15 +150,15 @@ impl Reconciler {
 
     /// The stats socket was given up, and has been taken up again: whether it may be of use by now.
     async fn try_socket_again(&mut self) -> bool {
-        match self.api.info().await {
+        match self.worker.api.info().await {
             Err(error) if error.is_useless() => {
-                self.api.give_up();
+                self.worker.api.give_up();
                 // Where it can only be reloaded, nobody else would tell of its end.
                 self.look_at_the_process()
             }
             // Also when nobody listens any more: haproxy has ended.
             _ => {
-                self.stale = true;
+                self.worker.stale = true;
                 true
             }
         }
@@ -103,16 +171,17 @@ impl Reconciler {
             Chain(error)
         );
         if self
+            .worker
             .socket
             .failed(&problem, true, (Instant::now(), Moment::now()))
         {
             error!("{problem}");
         }
-        self.api.give_up();
-        self.stale = false;
-        self.touched = Touched::All;
-        if self.observed.take().is_some() {
-            self.unseen.extend(0..self.backends.len());
+        self.worker.api.give_up();
+        self.worker.stale = false;
+        self.aim.touched = Touched::All;
+        if self.worker.observed.take().is_some() {
+            self.publisher.unseen.extend(0..self.backends.len());
         }
     }
 
@@ -120,7 +189,7 @@ impl Reconciler {
     pub(super) fn socket_failed(&mut self, error: &ApiError) -> bool {
         let problem = Chain(error).to_string();
         let now = (Instant::now(), Moment::now());
-        let news = self.socket.failed(&problem, !error.is_ours(), now);
+        let news = self.worker.socket.failed(&problem, !error.is_ours(), now);
         if news && error.is_ours() {
             warn!("{problem}; what runs goes on, and nothing is changed meanwhile");
         } else if news {
@@ -134,15 +203,15 @@ impl Reconciler {
 
     /// Without a stats socket the master of a haproxy of ours tells whether it runs. Returns whether it has just ended.
     fn look_at_the_process(&mut self) -> bool {
-        let ended = match &mut self.driver {
+        let ended = match &mut self.jobs.driver {
             Some(driver) => driver.has_ended(),
             None => false,
         };
-        let news = ended && self.unconfirmed.is_some();
+        let news = ended && self.jobs.unconfirmed.is_some();
         if news {
             error!("haproxy exited");
-            self.unconfirmed = None;
-            self.limiter.died(Instant::now());
+            self.jobs.unconfirmed = None;
+            self.jobs.limiter.died(Instant::now());
         }
         news
     }
@@ -151,15 +220,15 @@ impl Reconciler {
     /// in its place. Returns whether that was done.
     async fn replace_hung(&mut self) -> bool {
         let limit = self.config.haproxy.replace_hung_after;
-        let silent = self.socket.silent_for(Instant::now());
+        let silent = self.worker.socket.silent_for(Instant::now());
         let Some(silent) = silent.filter(|silent| limit.is_some_and(|limit| *silent >= limit))
         else {
             return false;
         };
-        let Some(driver) = &mut self.driver else {
+        let Some(driver) = &mut self.jobs.driver else {
             return false;
         };
-        let Some(end) = self.worker_end.take() else {
+        let Some(end) = self.worker.end.take() else {
             return false;
         };
         error!(
@@ -168,14 +237,14 @@ impl Reconciler {
         );
         end.kill();
         driver.kill().await;
-        self.stale = true;
+        self.worker.stale = true;
         true
     }
 
     /// Reads the whole state of the worker.
     pub(super) async fn observe(&mut self) {
-        if !self.api.is_configured() {
-            self.stale = false;
+        if !self.worker.api.is_configured() {
+            self.worker.stale = false;
             return;
         }
         let mut first = self.read_worker().await;
@@ -184,7 +253,7 @@ impl Reconciler {
             first = self.read_worker().await;
         }
         let read = match first {
-            Ok(observed) if self.digests.pid() == Some(observed.pid()) => Ok(observed),
+            Ok(observed) if self.worker.digests.pid() == Some(observed.pid()) => Ok(observed),
             Ok(observed) => {
                 self.adopt_worker(observed.pid());
                 self.read_worker().await
@@ -193,50 +262,53 @@ impl Reconciler {
         };
         match read {
             Ok(mut observed) => {
-                self.stale = false;
-                self.proven.runs(&observed.running);
-                self.fallbacks.seen(&mut observed, None);
-                if self.socket.answered() {
+                self.worker.stale = false;
+                self.worker.proven.runs(&observed.running);
+                self.worker.fallbacks.seen(&mut observed, None);
+                if self.worker.socket.answered() {
                     info!("the stats socket answers again");
                 }
-                self.states.all_read(Moment::now());
+                self.worker.states.all_read(Moment::now());
                 self.note_maint(&mut observed);
                 self.note_operator(&mut observed).await;
                 if self
+                    .worker
                     .observed
                     .as_ref()
                     .is_some_and(|o| o.pid() != observed.pid())
                 {
                     // It begins with what the file says.
-                    self.awaited.clear();
+                    self.worker.awaited.servers.clear();
                 }
-                for key in observed.await_checks(&self.awaited) {
-                    self.awaited.remove(&key);
+                for key in observed.await_checks(&self.worker.awaited.servers) {
+                    self.worker.awaited.servers.remove(&key);
                 }
-                self.lingering.see(self.observed.as_ref(), &observed);
-                self.touched = Touched::All;
-                self.unseen.extend(0..self.backends.len());
-                let former = self.observed.as_ref();
+                self.worker
+                    .lingering
+                    .see(self.worker.observed.as_ref(), &observed);
+                self.aim.touched = Touched::All;
+                self.publisher.unseen.extend(0..self.backends.len());
+                let former = self.worker.observed.as_ref();
                 let differences = former.map(|former| former.differences(&observed));
                 for (kind, count) in differences.unwrap_or_default() {
                     self.differs(kind, count);
                 }
-                if self.observed.is_none() {
+                if self.worker.observed.is_none() {
                     // What failed may have failed because nobody was there.
-                    self.limiter.forgive();
+                    self.jobs.limiter.forgive();
                 }
-                self.looks += 1;
+                self.worker.looks += 1;
                 let ours = self.config.haproxy.reload == Reload::Supervise;
-                self.worker_end = ours.then(|| End::of(observed.pid())).flatten();
-                self.observed = Some(observed);
+                self.worker.end = ours.then(|| End::of(observed.pid())).flatten();
+                self.worker.observed = Some(observed);
             }
             Err(error) if error.is_absent() => {
-                self.stale = false;
-                self.socket.answered();
-                self.touched = Touched::All;
-                if self.observed.take().is_some() {
-                    self.limiter.died(Instant::now());
-                    self.unseen.extend(0..self.backends.len());
+                self.worker.stale = false;
+                self.worker.socket.answered();
+                self.aim.touched = Touched::All;
+                if self.worker.observed.take().is_some() {
+                    self.jobs.limiter.died(Instant::now());
+                    self.publisher.unseen.extend(0..self.backends.len());
                     error!(error = %Chain(&error), "haproxy does not run any more, or not with this stats socket");
                 }
             }
@@ -247,19 +319,19 @@ impl Reconciler {
 
     async fn read_worker(&mut self) -> Result<Observed, ApiError> {
         let notes = Notes {
-            digests: &self.digests,
-            marks: &self.marks,
-            operator_maint: &self.operator_maint,
+            digests: &self.worker.digests,
+            marks: &self.worker.marks,
+            operator_maint: &self.worker.operator_maint,
         };
-        Observed::read(&mut self.api, &notes).await
+        Observed::read(&mut self.worker.api, &notes).await
     }
 
     /// What only we know of the worker's servers.
     pub(super) fn notes(&self) -> Notes<'_> {
         Notes {
-            digests: &self.digests,
-            marks: &self.marks,
-            operator_maint: &self.operator_maint,
+            digests: &self.worker.digests,
+            marks: &self.worker.marks,
+            operator_maint: &self.worker.operator_maint,
         }
     }
 
@@ -267,7 +339,7 @@ impl Reconciler {
     fn adopt_worker(&mut self, pid: u32) {
         if let Some(text) = self.read_disk() {
             let written = Scope::default().read(&Model::parse(&text, Ours::All));
-            self.digests = Digests::of_file(pid, &written);
+            self.worker.digests = Digests::of_file(pid, &written);
         }
     }
 
@@ -277,25 +349,25 @@ impl Reconciler {
             info!("this host has other addresses");
             self.keeper.touch_all();
         }
-        let believed = self.aim().is_some_and(|whole| self.file.holds(whole));
+        let believed = self.aim().is_some_and(|whole| self.jobs.file.holds(whole));
         self.read_disk();
-        if believed && !self.aim().is_some_and(|whole| self.file.holds(whole)) {
+        if believed && !self.aim().is_some_and(|whole| self.jobs.file.holds(whole)) {
             warn!("haproxy.cfg was changed by somebody else");
             self.differs("file", 1);
         }
-        self.stale = true;
+        self.worker.stale = true;
     }
 
     pub(super) fn differs(&mut self, kind: &'static str, count: u64) {
-        *self.tally.differences.entry(kind).or_default() += count;
+        *self.publisher.tally.differences.entry(kind).or_default() += count;
     }
 
     /// Whose the maints are that were found.
     fn note_maint(&mut self, observed: &mut Observed) {
-        self.marks.settle(observed, None);
+        self.worker.marks.settle(observed, None);
         let pid = observed.pid();
         if !observed.is_ours() {
-            if self.observed.as_ref().is_none_or(|o| o.pid() != pid) {
+            if self.worker.observed.as_ref().is_none_or(|o| o.pid() != pid) {
                 let found = observed.retired();
                 let found = found.filter(|(backend, _)| self.by_backend.contains_key(*backend));
                 let found: Vec<String> = found.map(|(b, n)| format!("{b}/{n}")).collect();
@@ -303,16 +375,16 @@ impl Reconciler {
             }
             return;
         }
-        let Some(is_left) = self.marks.leftovers() else {
+        let Some(is_left) = self.worker.marks.leftovers() else {
             return;
         };
         let left: Vec<(String, String)> = observed
             .operator_maint()
             .into_keys()
-            .filter(|key| is_left(&key.0, &key.1) && !self.operator_maint.contains_key(key))
+            .filter(|key| is_left(&key.0, &key.1) && !self.worker.operator_maint.contains_key(key))
             .collect();
         for (backend, name) in left {
-            self.marks.claim(pid, &backend, &name);
+            self.worker.marks.claim(pid, &backend, &name);
             observed.owned(&backend, &name, State::Retired);
         }
     }
@@ -321,9 +393,9 @@ impl Reconciler {
     pub(super) async fn note_operator(&mut self, observed: &mut Observed) {
         let pid = observed.pid();
         let mut maint = observed.operator_maint();
-        if self.marks.restored == Some(pid) {
-            let undisabled = self.fallbacks.undisabled();
-            let known = self.operator_maint.iter();
+        if self.worker.marks.restored == Some(pid) {
+            let undisabled = self.worker.fallbacks.undisabled();
+            let known = self.worker.operator_maint.iter();
             maint.extend(
                 known
                     .filter(|(key, _)| undisabled.contains(key))
@@ -332,18 +404,18 @@ impl Reconciler {
         } else {
             // This worker was not told of what an operator did to the one before.
             let lost = self.lost_maint(observed);
-            maint.extend(self.operator_maint.clone());
+            maint.extend(self.worker.operator_maint.clone());
             if lost.is_empty() || self.put_back(&lost, observed).await {
-                self.marks.restored = Some(pid);
+                self.worker.marks.restored = Some(pid);
             }
         }
-        if maint == self.operator_maint {
+        if maint == self.worker.operator_maint {
             return;
         }
         let touched: BTreeSet<&str> = maint
             .keys()
-            .chain(self.operator_maint.keys())
-            .filter(|key| maint.contains_key(*key) != self.operator_maint.contains_key(*key))
+            .chain(self.worker.operator_maint.keys())
+            .filter(|key| maint.contains_key(*key) != self.worker.operator_maint.contains_key(*key))
             .map(|(backend, _)| backend.as_str())
             .collect();
         let dirty = self.indexes(|state| {
@@ -352,17 +424,17 @@ impl Reconciler {
                 .is_some_and(|backend| touched.contains(backend))
         });
         self.keeper.touch(dirty);
-        self.operator_maint = maint;
-        self.saves_at_once = true;
+        self.worker.operator_maint = maint;
+        self.publisher.saves_at_once = true;
         self.again_at(Instant::now());
     }
 
     /// An operator's word that a look at some backends has shown is heard at once: the next worker may be another's, and a
     /// later look finds nothing that it does not know.
     pub(super) async fn hear(&mut self) {
-        if let Some(mut observed) = self.observed.take() {
+        if let Some(mut observed) = self.worker.observed.take() {
             self.note_operator(&mut observed).await;
-            self.observed = Some(observed);
+            self.worker.observed = Some(observed);
         }
     }
 
@@ -383,7 +455,7 @@ impl Reconciler {
                 change: Change::Maint { agent },
             })
         };
-        self.operator_maint.iter().filter_map(lost).collect()
+        self.worker.operator_maint.iter().filter_map(lost).collect()
     }
 
     /// Whether it is done with, as far as this worker does it.
@@ -392,7 +464,7 @@ impl Reconciler {
             count = lost.len(),
             "servers that an operator had disabled are again"
         );
-        let results = match self.api.apply(lost).await {
+        let results = match self.worker.api.apply(lost).await {
             Ok(results) => results,
             Err(error) => {
                 self.socket_failed(&error);
@@ -407,7 +479,7 @@ impl Reconciler {
                 Err(refusal) => {
                     let means = self.note_refusal(op, &refusal, observed.pid());
                     done &= means != Means::LookAgain;
-                    self.fallbacks.tell(observed);
+                    self.worker.fallbacks.tell(observed);
                 }
             }
         }
@@ -419,7 +491,20 @@ impl Reconciler {
 
     /// The worker has to be read again before anything is believed.
     pub(super) fn doubt(&mut self) {
-        self.stale = true;
-        self.retry_at = Some(Instant::now() + RETRY_DOUBT);
+        self.worker.stale = true;
+        self.jobs.retry_at = Some(Instant::now() + RETRY_DOUBT);
     }
+}
+
+/// Says once what is out of use in a haproxy or file that is not ours.
+pub(super) fn tell_foreign(what: &str, servers: &[String]) {
+    if servers.is_empty() {
+        return;
+    }
+    let named = servers.iter().take(TOLD).map(String::as_str);
+    warn!(
+        count = servers.len(),
+        servers = named.collect::<Vec<_>>().join(" "),
+        "servers are {what}: that is no operator's order to synapse, those that the registry has are served"
+    );
 }
