@@ -59,7 +59,7 @@ soak: deps build
 faults: deps build
 	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p synapse --test faults --test hundred -- --nocapture --test-threads=1
 	FAULTS=$${FAULTS-long} $(CARGO) test --locked -p nerve --test control --test registration --test sessions -- --nocapture --test-threads=1 \
-	  a_frozen_nerve an_expired_ an_app_that_died silently_another local of_two_services
+	  a_frozen_nerve an_expired_ an_app_that_died silently_another that_do_not_last local of_two_services
 
 check: fmt clippy doc deny
 

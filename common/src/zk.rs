@@ -87,9 +87,7 @@ pub async fn supervise(
 /// # Errors
 /// No server serves us, or it refuses us.
 pub async fn open(settings: &Settings) -> Result<Client, Error> {
-    connector(settings)
-        .connect(&hosts::usable(settings.ensemble.hosts()))
-        .await
+    connector(settings).connect(settings.ensemble.hosts()).await
 }
 
 /// One pass over the hosts at a time: the pauses between passes are ours, and capped.
@@ -251,7 +249,7 @@ impl Supervisor {
             Some(session) if self.machine.resumable => connector.with_session(session.clone()),
             _ => connector,
         };
-        let hosts = hosts::usable(self.settings.ensemble.hosts());
+        let hosts = self.settings.ensemble.hosts().to_owned();
         match Held::connect(connector, &hosts).await {
             Ok(held) => {
                 self.session = Some(held.client.session().clone());

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 mod orders;
+mod removed;
 mod rig;
 
 use std::path::Path;

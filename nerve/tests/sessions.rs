@@ -18,7 +18,9 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use self::rig::{Host, Observer, PARENT, SOON, Seen, What, Witness, attempted};
+use self::rig::{
+    Host, Observer, PARENT, SOON, Seen, What, Witness, attempted, ends_in_time, writes,
+};
 
 /// Stops nerve until the servers have expired its session, and returns when it runs again.
 async fn expire(host: &Host, nerve: &Program) -> Instant {
@@ -545,6 +547,7 @@ async fn a_session_that_is_silently_another_one_costs_one_new_node() {
     };
     let mut node = host.one_node("").await;
     let witness = Witness::start(host.zookeeper.connect().await).await;
+    let began = writes(&nerve, &hosts).await;
     for round in 1..=3 {
         assert_eq!(owner(&node).await, session().await, "round {round}");
         cut.send_modify(|cuts| *cuts += 1);
@@ -569,8 +572,14 @@ async fn a_session_that_is_silently_another_one_costs_one_new_node() {
     host.app.set(Behaviour::Healthy);
     host.one_node(&node).await;
     assert_eq!(created(witness.told()), 4, "{:?}", witness.told());
+    // Three for the sessions, and one each for the withdrawal and the return.
+    let written = writes(&nerve, &hosts).await;
+    assert!(written <= began + 5.0, "{written} writes, {began} before");
     println!(
         "fault: a session that is silently another one, 3 times: 3 nodes created, of the session in force; withdrawal and \
-         return as ever"
+         return as ever; {} writes in all; TERM in {:.1?}",
+        written - began,
+        ends_in_time(nerve).await
     );
+    assert_eq!(host.nodes().await, Vec::<String>::new());
 }

@@ -104,6 +104,8 @@ impl Sources {
         let Some(validity) = self.validity else {
             return;
         };
+        // Those of sources and ensembles that are not configured any more.
+        while self.tasks.try_join_next().is_some() {}
         let keys: Vec<SourceKey> = self.views.keys().cloned().collect();
         let shards = zookeeper::shards(&keys, PATH_BUDGET);
         let mut former = std::mem::take(&mut self.sessions);

@@ -7,6 +7,8 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod own;
+#[path = "refused/removed.rs"]
+mod removed;
 mod rig;
 #[path = "refused/starts.rs"]
 mod starts;

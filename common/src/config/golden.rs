@@ -331,6 +331,107 @@ pub fn check_no_other_defaults(folder: &Path) -> usize {
     count
 }
 
+/// Values that hold nothing, or entries that hold nothing, as YAML. `@` = the entries that the file has.
+const EMPTY: [&str; 18] = [
+    "",
+    "~",
+    "null",
+    "''",
+    "[]",
+    "{}",
+    "[~]",
+    "[null, null]",
+    "['']",
+    "[[]]",
+    "[{}]",
+    "{x: }",
+    "{'': ''}",
+    "[~, @]",
+    "[@, null]",
+    "[@, '']",
+    "[@, {}]",
+    "[@, ' ']",
+];
+
+/// `file` holds every key of `keys`. With a value or an entry that holds nothing in the place of any of them, at each place
+/// where the file has it, the file is refused, or every service that is written in it is read; and an entry that is null
+/// is never passed over without a word. `load` gives the names of the services and the warnings. Returns how many such
+/// files there were, and how many of them were refused.
+///
+/// # Panics
+/// When a service vanishes, or an entry.
+pub fn check_empties(
+    keys: &[Key],
+    file: &Json,
+    load: impl Fn(&str) -> Result<(Vec<String>, String), Report>,
+) -> (usize, usize) {
+    const MARK: &str = "put something empty here";
+    let (mut files, mut refused, mut wrong) = (0, 0, Vec::new());
+    for key in keys {
+        let parts: Vec<&str> = key.path.split('.').collect();
+        let mut places = 0;
+        visit(&mut file.clone(), &parts, &mut |_| places += 1);
+        assert!(places > 0, "no `{}` in the file", key.path);
+        for (place, empty) in (0..places).flat_map(|place| EMPTY.map(|empty| (place, empty))) {
+            let (mut changed, mut at, mut entries) = (file.clone(), 0, Vec::new());
+            visit(&mut changed, &parts, &mut |value| {
+                if at == place {
+                    entries = value.as_array().cloned().unwrap_or_default();
+                    *value = Json::from(MARK);
+                }
+                at += 1;
+            });
+            if empty.contains('@') && entries.is_empty() {
+                continue;
+            }
+            let entries: Vec<String> = entries.iter().map(Json::to_string).collect();
+            let empty = empty.replace('@', &entries.join(", "));
+            let text = changed
+                .to_string()
+                .replace(&format!("\"{MARK}\""), &format!(" {empty}"));
+            files += 1;
+            match load(&text) {
+                Err(report) => {
+                    refused += 1;
+                    assert!(report.has_errors(), "`{}`: {empty}: {report}", key.path);
+                }
+                Ok((services, warnings)) => {
+                    let written = changed["services"].as_object();
+                    let written: Vec<&String> =
+                        written.map(|w| w.keys().collect()).unwrap_or_default();
+                    // A free name is its map's.
+                    let name = key.path.trim_end_matches(".*");
+                    let name = name.rsplit('.').next().unwrap_or_default();
+                    let is_null = empty.contains('~') || empty.contains("null");
+                    // Anything is handed on as it is.
+                    let passed_over = key.kind != Kind::Any
+                        && is_null
+                        && empty.starts_with('[')
+                        && !warnings.contains(name.trim_end_matches("[]"));
+                    if passed_over || written.iter().any(|name| !services.contains(name)) {
+                        wrong.push(format!(
+                            "`{}: {empty}` is loaded with {services:?}",
+                            key.path
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    (files, refused)
+}
+
+/// Calls `on` with the value at each place of a pattern.
+fn visit(at: &mut Json, parts: &[&str], on: &mut impl FnMut(&mut Json)) {
+    let Some((first, rest)) = parts.split_first() else {
+        return on(at);
+    };
+    for at in below(at, first) {
+        visit(at, rest, on);
+    }
+}
+
 /// Values that no key of this kind takes.
 fn wrong_values(kind: Kind) -> Vec<Json> {
     use serde_json::json;

@@ -339,3 +339,49 @@ fn schema_is_nested_as_the_paths_are() {
         serde_json::json!(9)
     );
 }
+
+/// The last line of defence: a service that its reader gave up without a word is an error that names it; one that has said
+/// why is told once.
+#[test]
+fn a_service_that_is_not_read_has_an_error() {
+    let report_of = |says_why: bool| {
+        let directory = tempfile::tempdir().unwrap();
+        let text = b"services:\n  web: {port: 1}\n  api: {port: 2}\n";
+        std::io::Write::write_all(
+            &mut std::fs::File::create(directory.path().join("f.yaml")).unwrap(),
+            text,
+        )
+        .unwrap();
+        let environment = Environment {
+            directory: directory.path().to_owned(),
+            ..Environment::default()
+        };
+        let source = Source::open(Path::new("f.yaml"), PROGRAM, &environment);
+        let services = source.root().and_then(|root| {
+            root.object(|map| {
+                let services = map.key("services");
+                let api = services.entries().pop().expect("there are two").1;
+                api.object(Map::ignore_rest);
+                let before = source.errors();
+                if says_why {
+                    api.error("a reason");
+                }
+                unread(&source, &api, before);
+                services.entries().len()
+            })
+        });
+        assert_eq!(services, Some(2));
+        match source.finish(Some(())) {
+            Ok(loaded) => panic!("loaded: {}", loaded.warnings),
+            Err(report) => report.to_string(),
+        }
+    };
+    let silent = report_of(false);
+    assert!(
+        silent.contains("f.yaml:3:8: error: services.api: cannot be read, and nothing says why"),
+        "{silent}"
+    );
+    let told = report_of(true);
+    assert!(told.contains("services.api: a reason"), "{told}");
+    assert!(!told.contains("nothing says why"), "{told}");
+}

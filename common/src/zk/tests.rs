@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use zookeeper_client::{Error, SessionState};
 
-use super::hosts;
 use super::machine::{Action, Event, Machine, Phase, Refusal};
 use super::{CallError, Link, LinkStatus, Trouble, call};
 use crate::units::Ensemble;
@@ -223,16 +222,13 @@ async fn a_call_without_a_reply_has_an_unknown_outcome() {
     assert_eq!(refused, Err(CallError::Failed(Error::NoNode)));
 }
 
+/// The client refuses a whole list for one of these, so an ensemble has none of them.
 #[test]
-fn a_malformed_host_is_left_out_and_never_all_of_them() {
-    let table = [
-        ("a:1,b:2", "a:1,b:2"),
-        ("a:1,[::1:2,[::1]:3", "a:1,[::1]:3"),
-        ("a]:1,b:2", "b:2"),
-        ("[::1:2", "[::1:2"),
-    ];
-    for (given, used) in table {
-        assert_eq!(hosts::usable(given), used);
+fn an_ensemble_has_no_host_that_the_client_cannot_parse() {
+    for malformed in ["[::1:2", "a]:1", ":1", "[a]:1", "[]:1", "::1:2181"] {
+        for list in [vec![malformed], vec!["b:2", malformed]] {
+            assert!(Ensemble::new(&list).is_err(), "{list:?}");
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use smartstack_common::admin::Bind;
 use smartstack_common::config::golden::{
-    check_cases, check_defaults, check_mistakes, check_no_other_defaults, check_readme, json_of,
-    run_cases, write,
+    check_cases, check_defaults, check_empties, check_mistakes, check_no_other_defaults,
+    check_readme, json_of, run_cases, write,
 };
 use smartstack_common::config::{Admin, tables};
 
@@ -343,4 +343,32 @@ fn an_empty_entry_of_any_list_is_an_error() {
         let report = refused.expect_err(&format!("{key}: {value}"));
         assert!(report.to_string().contains(key), "{key}: {value}: {report}");
     }
+}
+
+/// Whatever holds nothing, wherever it is written: no service vanishes, and no entry that is null, without a word.
+#[test]
+fn what_is_empty_takes_nothing_with_it_in_silence() {
+    let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("empty.yaml");
+    let load = |text: &str| {
+        write(&path, text);
+        let environment = Environment {
+            directory: here("tests"),
+            ..Environment::default()
+        };
+        let loaded = load(&LoadOptions {
+            path: path.clone(),
+            instance_id: None,
+            environment,
+        })?;
+        let names = loaded.config.services.into_keys();
+        Ok((names.collect(), loaded.warnings.to_string()))
+    };
+    let (files, refused) = check_empties(KEYS, &json_of(&text), load);
+    println!("{files} files with something empty, {refused} of them refused");
+    assert!(
+        files >= 13 * KEYS.len() && refused >= files / 4,
+        "{refused} of {files}"
+    );
 }

@@ -2,42 +2,37 @@
 //! differences, and ends in order (`run/stop.rs`). It decides nothing about health or registrations.
 
 mod change;
+mod ensembles;
+mod restarts;
 mod stop;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 
-use smartstack_common::backoff::Backoff;
 use smartstack_common::clock::Moment;
 use smartstack_common::http::BindError;
 use smartstack_common::program::{Fatal, Reload, Results, listen};
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
 use smartstack_common::telemetry::{Notice, notify};
 use smartstack_common::watchdog;
-use smartstack_common::zk::{self, Link};
 use smartstack_common::{descriptors, exit};
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio::time::Instant;
 
 use self::change::{confirmed, replace, warn_of_restart_keys};
+use self::restarts::Restarts;
 use crate::boards::{Board, Boards, ServiceReport};
 use crate::check::Names;
 use crate::config::{Config, Place, Service};
 use crate::health::{Verdict, freshness};
 use crate::operator::control::Controls;
 use crate::operator::recall;
-use crate::registrar::lease::reconciler::Manner;
-use crate::registrar::zookeeper::{self as registrar, without_chroot};
 use crate::report::heartbeat;
 use crate::report::metrics::{Metrics, of_service};
 use crate::report::status::routes;
 use crate::wanted::{Registration, Wanted, Wants};
 use crate::watch::{Outputs, Start, run as watch_service};
-
-/// A service's task that has run for so long had no defect that comes back at once.
-const QUIET: Duration = Duration::from_secs(300);
 
 /// Why nerve ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +60,8 @@ enum Task {
     Service(String),
     /// Must not end.
     Core(String),
+    /// Of the ensemble of these hosts. Ends by itself when it is of no more use.
+    Registrar(String),
     /// Ends by itself; gives the keys of the wishes that it lets go.
     Handover(Vec<String>),
 }
@@ -95,11 +92,11 @@ pub async fn run(
                     return Ok(());
                 }
             },
-            Some(_) = app.sessions.join_next() => return Err(RunError::Ended("zookeeper session".to_owned())),
+            Some(ended) = app.sessions.join_next_with_id() => app.session_ended(ended.map(|(id, ())| id))?,
             Some(ended) = app.tasks.join_next_with_id() => match ended {
-                Ok((id, ())) => app.ended(id)?,
+                Ok((id, ())) => app.ended(id, false)?,
                 Err(error) if error.is_cancelled() => {}
-                Err(error) => app.ended(error.id())?,
+                Err(error) => app.ended(error.id(), true)?,
             },
             () = ready(&app.boards, app.ready) => {
                 app.ready = true;
@@ -138,8 +135,8 @@ struct App {
     sessions: JoinSet<()>,
     closing: (watch::Sender<bool>, Shutdown),
     services: BTreeMap<String, Running>,
-    /// Connect strings of the ensembles that have a session.
-    ensembles: BTreeSet<String>,
+    /// By their connect strings, without chroot.
+    ensembles: BTreeMap<String, Connected>,
     ready: bool,
     /// Held while the holds are changed.
     writing: Arc<Mutex<()>>,
@@ -149,9 +146,18 @@ struct App {
 struct Running {
     service: Arc<Service>,
     task: AbortHandle,
-    backoff: Backoff,
-    /// When the task was last started.
-    started: Instant,
+    restarts: Restarts,
+}
+
+/// An ensemble that has a session.
+struct Connected {
+    place: Place,
+    /// Whether a service of the configuration names it.
+    named: watch::Sender<bool>,
+    /// Closes the session.
+    leave: watch::Sender<bool>,
+    /// The session's supervisor.
+    session: Id,
 }
 
 impl App {
@@ -168,7 +174,7 @@ impl App {
             services: BTreeMap::new(),
             sessions: JoinSet::new(),
             closing: Shutdown::channel(),
-            ensembles: BTreeSet::new(),
+            ensembles: BTreeMap::new(),
             ready: false,
             writing: Arc::default(),
             rng: fastrand::Rng::new(),
@@ -260,6 +266,7 @@ impl App {
             let start = Start::at_once(service.check_interval, index, count);
             self.take_in(service, running.as_deref(), &config.instance_id, start);
         }
+        self.tell_named();
         let checks = config.services.values().map(|s| s.checks.len()).sum();
         descriptors::must_suffice(checks, "all checks at once");
         self.config = Config {
@@ -352,16 +359,13 @@ impl App {
             .services
             .send_modify(|services| drop(services.insert(name.clone(), report)));
         let task = self.watch(&service, start);
-        let backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-        self.services.insert(
-            name,
-            Running {
-                service,
-                task,
-                backoff,
-                started: Instant::now(),
-            },
-        );
+        let restarts = Restarts::new(Instant::now());
+        let running = Running {
+            service,
+            task,
+            restarts,
+        };
+        self.services.insert(name, running);
     }
 
     fn watch(&mut self, service: &Arc<Service>, start: Start) -> AbortHandle {
@@ -377,47 +381,17 @@ impl App {
         )
     }
 
-    /// One session and one registrar per ensemble; they stay when their last service goes.
-    fn connect(&mut self, place: &Place) {
-        let hosts = place.ensemble.hosts().to_owned();
-        if !self.ensembles.insert(hosts.clone()) {
-            return;
-        }
-        let ensemble = without_chroot(&place.ensemble);
-        let link = watch::Sender::new(Link::Connecting);
-        let setup = registrar::Setup {
-            ensemble: (*ensemble).clone(),
-            manner: Manner {
-                jitter: self.config.jitter,
-                write_rate: self.config.write_rate,
-                write_rate_mode: self.config.write_rate_mode,
-            },
-            state_path: self.config.state_path.clone(),
-            wants: self.wants.subscribe(),
-            link: link.subscribe(),
-            board: Arc::clone(&self.boards.ensembles),
-            rounds: Arc::clone(&self.boards.rounds),
-            metrics: self.metrics.clone(),
-        };
-        let settings = zk::Settings {
-            ensemble: (*ensemble).clone(),
-            session_timeout: self.config.session_timeout,
-        };
-        let mut closing = self.closing.1.clone();
-        self.sessions
-            .spawn(zk::supervise(settings, link, async move {
-                closing.wait().await
-            }));
-        self.spawn(
-            Task::Core(format!("registrar of {hosts}")),
-            registrar::run(setup),
-        );
-    }
-
-    fn ended(&mut self, id: Id) -> Result<(), RunError> {
+    fn ended(&mut self, id: Id, panicked: bool) -> Result<(), RunError> {
         match self.roles.remove(&id) {
             None => Ok(()),
             Some(Task::Core(name)) => Err(RunError::Ended(name)),
+            Some(Task::Registrar(hosts)) if panicked => {
+                Err(RunError::Ended(format!("registrar of {hosts}")))
+            }
+            Some(Task::Registrar(hosts)) => {
+                self.left(&hosts);
+                Ok(())
+            }
             Some(Task::Handover(former)) => {
                 self.wants.send_modify(|wants| {
                     // One that is wanted again meanwhile stays.
@@ -434,10 +408,7 @@ impl App {
                 else {
                     return Ok(());
                 };
-                if running.started.elapsed() > QUIET {
-                    running.backoff.reset();
-                }
-                let delay = running.backoff.next(&mut self.rng);
+                let delay = running.restarts.ended(Instant::now(), &mut self.rng);
                 let service = Arc::clone(&running.service);
                 tracing::error!(
                     service = name,
@@ -455,7 +426,6 @@ impl App {
                 let task = self.watch(&service, start);
                 if let Some(running) = self.services.get_mut(&name) {
                     running.task = task;
-                    running.started = Instant::now() + delay;
                 }
                 Ok(())
             }

@@ -41,6 +41,8 @@ pub(crate) struct Setup {
     pub(crate) ensemble: Ensemble,
     pub(crate) manner: Manner,
     pub(crate) state_path: PathBuf,
+    /// Whether a service of the configuration names the ensemble.
+    pub(crate) named: watch::Receiver<bool>,
     pub(crate) wants: watch::Receiver<Wants>,
     pub(crate) link: watch::Receiver<Link>,
     pub(crate) board: Board<EnsembleReport>,
@@ -48,7 +50,8 @@ pub(crate) struct Setup {
     pub(crate) metrics: Metrics,
 }
 
-/// Registers and withdraws for ever. Dropping it lets go of the client.
+/// Registers and withdraws, until the ensemble is not named any more and nothing of this nerve's is left there. Dropping it
+/// lets go of the client.
 pub(crate) async fn run(setup: Setup) {
     let mut registrar = Registrar::new(setup);
     let mut before = (Instant::now(), Clock::now());
@@ -62,6 +65,9 @@ pub(crate) async fn run(setup: Setup) {
         registrar.follow_link().await;
         registrar.start_jobs();
         registrar.publish();
+        if !*registrar.setup.named.borrow_and_update() && registrar.reconciler.is_vacant() {
+            return;
+        }
         let wake = registrar.wake_at();
         let Registrar {
             setup,
@@ -73,6 +79,7 @@ pub(crate) async fn run(setup: Setup) {
         tokio::select! {
             Ok(()) = setup.link.changed() => {}
             Ok(()) = setup.wants.changed() => {}
+            Ok(()) = setup.named.changed() => {}
             Some(done) = jobs.join_next() => registrar.finished(unwrap(done)),
             // One that panics was of a client that is gone: the next one's are others.
             Some(Ok(touched)) = watches.join_next() => registrar.touched(touched),

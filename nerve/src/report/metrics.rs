@@ -136,6 +136,7 @@ impl Metrics {
         let _known = [
             self.service_up.remove(&labels),
             self.check_seconds.remove(&labels),
+            self.restarts.remove(&labels),
         ];
         for check in checks {
             for finding in [Finding::Passed, Finding::Failed, Finding::NotRun] {
@@ -143,9 +144,20 @@ impl Metrics {
             }
         }
     }
-}
 
-impl Metrics {
+    /// Forgets what is labelled with an ensemble that no service names any more.
+    pub(crate) fn forget_ensemble(&self, hosts: &str) {
+        let labels = of_hosts(hosts);
+        let _known = [
+            self.connected.remove(&labels),
+            self.twins.remove(&labels),
+            self.delayed.remove(&labels),
+        ];
+        for result in ["registered", "withdrawn", "failed"] {
+            self.writes.remove(&of_write(hosts, result));
+        }
+    }
+
     /// Shows which services are held out.
     pub(crate) fn show_holds(&self, holds: &Holds) {
         self.held.clear();

@@ -9,7 +9,7 @@ use serde_json::json;
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{Behaviour, Program, Unread, eventually, free_port};
 
-use crate::rig::{Host, Observer, SESSION, SOON};
+use crate::rig::{Host, Observer, SESSION, SOON, attempted, ends_in_time, writes};
 
 const DROPPED: &str = "nerve_log_lines_dropped_total";
 
@@ -40,11 +40,28 @@ async fn lost(host: &Host, nerve: &Program) -> f64 {
     lost
 }
 
-/// It follows its app, takes another configuration and withdraws at its end.
-async fn works_and_ends(host: &Host, mut nerve: Program) {
+/// It keeps its node for longer than its session, writes nothing, follows its app, takes another configuration, and withdraws
+/// at its end. Returns what it has seen.
+async fn works_and_ends(host: &Host, nerve: Program) -> String {
     let node = host.one_node("").await;
     let observer = Observer::start(host).await;
-    tokio::time::sleep(SESSION * 2).await;
+    let ensemble = host.zookeeper.hosts();
+    let (written, passed) = (
+        writes(&nerve, &ensemble).await,
+        attempted(&nerve, "pass").await,
+    );
+    // Each check is at least its interval of 50 ms after the one before.
+    let rounds = SESSION.as_secs_f64() * 2.0 / 0.05;
+    eventually(
+        "it has checked for twice its session's time-out",
+        SESSION * 20,
+        async || match attempted(&nerve, "pass").await - passed {
+            more if more >= rounds => Ok(()),
+            more => Err(more),
+        },
+    )
+    .await;
+    assert_eq!(writes(&nerve, &ensemble).await, written);
     assert_eq!(
         observer.sets(),
         [[node.clone()].into()],
@@ -69,9 +86,12 @@ async fn works_and_ends(host: &Host, mut nerve: Program) {
     .await;
     let status = nerve.status().await;
     assert!(status["log_lines_dropped"].is_u64(), "{status}");
-    nerve.signal(Signal::SIGTERM);
-    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    let lost = nerve.metric(DROPPED).await.unwrap_or_default();
+    let ended = ends_in_time(nerve).await;
     assert_eq!(host.nodes().await, Vec::<String>::new());
+    format!(
+        "{lost} lines dropped, 0 withdrawals and 0 writes in two session time-outs; TERM in {ended:.1?}"
+    )
 }
 
 #[tokio::test]
@@ -80,9 +100,9 @@ async fn a_full_stderr_that_nobody_reads_changes_nothing() {
     let _unread = Unread::new(&host.dir);
     let (mut nerve, _) = unread(&host).await;
     nerve.ready(SOON).await;
-    let lost = lost(&host, &nerve).await;
-    println!("{lost} lines dropped");
-    works_and_ends(&host, nerve).await;
+    lost(&host, &nerve).await;
+    let seen = works_and_ends(&host, nerve).await;
+    println!("fault: a full stderr that nobody reads: {seen}");
 }
 
 #[tokio::test]
@@ -93,7 +113,8 @@ async fn a_stderr_whose_reader_has_gone_changes_nothing() {
     nerve.ready(SOON).await;
     drop(pipe);
     lost(&host, &nerve).await;
-    works_and_ends(&host, nerve).await;
+    let seen = works_and_ends(&host, nerve).await;
+    println!("fault: a stderr whose reader has gone: {seen}");
 }
 
 /// As `timeout` sends it, or a terminal and a wrapper: to the process and to its group.

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{Behaviour, Dir, Network, Program, eventually, free_port};
 
-use crate::rig::{Host, Observer, SOON, attempted};
+use crate::rig::{Host, Observer, SOON, attempted, ends_in_time, writes};
 
 /// One service with a tcp check every 10 ms, and nothing but a hole where ZooKeeper should be.
 fn checked(dir: &Dir, admin: &Bind, check: &Value) -> String {
@@ -180,6 +180,8 @@ async fn too_few_descriptors_take_no_healthy_app_out() {
     let nodes: BTreeSet<String> = all().await.into_iter().collect();
     let observer = Observer::start(&host).await;
     let before = not_run(&nerve).await;
+    let ensemble = host.zookeeper.hosts();
+    let written = writes(&nerve, &ensemble).await;
     let more = eventually("500 checks more could not run", SOON * 6, async || {
         match not_run(&nerve).await - before {
             more @ 500.0.. => Ok(more),
@@ -188,13 +190,13 @@ async fn too_few_descriptors_take_no_healthy_app_out() {
     })
     .await;
     assert_eq!(observer.sets(), [nodes], "a node came or went");
-    let ensemble = host.zookeeper.hosts();
+    assert_eq!(
+        writes(&nerve, &ensemble).await,
+        written,
+        "nothing was to be written"
+    );
     let withdrawn = format!(r#"nerve_zk_writes_total{{hosts="{ensemble}",result="withdrawn"}}"#);
     assert_eq!(nerve.metric(&withdrawn).await.unwrap_or_default(), 0.0);
-    println!(
-        "fault: {SERVICES} services at a limit of 40 descriptors: {more} checks could not run, 0 withdrawals; the registry \
-         had {SERVICES} nodes all the time"
-    );
     let log = nerve.process().log_tail();
     let log = std::fs::read_to_string(host.dir.join("nerve.log")).unwrap_or(log);
     for told in [
@@ -203,7 +205,10 @@ async fn too_few_descriptors_take_no_healthy_app_out() {
     ] {
         assert!(log.contains(told), "{told}");
     }
-    nerve.signal(Signal::SIGTERM);
-    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    let ended = ends_in_time(nerve).await;
     assert_eq!(host.nodes().await, Vec::<String>::new());
+    println!(
+        "fault: {SERVICES} services at a limit of 40 descriptors: {more} checks could not run, 0 withdrawals, 0 writes; the \
+         registry had {SERVICES} nodes all the time; TERM in {ended:.1?}"
+    );
 }

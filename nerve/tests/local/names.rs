@@ -8,7 +8,7 @@ use smartstack_common::admin::Bind;
 use smartstack_common::testing::{NameServer, Program, Temper, eventually, free_port};
 
 use super::not_run;
-use crate::rig::{Host, Observer, SOON};
+use crate::rig::{Host, Observer, SOON, ends_in_time, writes};
 
 const NAME: &str = "app.smartstack.test";
 
@@ -33,6 +33,8 @@ async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
     nerve.ready(SOON).await;
     let node = host.one_node("").await;
     let observer = Observer::start(&host).await;
+    let ensemble = host.zookeeper.hosts();
+    let written = writes(&nerve, &ensemble).await;
 
     for (temper, words) in [
         (Temper::Silent, "the resolver did not answer"),
@@ -73,9 +75,14 @@ async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
     })
     .await;
     assert_eq!(observer.sets(), [BTreeSet::from([node.clone()])]);
+    assert_eq!(
+        writes(&nerve, &ensemble).await,
+        written,
+        "nothing was to be written"
+    );
     println!(
-        "fault: a resolver that hangs, then one that cannot tell: {} checks could not run, 0 withdrawals; the registry had \
-         the node all the time",
+        "fault: a resolver that hangs, then one that cannot tell: {} checks could not run, 0 withdrawals, 0 writes; the \
+         registry had the node all the time",
         not_run(&nerve).await
     );
 
@@ -100,6 +107,17 @@ async fn a_resolver_that_does_not_answer_takes_no_healthy_app_out() {
     host.no_node().await;
     server.set(Temper::Answers);
     host.one_node(&node).await;
-    nerve.signal(Signal::SIGTERM);
-    assert_eq!(nerve.wait(SOON).await.code(), Some(0));
+    // Questions that nobody answers do not hold it up.
+    server.set(Temper::Silent);
+    let before = not_run(&nerve).await;
+    eventually("it asks", SOON, async || {
+        let more = not_run(&nerve).await - before;
+        if more >= 1.0 { Ok(()) } else { Err(more) }
+    })
+    .await;
+    println!(
+        "fault: TERM while a resolver hangs: ended in {:.1?}",
+        ends_in_time(nerve).await
+    );
+    assert_eq!(host.nodes().await, Vec::<String>::new());
 }

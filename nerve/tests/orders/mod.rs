@@ -1,14 +1,13 @@
 //! Operators' orders when the disk or the configuration is not as it should be.
 
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use smartstack_common::admin::Bind;
 use smartstack_common::testing::{Program, eventually, free_port};
 
-use crate::rig::{Host, SOON};
+use crate::rig::{Host, SOON, attempted};
 use crate::{done, holds, order, refused, told};
 
 /// A user without any rights.
@@ -90,7 +89,14 @@ async fn what_is_lost_is_not_registered_anew_and_stays_where_it_was() {
             }
         })
         .await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let passed = attempted(&nerve, "pass").await;
+        eventually("ten rounds more", SOON, async || {
+            match attempted(&nerve, "pass").await - passed {
+                10.0.. => Ok(()),
+                fewer => Err(fewer),
+            }
+        })
+        .await;
         assert_eq!(host.nodes().await, Vec::<String>::new());
         end(nerve).await;
     }

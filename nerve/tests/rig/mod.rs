@@ -153,6 +153,31 @@ impl Host {
     }
 }
 
+/// TERM: it withdraws and ends within `shutdown.deadline`, by default 10 s. Returns how long it took.
+pub(crate) async fn ends_in_time(mut nerve: Program) -> Duration {
+    const DEADLINE: Duration = Duration::from_secs(10);
+    let asked = Instant::now();
+    nerve.signal(nix::sys::signal::Signal::SIGTERM);
+    assert_eq!(nerve.wait(DEADLINE * 3).await.code(), Some(0));
+    let took = asked.elapsed();
+    // Its end is no more than what the machine takes longer than the deadline.
+    assert!(
+        took < DEADLINE + Duration::from_secs(2),
+        "TERM took {took:?}"
+    );
+    took
+}
+
+/// How many nodes an ensemble was asked for, or to take away, so far, also in vain.
+pub(crate) async fn writes(nerve: &Program, hosts: &str) -> f64 {
+    let mut writes = 0.0;
+    for result in ["registered", "withdrawn", "failed"] {
+        let name = format!(r#"nerve_zk_writes_total{{hosts="{hosts}",result="{result}"}}"#);
+        writes += nerve.metric(&name).await.unwrap_or_default();
+    }
+    writes
+}
+
 /// How many attempts of all checks ended so: `pass`, `fail`, `not_run`.
 pub(crate) async fn attempted(nerve: &Program, result: &str) -> f64 {
     let result = format!(r#"result="{result}""#);

@@ -158,8 +158,8 @@ fn read<'a>(top: &Map<'a>, source: &'a Source) -> Option<Config> {
 /// A duration, or `never`.
 fn max_stale(cursor: &Cursor<'_>) -> Option<Duration> {
     match cursor.value_text().as_deref() {
-        None | Some("never") => None,
-        Some(_) => cursor.duration_at_least(Duration::from_secs(1)),
+        Some("never") => None,
+        _ => cursor.duration_at_least(Duration::from_secs(1)),
     }
 }
 
@@ -244,6 +244,7 @@ fn read_haproxy(map: &Map<'_>, environment: &Environment) -> Option<Haproxy> {
     }
     let (sockets, socket_paths): (Vec<_>, Vec<_>) = sockets
         .into_iter()
+        .map(Cursor::required)
         .filter_map(|socket| path(&socket, environment).map(|path| (socket, path)))
         .unzip();
     let hitless_defaults = switch("hitless_defaults");
@@ -446,7 +447,8 @@ fn reload(map: &Map<'_>, do_reloads: bool, environment: &Environment) -> Reload 
 }
 
 fn allowed_options(cursor: &Cursor<'_>) -> Vec<String> {
-    let words = cursor.list_or_one().into_iter().filter_map(|entry| {
+    let entries = cursor.list_or_one().into_iter().map(Cursor::required);
+    let words = entries.filter_map(|entry| {
         let keyword = entry.parsed(|text| {
             let keyword = !text.is_empty()
                 && text

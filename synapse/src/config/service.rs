@@ -248,8 +248,9 @@ fn read_resolver(map: &Map<'_>, watchers: &mut [Watcher]) -> Option<Resolver> {
         .clone()
         .required()
         .list()
-        .iter()
-        .filter_map(Cursor::text)
+        .into_iter()
+        .map(Cursor::required)
+        .filter_map(|name| name.text())
         .collect();
     let mut sorted = names.clone();
     sorted.sort();

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use smartstack_common::config::golden::{
-    check_cases, check_defaults, check_mistakes, check_no_other_defaults, check_readme, json_of,
-    run_cases, write,
+    check_cases, check_defaults, check_empties, check_mistakes, check_no_other_defaults,
+    check_readme, json_of, run_cases, write,
 };
 use smartstack_common::config::tables;
 
@@ -283,4 +283,35 @@ fn the_schema_takes_what_the_loader_takes_and_no_mistake() {
     let mistakes = check_mistakes("synapse", KEYS, &json_of(&text), &valid);
     println!("{cases} cases pass, {mistakes} mistakes do not");
     assert!(cases >= 5 && mistakes >= 4 * KEYS.len());
+}
+
+/// Whatever holds nothing, wherever it is written: no service vanishes, and no entry that is null, without a word.
+#[test]
+fn what_is_empty_takes_nothing_with_it_in_silence() {
+    let text = std::fs::read_to_string(here("tests/all-keys.yaml")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("empty.yaml");
+    let load = |text: &str| {
+        write(&path, text);
+        let environment = Environment {
+            directory: here("tests"),
+            ..Environment::default()
+        };
+        let loaded = load(&LoadOptions {
+            path: path.clone(),
+            environment,
+        })?;
+        let names = loaded
+            .config
+            .services
+            .iter()
+            .map(|service| service.name.clone());
+        Ok((names.collect(), loaded.warnings.to_string()))
+    };
+    let (files, refused) = check_empties(KEYS, &json_of(&text), load);
+    println!("{files} files with something empty, {refused} of them refused");
+    assert!(
+        files >= 13 * KEYS.len() && refused >= files / 4,
+        "{refused} of {files}"
+    );
 }

@@ -122,6 +122,7 @@ impl Keeper {
             };
             self.services.push(state);
         }
+        self.want_names();
         self.index();
         self.touch_all();
     }
@@ -264,10 +265,15 @@ impl Keeper {
             }
         }
         if other_names {
-            let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
-            self.sources.want_names(names.collect());
+            self.want_names();
         }
         dirty
+    }
+
+    /// Keeps the names resolved that the services have, and no others.
+    fn want_names(&self) {
+        let names = self.services.iter().flat_map(|s| s.names.iter().cloned());
+        self.sources.want_names(names.collect());
     }
 
     /// What closed a circle may have a way by now: those services are assessed again. Whether there are any.

@@ -41,10 +41,13 @@
 //! | **nerve and its host** | | |
 //! | SIGSTOP of a nerve until its session is gone (for 30 s), its app killed meanwhile; an outage in which the app dies, 3 times | it does not come back registered, though down only after 20 failures | `nerve/tests/sessions.rs` `a_frozen_nerve_does_not_register_a_dead_app`, `an_app_that_died_during_an_outage_is_not_registered` |
 //! | an expired session of 400 ms, of 2 s, 20 times each | the node is back in 0.5 s (p95), never two | `nerve/tests/sessions.rs` `an_expired_session_is_replaced_twenty_times`, `an_expired_longer_session_is_replaced_twenty_times` |
-//! | a session that is silently another one, 3 times | one new node each | `nerve/tests/sessions.rs` `a_session_that_is_silently_another_one_costs_one_new_node` |
+//! | a session that is silently another one, 3 times | one new node each, TERM in its deadline | `nerve/tests/sessions.rs` `a_session_that_is_silently_another_one_costs_one_new_node` |
 //! | of two services with one payload one is drained, then down | two events of the registry each; the other's node stays | `nerve/tests/control.rs` `of_two_services_with_one_payload_one_is_drained` |
-//! | 60 services at a limit of 40 descriptors | 0 withdrawals in 500 checks that could not run | `nerve/tests/local` `too_few_descriptors_take_no_healthy_app_out` |
-//! | a resolver that hangs; one that cannot tell | 0 withdrawals | `nerve/tests/local` `a_resolver_that_does_not_answer_takes_no_healthy_app_out` |
+//! | 60 services at a limit of 40 descriptors | 0 withdrawals and 0 writes in 500 checks that could not run, TERM in its deadline | `nerve/tests/local` `too_few_descriptors_take_no_healthy_app_out` |
+//! | a server that says `expired` at each write | one session and write at a time, ever more rarely, TERM in its deadline | `nerve/tests/servers` `sessions_that_do_not_last_are_opened_ever_more_rarely` |
+//! | a full stderr that nobody reads; one whose reader has gone | 0 withdrawals and 0 writes, TERM in its deadline | `nerve/tests/local/logs.rs` |
+//! | ZooKeeper 3.4.13 | one write for each node, TERM in its deadline | `synapse/tests/versions` `nerve_on_zookeeper_3_4` |
+//! | a resolver that hangs; one that cannot tell | 0 withdrawals and 0 writes, TERM in its deadline | `nerve/tests/local` `a_resolver_that_does_not_answer_takes_no_healthy_app_out` |
 //! | every connect of a check meets itself | no check passes, and the app has its port in 9 of 10 tries | `nerve/tests/local` `a_connection_that_met_itself_is_no_app_and_keeps_no_app_from_its_port` |
 //! | **What servers bring along** | | |
 //! | an added server whose agent never says `up`; a removed one whose agent says `ready`, `up ready 100%` | it gets requests at once; none | `agents::agents_say_what_they_like` |

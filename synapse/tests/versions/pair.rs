@@ -1,6 +1,7 @@
 //! nerve on ZooKeeper before 3.5, and synapse's guard beside it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -144,11 +145,23 @@ pub(crate) async fn nerve_lives(zookeeper: ZooKeeper) -> String {
         .await;
         let now = session(&nerve).await;
         assert_eq!(now["epoch"], 1, "{now}");
+        // One write for each, and none of them a withdrawal of a healthy app.
+        let count = async |result: &str| {
+            let hosts = zookeeper.hosts();
+            let name = format!(r#"nerve_zk_writes_total{{hosts="{hosts}",result="{result}"}}"#);
+            nerve.metric(&name).await.unwrap_or_default()
+        };
+        let (registered, withdrawn) = (count("registered").await, count("withdrawn").await);
+        assert_eq!((registered, withdrawn), (SERVICES as f64, 0.0), "{kind}");
+        let asked = tokio::time::Instant::now();
         nerve.signal(Signal::SIGTERM);
         assert!(nerve.wait(SOON).await.success());
+        let ended = asked.elapsed();
+        // `shutdown.deadline`, and what the machine takes longer.
+        assert!(ended < Duration::from_secs(12), "TERM took {ended:?}");
         nodes(&client, 0, &nobody).await;
         lines.push(format!(
-            "{kind}: {SERVICES} registered, restored, swapped, withdrawn"
+            "{kind}: {SERVICES} registered, restored, swapped by {registered} writes, withdrawn; TERM in {ended:.1?}"
         ));
     }
     lines.join("; ")

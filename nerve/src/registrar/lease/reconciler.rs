@@ -109,13 +109,19 @@ impl Group {
         }
     }
 
+    /// Whether nothing of ours is here, as far as was seen and done.
     fn is_bare(&self) -> bool {
-        match &self.plan {
-            Some(plan) => {
-                plan.changes.is_empty() && plan.standings.iter().all(|s| s.nodes.is_empty())
-            }
-            None => !self.wrote,
-        }
+        let Some(plan) = &self.plan else {
+            return !self.wrote;
+        };
+        // One that only creates was not carried out where nothing was ever written.
+        let is_past = |change: &Change| !self.wrote && change.removed().next().is_none();
+        plan.standings.iter().all(|s| s.nodes.is_empty()) && plan.changes.iter().all(is_past)
+    }
+
+    /// Whether nothing is wished here, nothing was ever done, and nothing is to be.
+    fn is_unused(&self) -> bool {
+        self.planned.is_empty() && self.plan.is_none() && self.due.is_none() && !self.running
     }
 
     /// Whether the next job would create something.
@@ -363,6 +369,9 @@ impl Reconciler {
             group.changes.clear();
             self.news = true;
         }
+        let connected = self.connected;
+        self.groups
+            .retain(|_, group| !(connected && group.is_unused()));
     }
 
     fn note_staleness(&mut self, wants: &Wants, now: Instant) {
@@ -456,6 +465,9 @@ impl Reconciler {
             })
             .collect();
         let mut plan = plan(&wants, &observed, &self.displaced);
+        let is_wanted = |service: &String| wants.iter().any(|want| want.service == service);
+        group.since.retain(|service, _| is_wanted(service));
+        group.brake.retain(is_wanted);
         for standing in &plan.standings {
             let entry = group.since.get(&standing.service);
             if entry.is_none_or(|(nodes, _)| *nodes != standing.nodes) {

@@ -85,6 +85,12 @@ impl Backend {
         self.service.backend()
     }
 
+    /// By what its ids and the like are kept: the backend, or the service where it is not rendered.
+    #[must_use]
+    pub fn place(&self) -> &str {
+        self.name().unwrap_or(&self.service.name)
+    }
+
     /// Renders what it has taken. `renderer` is another one only after [`Backend::reconfigure`].
     pub fn render(&mut self, renderer: &Renderer) {
         let rendered = |former: Option<Result<Piece, String>>| match former {
@@ -105,7 +111,7 @@ impl Backend {
         world: &World<'_>,
         known: &mut Arc<BTreeMap<String, u32>>,
     ) {
-        let backend = self.name().unwrap_or(&self.service.name).to_owned();
+        let backend = self.place().to_owned();
         self.refused.clear();
         let mut admitted = Vec::with_capacity(servers.len());
         for mut server in servers.iter().cloned() {

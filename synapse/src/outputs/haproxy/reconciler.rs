@@ -298,7 +298,7 @@ impl Reconciler {
             ) else {
                 continue;
             };
-            let name = backend.name().unwrap_or(&backend.service.name).to_owned();
+            let name = backend.place().to_owned();
             let known = self.aim.ids.entry(name).or_default();
             backend.take(state.servers(), &self.config, &world, known);
             self.aim.unrendered.insert(index);

@@ -84,6 +84,11 @@ impl Brake {
         ))
     }
 
+    /// Forgets the services that are not wanted any more.
+    pub(super) fn retain(&mut self, is_wanted: impl Fn(&String) -> bool) {
+        self.0.retain(|service, _| is_wanted(service));
+    }
+
     /// Another session: what the one before has created is gone, or goes.
     pub(super) fn release(&mut self) {
         self.0.clear();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::plan::Twin;
-use super::Reconciler;
+use super::{Group, Reconciler};
 use crate::boards::{LeftOver, Registered};
 use crate::wanted::{Stance, Wanted};
 
@@ -47,6 +47,16 @@ impl Reconciler {
                     .iter()
                     .all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
         })
+    }
+
+    /// Whether nothing is wished here and nothing of ours is left, or it was never reached. While connected, what may be
+    /// left is looked at first.
+    pub(crate) fn is_vacant(&self) -> bool {
+        let bare = |group: &Group| !group.running && group.planned.is_empty() && group.is_bare();
+        match self.connected {
+            true => self.groups.is_empty(),
+            false => self.groups.values().all(bare),
+        }
     }
 
     /// Whether every wish is hands off and nothing is under way: what stands now stays.

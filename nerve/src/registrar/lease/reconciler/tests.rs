@@ -451,3 +451,75 @@ async fn what_is_kept_is_told() {
     assert_eq!(rig.reconciler.left_over(), []);
     assert_eq!(rig.nodes().len(), 1);
 }
+
+/// Nothing is left for a registrar to do where nothing is wished and nothing of ours is, or where it never got to.
+#[tokio::test]
+async fn vacant_is_what_is_not_wished_and_holds_nothing_of_ours() {
+    let never_reached = |rig: &mut Rig| {
+        let _none = rig.reconciler.jobs(&rig.wants, rig.now);
+        assert!(!rig.reconciler.is_vacant(), "something is wished");
+        rig.wants.clear();
+        let _none = rig.reconciler.jobs(&rig.wants, rig.now);
+        assert!(rig.reconciler.is_vacant());
+    };
+    never_reached(&mut Rig::new(3, manner(100)));
+
+    // Reached, and what it wants is held back by the write rate: nothing is there, also when the connection is lost then.
+    let mut rig = Rig::new(3, manner(1));
+    rig.connect(1);
+    rig.run().await;
+    assert_eq!(rig.nodes().len(), 1);
+    rig.reconciler.disconnected(rig.now);
+    let standing = rig.nodes()[0].name.clone();
+    rig.wants.clear();
+    let _none = rig.reconciler.jobs(&rig.wants, rig.now);
+    assert!(!rig.reconciler.is_vacant(), "{standing} is left");
+    assert_eq!(rig.reconciler.left_over().len(), 1);
+    rig.connect(1);
+    assert!(!rig.reconciler.is_vacant(), "to be looked at first");
+    rig.run().await;
+    assert_eq!(rig.nodes(), []);
+    assert!(rig.reconciler.is_vacant());
+
+    // One that is not looked at, and is removed before its first check, leaves no entry.
+    let mut rig = Rig::new(1, manner(1));
+    rig.wants
+        .values_mut()
+        .for_each(|wanted| wanted.verdict = Verdict::Unknown);
+    rig.connect(1);
+    rig.run().await;
+    assert!(!rig.reconciler.is_vacant());
+    rig.wants.clear();
+    rig.run().await;
+    assert!(rig.reconciler.is_vacant());
+}
+
+/// Services come and go below one path that others keep: what is remembered is of those that are there.
+#[tokio::test]
+async fn a_removed_service_leaves_no_entry() {
+    let mut rig = Rig::new(0, manner(1000));
+    rig.fake
+        .tree
+        .lock()
+        .unwrap()
+        .parents
+        .insert(PATH.to_owned());
+    rig.connect(1);
+    let keeper = wish(0, NodeType::EphemeralSequential, 1, rig.now);
+    rig.wants.insert(keeper.key(), keeper.clone());
+    for number in 0..50 {
+        let mut other = wish(1, NodeType::EphemeralSequential, 1, rig.now);
+        other.service = format!("other{number}");
+        other.as_of = rig.now;
+        let key = other.key();
+        rig.wants.insert(key.clone(), other);
+        rig.run().await;
+        assert_eq!(rig.nodes().len(), 2);
+        rig.wants.remove(&key);
+        rig.run().await;
+        assert_eq!(rig.nodes().len(), 1);
+        rig.now += Duration::from_millis(10);
+    }
+    let state = format!("{:?}", rig.reconciler);
+    assert!(!state.contains("other"), "{state}");
+}

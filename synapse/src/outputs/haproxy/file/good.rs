@@ -90,10 +90,11 @@ impl Good {
         );
     }
 
-    /// A worker serves these services, in this order, each in its accepted form.
+    /// A worker serves these services, in this order, each in its accepted form; nothing else is configured.
     pub fn load(&mut self, services: Vec<Arc<Service>>) {
         let named = |name: &String| services.iter().any(|service| service.name == *name);
-        self.gone.retain(|name, _| named(name));
+        self.services.retain(|name, _| named(name));
+        self.gone.clear();
         self.order = services;
     }
 

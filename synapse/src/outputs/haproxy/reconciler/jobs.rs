@@ -1,6 +1,6 @@
 //! When a job is needed, what it is given, and what its result means.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -410,6 +410,9 @@ impl Reconciler {
         if let Some(bad) = bad_frame {
             self.refuse_frame(bad);
         }
+        if !refused_options.is_empty() {
+            self.forget_unused_options();
+        }
         for ((backend, options), reason) in refused_options {
             warn!(
                 backend,
@@ -419,6 +422,18 @@ impl Reconciler {
             self.keeper.touch(dirty);
             self.aim.refused_options.insert((backend, options), reason);
         }
+    }
+
+    /// What no entry of the registry says any more is tried again should it come back: the registry may say ever new things.
+    fn forget_unused_options(&mut self) {
+        let mut used = BTreeSet::new();
+        for (backend, state) in self.backends.iter().zip(self.keeper.services()) {
+            let options = state.servers().iter();
+            let options = options.filter_map(|server| server.options.as_deref());
+            used.extend(options.map(|options| (backend.place(), options)));
+        }
+        self.aim.refused_options
+            .retain(|(backend, options), _| used.contains(&(backend.as_str(), options.as_str())));
     }
 
     /// Until it is due again, another frame is used instead.
@@ -504,6 +519,10 @@ impl Reconciler {
         }
         let services = self.backends.iter().map(|state| Arc::clone(&state.service));
         self.aim.good.load(services.collect());
+        let configured: BTreeSet<&str> = self.backends.iter().map(Backend::place).collect();
+        self.aim
+            .ids
+            .retain(|backend, _| configured.contains(backend.as_str()));
         if Arc::ptr_eq(self.frame(), &self.renderer) {
             self.aim.good.leave_file();
         }
