@@ -8,20 +8,21 @@
 //! registrar/  lease/, zookeeper            keeps what is wanted registered: wishes in, a report out; one task per ensemble
 //! watch       rounds of checks             one task per service
 //! report/     status, metrics, heartbeat   what is told: pages, numbers, signs of life
-//! boards      who publishes what
+//! boards/     who publishes what           one writer for each value; wishes: what is wanted now
 //! state       sessions and holds on disk
-//! wanted/     Wanted, Stance, Hold, Registration        pure
+//! wanted/     Wanted, Intent, Stance, PlaceKey, Hold    pure
 //! health/     hysteresis, service, Verdict              pure
 //! config/     keys, reading, types
-//! check/      one file per check
+//! check/      one file per check: its keys, how they are read, what is done, its deadline
 //! ```
 //!
 //! ```text
-//! watch: interval ▶ check::run ─Outcome▶ health::Machine (hysteresis) ─▶ Wanted   (one task per service)
-//!                                                                           │ latest value, all services
-//! zk::supervise ─Link▶ registrar ◀──────────────────────────────────────────┘      (one per ensemble)
-//!                        └ lease::reconciler ▶ lease::plan ▶ lease::job ▶ ZooKeeper
-//! control: drain, enable, disable ▶ state file ▶ Wanted, answered when the registrar has confirmed it
+//! watch: interval ▶ check::run ─Outcome▶ health::Machine (hysteresis) ─Verdict▶ boards   (one task per service)
+//! program: configuration, stop, USR2 ─places, Intent▶ boards
+//! control: drain, enable, disable ▶ state file ─holds▶ boards, answered when the registrar has confirmed it
+//!
+//! boards::Wishes (what these three say, put together by the reader) ─Wanted▶ registrar    (one per ensemble)
+//! zk::supervise ─Link▶ registrar: lease::reconciler ▶ lease::plan ▶ lease::job ▶ ZooKeeper
 //! recall: state file ▶ holds of earlier runs, before anything is registered
 //! status, metrics, heartbeat: views over what the tasks last published
 //! ```

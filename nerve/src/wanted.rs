@@ -15,8 +15,41 @@ pub(crate) use self::hold::{Held, Hold, Holds, disables};
 pub(crate) use self::registration::{Registration, claims};
 use crate::health::Verdict;
 
-/// All services' wishes, by [`Wanted::key`].
-pub(crate) type Wants = BTreeMap<String, Wanted>;
+/// All services' wishes.
+pub(crate) type Wants = BTreeMap<PlaceKey, Wanted>;
+
+/// What is set up, by the program alone.
+pub(crate) type Places = BTreeMap<PlaceKey, Placed>;
+
+/// What is set up at a place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placed {
+    pub(crate) registration: Registration,
+    pub(crate) intent: Intent,
+}
+
+/// A service at one of its places. Those of a service follow each other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PlaceKey {
+    pub(crate) service: String,
+    /// The ensemble's connect string, without chroot.
+    pub(crate) hosts: String,
+    /// Parent of the node, with chroot.
+    pub(crate) path: String,
+}
+
+/// What the life of the program makes of a wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intent {
+    /// As the checks say, and the operator.
+    Follow,
+    /// The service has moved: stays as it is until its successor elsewhere is registered.
+    Moving,
+    /// To be withdrawn whatever the checks say: nerve is stopping.
+    Withdraw,
+    /// Stays as it is: nerve ends, and its successor will swap the node.
+    HandOver,
+}
 
 /// Why a service is not to be registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +90,17 @@ pub(crate) enum Stance {
     Absent(Reason),
 }
 
+impl std::fmt::Display for Stance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stance::Present => f.write_str("present"),
+            Stance::Keep => f.write_str("keep"),
+            Stance::Leave => f.write_str("leave"),
+            Stance::Absent(reason) => write!(f, "absent: {reason}"),
+        }
+    }
+}
+
 /// What a service wants in ZooKeeper at one of its places; the registrar's input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -64,6 +108,8 @@ pub(crate) struct Wanted {
     pub(crate) service: String,
     /// The node, should there be one.
     pub(crate) registration: Registration,
+    /// What the life of the program makes of it.
+    pub(crate) intent: Intent,
     /// What the checks say.
     pub(crate) verdict: Verdict,
     /// Whether an operator took it out.
@@ -74,25 +120,19 @@ pub(crate) struct Wanted {
     pub(crate) window: Duration,
 }
 
+impl PlaceKey {
+    pub(crate) fn new(service: &str, registration: &Registration) -> Self {
+        Self {
+            service: service.to_owned(),
+            hosts: registration.hosts.clone(),
+            path: registration.path.clone(),
+        }
+    }
+}
+
 impl Wanted {
-    /// Its key among all wishes: one for each service and place. Those of a service stand together.
-    #[must_use]
-    pub(crate) fn key(&self) -> String {
-        let Registration { hosts, path, .. } = &self.registration;
-        format!("{}{hosts}{path}", Self::keys_of(&self.service))
-    }
-
-    /// How all keys of a service begin, and no other's.
-    #[must_use]
-    pub(crate) fn keys_of(service: &str) -> String {
-        // No name on one line holds it.
-        format!("{}\n", service.replace('\n', " "))
-    }
-
-    /// The name in the key of a service.
-    #[must_use]
-    pub(crate) fn service_of(key: &str) -> &str {
-        key.split_once('\n').map_or(key, |(service, _)| service)
+    pub(crate) fn key(&self) -> PlaceKey {
+        PlaceKey::new(&self.service, &self.registration)
     }
 
     /// Whether the verdict rests on a fresh result: not too old, and not from before `not_before`, when the process was
@@ -105,30 +145,28 @@ impl Wanted {
 
     /// Whether a fresh result would keep, or make, something registered.
     pub(crate) fn awaits_a_result(&self) -> bool {
-        matches!(self.verdict, Verdict::Up | Verdict::Unproven)
+        self.intent == Intent::Follow && matches!(self.verdict, Verdict::Up | Verdict::Unproven)
     }
 
     /// What to do at `now`. `stale_since` is when its reader first saw it without a fresh result, `None` while it is
     /// fresh: after a stop of the process a fresh result must get its chance before a withdrawal.
     #[must_use]
     pub(crate) fn stance(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
-        let settled = matches!(self.verdict, Verdict::Left | Verdict::Leaving);
-        match self.hold.filter(|_| !settled) {
-            Some(hold @ (Hold::Drain | Hold::Disable)) => Stance::Absent(Reason::Held(hold)),
-            Some(Hold::Unknown) => match self.by_checks(now, stale_since) {
-                Stance::Present => Stance::Keep,
-                other => other,
+        match (self.intent, self.hold) {
+            (Intent::HandOver, _) => Stance::Leave,
+            (Intent::Withdraw, _) => Stance::Absent(Reason::Leaving),
+            (_, Some(hold @ (Hold::Drain | Hold::Disable))) => Stance::Absent(Reason::Held(hold)),
+            (Intent::Moving, _) => Stance::Leave,
+            (Intent::Follow, hold) => match self.by_checks(now, stale_since) {
+                Stance::Present if hold == Some(Hold::Unknown) => Stance::Keep,
+                stance => stance,
             },
-            None => self.by_checks(now, stale_since),
         }
     }
 
     fn by_checks(&self, now: Instant, stale_since: Option<Instant>) -> Stance {
         match (self.verdict, stale_since) {
-            (Verdict::Left, _) => Stance::Leave,
-            (Verdict::Leaving, _) => Stance::Absent(Reason::Leaving),
             (Verdict::Down, _) => Stance::Absent(Reason::Unhealthy),
-            (Verdict::Held, _) => Stance::Leave,
             (Verdict::Up, None) => Stance::Present,
             (Verdict::Unproven, None) => Stance::Keep,
             (Verdict::Unknown, None) => Stance::Leave,
@@ -161,6 +199,7 @@ mod tests {
         Wanted {
             service: "web".to_owned(),
             registration,
+            intent: Intent::Follow,
             verdict,
             hold: None,
             as_of,
@@ -178,14 +217,12 @@ mod tests {
             Stance::Absent(Reason::Unhealthy),
         );
         let leaving = Stance::Absent(Reason::Leaving);
+        let drained = Stance::Absent(Reason::Held(Hold::Drain));
         for (verdict, fresh, just_stale, long_stale) in [
             (Verdict::Unknown, Stance::Leave, Stance::Leave, stale),
             (Verdict::Up, Stance::Present, Stance::Leave, stale),
             (Verdict::Unproven, Stance::Keep, Stance::Leave, stale),
             (Verdict::Down, unhealthy, unhealthy, unhealthy),
-            (Verdict::Held, Stance::Leave, Stance::Leave, Stance::Leave),
-            (Verdict::Leaving, leaving, leaving, leaving),
-            (Verdict::Left, Stance::Leave, Stance::Leave, Stance::Leave),
         ] {
             let wanted = wanted(verdict, begin);
             assert_eq!(wanted.stance(at(3), None), fresh, "{verdict:?} fresh");
@@ -199,18 +236,36 @@ mod tests {
                 long_stale,
                 "{verdict:?} stale for long"
             );
-            for hold in [Hold::Drain, Hold::Disable] {
-                let held = Wanted {
-                    hold: Some(hold),
+            // What the program and the operator make of it, whatever its age.
+            for (intent, hold, expected) in [
+                (Intent::Follow, Some(Hold::Drain), drained),
+                (Intent::Moving, Some(Hold::Drain), drained),
+                (Intent::Moving, Some(Hold::Unknown), Stance::Leave),
+                (Intent::Moving, None, Stance::Leave),
+                (Intent::Withdraw, Some(Hold::Drain), leaving),
+                (Intent::Withdraw, None, leaving),
+                (Intent::HandOver, Some(Hold::Drain), Stance::Leave),
+                (Intent::HandOver, None, Stance::Leave),
+            ] {
+                let wanted = Wanted {
+                    intent,
+                    hold,
                     ..wanted.clone()
                 };
-                let expected = match verdict {
-                    Verdict::Left => Stance::Leave,
-                    Verdict::Leaving => leaving,
-                    _ => Stance::Absent(Reason::Held(hold)),
-                };
-                assert_eq!(held.stance(at(3), None), expected, "{verdict:?} {hold:?}");
+                for stale in [None, Some(at(100)), Some(begin)] {
+                    let stance = wanted.stance(at(103), stale);
+                    assert_eq!(stance, expected, "{verdict:?} {intent:?} {hold:?}");
+                }
             }
+            let doubted = Wanted {
+                hold: Some(Hold::Unknown),
+                ..wanted.clone()
+            };
+            let kept = match fresh {
+                Stance::Present => Stance::Keep,
+                other => other,
+            };
+            assert_eq!(doubted.stance(at(3), None), kept, "{verdict:?}");
         }
     }
 

@@ -9,24 +9,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use smartstack_common::clock::Moment;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::boards::{Board, Boards, CheckReport, ServiceReport};
+use crate::boards::{CheckReport, Entry, ServiceReport};
 use crate::check::{self, Finding, Names, Outcome};
 use crate::config::Service;
 use crate::health::{Health, Machine, Verdict};
 use crate::report::metrics::{Metrics, of_check, of_service};
-use crate::wanted::{Wanted, disables};
+use crate::wanted::{Holds, disables};
 
 /// The same complaint of a service comes at most this often.
 const COMPLAINT: Duration = Duration::from_secs(60);
 
 /// Where a service's task publishes.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Outputs {
-    pub(crate) wants: Board<Wanted>,
-    pub(crate) boards: Boards,
+    /// The service's own.
+    pub(crate) report: Entry<ServiceReport>,
+    pub(crate) holds: watch::Receiver<Holds>,
     pub(crate) metrics: Metrics,
     pub(crate) names: Names,
 }
@@ -66,7 +68,7 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
     let mut machine = Machine::new(&service);
     let mut complained = None;
     loop {
-        if outputs.boards.is_disabled(&service.name) {
+        if disables(&outputs.holds.borrow(), &service.name) {
             rest(&service.name, &outputs).await;
             // What was found before says nothing about now.
             machine = Machine::new(&service);
@@ -80,16 +82,8 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
         let findings = attempts.iter().map(|attempt| attempt.outcome.finding());
         let findings: Vec<Finding> = findings.collect();
         let verdict = machine.round(&findings, Instant::now());
-        publish(&service, &machine, &attempts, &outputs);
+        publish(&service, &machine, (verdict, begin), &attempts, &outputs);
         complain(&service, &attempts, &mut complained);
-        outputs.wants.send_if_modified(|wants| {
-            let (keys, now) = (Wanted::keys_of(&service.name), Instant::now());
-            let places = wants.range_mut(keys.clone()..);
-            let places = places.take_while(|(key, _)| key.starts_with(&keys));
-            places.fold(false, |news, (_, wanted)| {
-                update(wanted, verdict, begin, now) || news
-            })
-        });
         tokio::time::sleep(pause).await;
         pause = service.check_interval;
     }
@@ -97,42 +91,28 @@ pub(crate) async fn run(service: Arc<Service>, start: Start, outputs: Outputs) {
 
 /// Returns when the service is not disabled any more.
 async fn rest(service: &str, outputs: &Outputs) {
-    let forget = |report: &mut ServiceReport| {
+    outputs.report.change(|report| {
         report.health = None;
         report.checked = false;
         report.checks.clear();
         report.since = Moment::now();
-    };
-    outputs
-        .boards
-        .services
-        .send_modify(|reports| reports.get_mut(service).into_iter().for_each(forget));
+        true
+    });
     outputs
         .metrics
         .service_up
         .get_or_create(&of_service(service))
         .set(0);
-    let mut holds = outputs.boards.holds.subscribe();
+    let mut holds = outputs.holds.clone();
     let enabled = holds.wait_for(|holds| !disables(holds, service));
-    // The sender lives in the board itself.
-    let _enabled = enabled.await.is_ok();
-    let touch = |report: &mut ServiceReport| report.progress = Instant::now();
-    outputs
-        .boards
-        .services
-        .send_modify(|reports| reports.get_mut(service).into_iter().for_each(touch));
-}
-
-/// Takes a result into the wish, and tells whether its readers have to act: a younger result alone wakes nobody.
-fn update(wanted: &mut Wanted, verdict: Verdict, as_of: Instant, now: Instant) -> bool {
-    let settled = [Verdict::Held, Verdict::Leaving, Verdict::Left];
-    if settled.contains(&wanted.verdict) {
-        return false;
+    if enabled.await.is_err() {
+        // Nobody can enable it: nerve ends.
+        std::future::pending::<()>().await;
     }
-    let news = wanted.verdict != verdict || !wanted.is_fresh(now, wanted.as_of);
-    wanted.verdict = verdict;
-    wanted.as_of = as_of;
-    news
+    outputs.report.change(|report| {
+        report.progress = Instant::now();
+        true
+    });
 }
 
 async fn round(service: &Arc<Service>, names: &Names) -> Vec<Attempt> {
@@ -156,7 +136,13 @@ async fn round(service: &Arc<Service>, names: &Names) -> Vec<Attempt> {
     attempts.into_iter().map(|(_, attempt)| attempt).collect()
 }
 
-fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: &Outputs) {
+fn publish(
+    service: &Service,
+    machine: &Machine,
+    (verdict, begin): (Verdict, Instant),
+    attempts: &[Attempt],
+    outputs: &Outputs,
+) {
     let health = machine.health();
     let now = Moment::now();
     let checks: Vec<CheckReport> = service
@@ -186,10 +172,7 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
         .service_up
         .get_or_create(&of_service(&service.name))
         .set(i64::from(health == Some(Health::Up)));
-    outputs.boards.services.send_if_modified(|reports| {
-        let Some(report) = reports.get_mut(&service.name) else {
-            return false;
-        };
+    outputs.report.change(|report| {
         let first = !std::mem::replace(&mut report.checked, true);
         if report.health != health {
             if let Some(health) = health {
@@ -200,8 +183,16 @@ fn publish(service: &Service, machine: &Machine, attempts: &[Attempt], outputs: 
         }
         report.checks = checks;
         report.progress = Instant::now();
-        first
+        conclude(report, verdict, begin) || first
     });
+}
+
+/// Takes a verdict in, and tells whether its readers have to act: a younger result alone wakes nobody.
+fn conclude(report: &mut ServiceReport, verdict: Verdict, as_of: Instant) -> bool {
+    let age = report.progress.saturating_duration_since(report.as_of);
+    let was_fresh = report.verdict != Verdict::Unknown && age <= report.window;
+    report.as_of = as_of;
+    std::mem::replace(&mut report.verdict, verdict) != verdict || !was_fresh
 }
 
 /// Names what could not run: at once, then once in [`COMPLAINT`] while that goes on, as it may come and go with every round.

@@ -21,12 +21,6 @@ pub(crate) enum Verdict {
     Unproven,
     /// A check is down.
     Down,
-    /// Stays as it is while a successor elsewhere is being registered.
-    Held,
-    /// To be withdrawn whatever the checks say: nerve is stopping.
-    Leaving,
-    /// Stays as it is: nerve goes, and its successor will swap the node.
-    Left,
 }
 
 /// The checks' memory and the verdict over them.

@@ -13,12 +13,12 @@ use smartstack_common::admin::control::{Command, Commands};
 use smartstack_common::clock::Moment;
 use smartstack_common::http::StatusCode;
 use smartstack_common::report::Chain;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
-use crate::boards::{Board, Boards, EnsembleReport};
+use crate::boards::{Boards, EnsembleReport};
 use crate::report::metrics::Metrics;
 use crate::state::{self, Own};
-use crate::wanted::{Held, Hold, Holds, Wanted, Wants};
+use crate::wanted::{Held, Hold, Holds, Stance, Wants};
 
 /// How long a command waits for the nodes to be gone.
 const GONE: Duration = Duration::from_secs(10);
@@ -27,7 +27,7 @@ const GONE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Controls {
     pub(crate) boards: Boards,
-    pub(crate) wants: Board<Wanted>,
+    pub(crate) holds: Arc<watch::Sender<Holds>>,
     pub(crate) metrics: Metrics,
     pub(crate) state_path: PathBuf,
     pub(crate) instance_id: String,
@@ -115,15 +115,7 @@ impl Controls {
     /// From here on these are the holds.
     pub(crate) fn put_in_force(&self, holds: Holds) {
         self.metrics.show_holds(&holds);
-        self.wants.send_if_modified(|wants| {
-            let changed = wants.values_mut().map(|wanted| {
-                let hold = holds.get(&wanted.service).map(|held| held.by);
-                std::mem::replace(&mut wanted.hold, hold) != hold
-            });
-            changed.fold(false, |any, changed| any | changed)
-        });
-        // The checks' task looks at the holds, the registrar at the wishes.
-        self.boards.holds.send_replace(holds);
+        self.holds.send_replace(holds);
     }
 
     /// A service of which it is not known whether it was taken out is registered: it was not.
@@ -143,7 +135,7 @@ impl Controls {
     /// Answers when every node of the services is gone, or says what is left.
     async fn gone(&self, services: &[String]) -> Answer {
         let mut reports = self.boards.ensembles.subscribe();
-        let left = |ensembles: &_| left(&self.wants.borrow(), services, ensembles);
+        let left = |ensembles: &_| left(&self.boards.wishes().read(None), services, ensembles);
         let gone = reports.wait_for(|ensembles| left(ensembles).is_empty());
         if tokio::time::timeout(GONE, gone).await.is_ok() {
             return Answer::text(lines(services, "withdrawn"));
@@ -175,7 +167,7 @@ fn left(
             Some(there)
                 if there.confirmed
                     && there.node.is_none()
-                    && there.wanted.starts_with("absent") =>
+                    && matches!(there.wanted, Stance::Absent(_)) =>
             {
                 let others = there.elsewhere.iter();
                 left.extend(others.map(|node| {

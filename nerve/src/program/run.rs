@@ -9,7 +9,6 @@ mod stop;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use smartstack_common::clock::Moment;
 use smartstack_common::http::BindError;
 use smartstack_common::program::{Fatal, Reload, Results, listen};
 use smartstack_common::shutdown::{Request, Shutdown, Signals};
@@ -22,16 +21,16 @@ use tokio::time::Instant;
 
 use self::change::{confirmed, replace, warn_of_restart_keys};
 use self::restarts::Restarts;
-use crate::boards::{Board, Boards, ServiceReport};
+use crate::boards::{Boards, ServiceReport};
 use crate::check::Names;
 use crate::config::{Config, Place, Service};
-use crate::health::{Verdict, freshness};
+use crate::health::freshness;
 use crate::operator::control::Controls;
 use crate::operator::recall;
 use crate::report::heartbeat;
 use crate::report::metrics::{Metrics, of_service};
 use crate::report::status::routes;
-use crate::wanted::{Registration, Wanted, Wants};
+use crate::wanted::{Holds, Intent, PlaceKey, Placed, Places, Registration};
 use crate::watch::{Outputs, Start, run as watch_service};
 
 /// Why nerve ended by itself.
@@ -62,8 +61,8 @@ enum Task {
     Core(String),
     /// Of the ensemble of these hosts. Ends by itself when it is of no more use.
     Registrar(String),
-    /// Ends by itself; gives the keys of the wishes that it lets go.
-    Handover(Vec<String>),
+    /// Ends by itself; gives the places that it lets go.
+    Handover(Vec<PlaceKey>),
 }
 
 /// Runs until TERM, INT or QUIT, which withdraw everything, or until USR2, which leaves everything to a successor.
@@ -125,7 +124,8 @@ async fn ready(boards: &Boards, already: bool) {
 
 struct App {
     config: Config,
-    wants: Board<Wanted>,
+    places: watch::Sender<Places>,
+    holds: Arc<watch::Sender<Holds>>,
     boards: Boards,
     metrics: Metrics,
     names: Names,
@@ -164,9 +164,11 @@ impl App {
     async fn start(config: Config, reloads: &Results) -> Result<Self, RunError> {
         let (metrics, mut registry) = Metrics::new();
         reloads.register(&mut registry);
+        let (boards, senders) = Boards::new();
         let mut app = Self {
-            wants: Arc::new(watch::Sender::new(Wants::new())),
-            boards: Boards::new(),
+            boards,
+            places: senders.places,
+            holds: Arc::new(senders.holds),
             metrics,
             names: Names::default(),
             tasks: JoinSet::new(),
@@ -218,7 +220,7 @@ impl App {
     fn controls(&self) -> Controls {
         Controls {
             boards: self.boards.clone(),
-            wants: Arc::clone(&self.wants),
+            holds: Arc::clone(&self.holds),
             metrics: self.metrics.clone(),
             state_path: self.config.state_path.clone(),
             instance_id: self.config.instance_id.clone(),
@@ -287,12 +289,9 @@ impl App {
             running.task.abort();
             self.metrics.forget(name, &running.service.checks);
         }
-        self.boards
-            .services
-            .send_modify(|services| drop(services.remove(name)));
-        let keys = Wanted::keys_of(name);
-        self.wants
-            .send_modify(|wants| wants.retain(|key, _| !key.starts_with(&keys)));
+        self.places
+            .send_modify(|places| places.retain(|key, _| key.service != name));
+        self.boards.services.remove(name);
     }
 
     /// Sets up a new service, or a changed one. What its checks remember survives a change of anything else.
@@ -311,67 +310,54 @@ impl App {
             let of = |s: &Service| (s.check_mocked, s.check_interval, s.check_grace);
             before.checks == service.checks && of(before) == of(service)
         });
-        let hold = self.boards.holds.borrow().get(&name).map(|held| held.by);
-        let fresh = |registration| Wanted {
-            service: name.clone(),
-            registration,
-            verdict: Verdict::Unknown,
-            hold,
-            as_of: Instant::now(),
-            window: freshness(service),
+        if !same_checks {
+            if let Some(running) = self.services.remove(&name) {
+                running.task.abort();
+                self.metrics.forget(&name, &running.service.checks);
+            }
+            let report = ServiceReport::new(freshness(service));
+            self.boards.services.entry(&name).post(report);
+        }
+        let placed = |registration: Registration| {
+            let intent = Intent::Follow;
+            let key = PlaceKey::new(&name, &registration);
+            (
+                key,
+                Placed {
+                    registration,
+                    intent,
+                },
+            )
         };
-        let places: BTreeMap<String, Wanted> = Registration::all(service, instance_id)
+        let places = Registration::all(service, instance_id)
             .into_iter()
-            .map(fresh)
-            .map(|wanted| (wanted.key(), wanted))
-            .collect();
-        let successors: Vec<String> = places.keys().cloned().collect();
+            .map(placed);
+        let places: Places = places.collect();
+        let successors: Vec<PlaceKey> = places.keys().cloned().collect();
         let mut former = Vec::new();
-        self.wants
-            .send_modify(|wants| former = replace(wants, &name, places, same_checks));
+        self.places
+            .send_modify(|all| former = replace(all, &name, places));
         if !former.is_empty() {
-            let task = confirmed(
-                name.clone(),
-                successors,
-                self.wants.clone(),
-                self.boards.clone(),
-            );
+            let task = confirmed(name.clone(), successors, self.boards.clone());
             self.spawn(Task::Handover(former), task);
         }
         let service = Arc::new(service.clone());
-        if let Some(running) = self.services.get_mut(&name).filter(|_| same_checks) {
+        if let Some(running) = self.services.get_mut(&name) {
             running.service = service;
             return;
         }
-        if let Some(running) = self.services.remove(&name) {
-            running.task.abort();
-            self.metrics.forget(&name, &running.service.checks);
-        }
-        let report = ServiceReport {
-            health: None,
-            checked: false,
-            since: Moment::now(),
-            checks: Vec::new(),
-            progress: Instant::now(),
-            window: freshness(&service),
-        };
-        self.boards
-            .services
-            .send_modify(|services| drop(services.insert(name.clone(), report)));
-        let task = self.watch(&service, start);
-        let restarts = Restarts::new(Instant::now());
         let running = Running {
+            task: self.watch(&service, start),
             service,
-            task,
-            restarts,
+            restarts: Restarts::new(Instant::now()),
         };
         self.services.insert(name, running);
     }
 
     fn watch(&mut self, service: &Arc<Service>, start: Start) -> AbortHandle {
         let outputs = Outputs {
-            wants: Arc::clone(&self.wants),
-            boards: self.boards.clone(),
+            report: self.boards.services.entry(&service.name),
+            holds: self.boards.holds.clone(),
             metrics: self.metrics.clone(),
             names: self.names.clone(),
         };
@@ -393,10 +379,10 @@ impl App {
                 Ok(())
             }
             Some(Task::Handover(former)) => {
-                self.wants.send_modify(|wants| {
+                self.places.send_modify(|places| {
                     // One that is wanted again meanwhile stays.
-                    let is_over = |wanted: &Wanted| wanted.verdict == Verdict::Held;
-                    wants.retain(|key, wanted| !(former.contains(key) && is_over(wanted)));
+                    let is_over = |placed: &Placed| placed.intent == Intent::Moving;
+                    places.retain(|key, placed| !(former.contains(key) && is_over(placed)));
                 });
                 Ok(())
             }

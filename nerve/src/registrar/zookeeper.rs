@@ -24,10 +24,10 @@ use self::calls::ZooKeeper;
 use super::lease::job::{Done, perform};
 use super::lease::reconciler::{Manner, Reconciler};
 use super::lease::registry::{Failure, Registry};
-use crate::boards::{Board, EnsembleReport, LeftOver, Registered};
+use crate::boards::{EnsembleReport, Entry, LeftOver, Registered, Wishes};
 use crate::report::metrics::{Metrics, of_hosts, of_registration, of_write};
 use crate::state;
-use crate::wanted::Wants;
+use crate::wanted::{PlaceKey, Wants};
 
 /// How long the state file may hold up a registration.
 const STATE_LIMIT: Duration = Duration::from_secs(2);
@@ -43,10 +43,10 @@ pub(crate) struct Setup {
     pub(crate) state_path: PathBuf,
     /// Whether a service of the configuration names the ensemble.
     pub(crate) named: watch::Receiver<bool>,
-    pub(crate) wants: watch::Receiver<Wants>,
+    pub(crate) wishes: Wishes,
     pub(crate) link: watch::Receiver<Link>,
-    pub(crate) board: Board<EnsembleReport>,
-    pub(crate) rounds: Board<Instant>,
+    pub(crate) report: Entry<EnsembleReport>,
+    pub(crate) round: Entry<Instant>,
     pub(crate) metrics: Metrics,
 }
 
@@ -60,15 +60,15 @@ pub(crate) async fn run(setup: Setup) {
         let (ran, passed) = (now - before.0, boot.saturating_sub(before.1));
         before = (now, boot);
         registrar.reconciler.tick(now, passed.saturating_sub(ran));
-        let (rounds, hosts) = (&registrar.setup.rounds, &registrar.hosts);
-        rounds.send_modify(|rounds| _ = rounds.insert(hosts.clone(), now));
+        registrar.setup.round.post(now);
         registrar.follow_link().await;
-        registrar.start_jobs();
+        let wants = registrar.setup.wishes.read(Some(&registrar.hosts));
+        registrar.start_jobs(&wants);
         registrar.publish();
         if !*registrar.setup.named.borrow_and_update() && registrar.reconciler.is_vacant() {
             return;
         }
-        let wake = registrar.wake_at();
+        let wake = registrar.reconciler.wake_at(&wants, Instant::now());
         let Registrar {
             setup,
             jobs,
@@ -78,7 +78,7 @@ pub(crate) async fn run(setup: Setup) {
         // Watch receives, joins of a JoinSet and a sleep that is made anew: all may be dropped anywhere.
         tokio::select! {
             Ok(()) = setup.link.changed() => {}
-            Ok(()) = setup.wants.changed() => {}
+            () = setup.wishes.changed() => {}
             Ok(()) = setup.named.changed() => {}
             Some(done) = jobs.join_next() => registrar.finished(unwrap(done)),
             // One that panics was of a client that is gone: the next one's are others.
@@ -120,7 +120,7 @@ struct Registrar {
     remembered: bool,
     process: ProcessId,
     /// What the log was last told of registrations that failed since they last stood as wanted, by key.
-    told: BTreeMap<String, String>,
+    told: BTreeMap<PlaceKey, String>,
 }
 
 impl Registrar {
@@ -258,10 +258,8 @@ impl Registrar {
         BTreeSet::new()
     }
 
-    fn start_jobs(&mut self) {
-        let jobs = self
-            .reconciler
-            .jobs(&self.setup.wants.borrow_and_update(), Instant::now());
+    fn start_jobs(&mut self, wants: &Wants) {
+        let jobs = self.reconciler.jobs(wants, Instant::now());
         let delayed = self.reconciler.take_delayed();
         if delayed > 0 {
             let labels = of_hosts(&self.hosts);
@@ -279,16 +277,11 @@ impl Registrar {
         }
     }
 
-    fn wake_at(&self) -> Instant {
-        self.reconciler
-            .wake_at(&self.setup.wants.borrow(), Instant::now())
-    }
-
     fn finished(&mut self, done: Vec<Done>) {
         done.iter().for_each(|done| self.count(done));
         let paths: Vec<String> = done.iter().map(|done| done.path.clone()).collect();
-        self.reconciler
-            .finished(done, &self.setup.wants.borrow(), Instant::now());
+        let wants = self.setup.wishes.read(Some(&self.hosts));
+        self.reconciler.finished(done, &wants, Instant::now());
         let Some((_, registry)) = &self.registry else {
             return;
         };
@@ -362,15 +355,8 @@ impl Registrar {
             remembered: self.remembered,
         };
         let mut told = std::mem::take(&mut self.told);
-        self.setup.board.send_if_modified(|board| {
-            let before = board.get(&self.hosts);
-            if before == Some(&report) {
-                return false;
-            }
-            self.tell(before, &report, &mut told);
-            board.insert(self.hosts.clone(), report);
-            true
-        });
+        let tell = |before: Option<&_>, now: &_| self.tell(before, now, &mut told);
+        self.setup.report.renew(report, tell);
         self.told = told;
     }
 
@@ -379,7 +365,7 @@ impl Registrar {
         &self,
         before: Option<&EnsembleReport>,
         after: &EnsembleReport,
-        told: &mut BTreeMap<String, String>,
+        told: &mut BTreeMap<PlaceKey, String>,
     ) {
         told.retain(|key, _| after.registrations.contains_key(key));
         let metrics = &self.setup.metrics;
@@ -400,14 +386,14 @@ impl Registrar {
                         service,
                         path = now.path,
                         node,
-                        wanted = now.wanted,
+                        wanted = now.wanted.to_string(),
                         "node present"
                     ),
                     None => tracing::info!(
                         service,
                         path = now.path,
                         node = old_node,
-                        wanted = now.wanted,
+                        wanted = now.wanted.to_string(),
                         "node gone"
                     ),
                 }
@@ -462,8 +448,8 @@ impl Registrar {
 /// The error of a registration, where it is another one than the log was last told. One that comes and goes with the
 /// attempts is told once, until the registration stands as wanted.
 fn to_tell<'a>(
-    told: &mut BTreeMap<String, String>,
-    key: &str,
+    told: &mut BTreeMap<PlaceKey, String>,
+    key: &PlaceKey,
     now: &'a Registered,
 ) -> Option<&'a String> {
     match &now.error {
@@ -471,7 +457,7 @@ fn to_tell<'a>(
         None => {}
         Some(error) if told.get(key) == Some(error) => {}
         Some(error) => {
-            told.insert(key.to_owned(), error.clone());
+            told.insert(key.clone(), error.clone());
             return Some(error);
         }
     }
@@ -487,18 +473,36 @@ pub(crate) fn without_chroot(ensemble: &Ensemble) -> Arc<Ensemble> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boards::Observed;
+    use crate::wanted::Stance;
 
     #[test]
     fn a_reason_is_told_once_until_it_changes_or_the_registration_stands() {
         let registered = |error: Option<&str>, in_sync| Registered {
-            error: error.map(str::to_owned),
+            service: "web".to_owned(),
+            path: "/s".to_owned(),
+            wanted: Stance::Present,
+            payload: Vec::new(),
+            observed: Observed::Unknown,
+            node: None,
+            observed_payload: None,
+            observed_at: None,
+            confirmed: false,
             in_sync,
-            ..Registered::default()
+            since: None,
+            error: error.map(str::to_owned),
+            twins: Vec::new(),
+            elsewhere: Vec::new(),
         };
         let mut told = BTreeMap::new();
+        let key = PlaceKey {
+            service: "web".to_owned(),
+            hosts: "z:1".to_owned(),
+            path: "/s".to_owned(),
+        };
         let mut tells = |error, in_sync| {
             let now = registered(error, in_sync);
-            to_tell(&mut told, "web", &now).is_some()
+            to_tell(&mut told, &key, &now).is_some()
         };
         let (denied, full) = (Some("NoAuth"), Some("quota"));
         assert!(tells(denied, false));

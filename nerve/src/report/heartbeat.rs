@@ -70,29 +70,22 @@ pub(crate) async fn run(path: PathBuf, boards: Boards, metrics: Metrics) {
 
 #[cfg(test)]
 mod tests {
-    use smartstack_common::clock::Moment;
-
     use super::*;
     use crate::boards::ServiceReport;
-    use crate::wanted::{Held, Hold};
+    use crate::wanted::{Held, Hold, Holds};
 
     #[test]
     fn progress_is_that_of_every_service_that_is_checked_and_of_every_registrar() {
-        let boards = Boards::new();
+        let (boards, senders) = Boards::new();
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let report = |window| ServiceReport {
-            health: None,
-            checked: false,
-            since: Moment::now(),
-            checks: Vec::new(),
-            progress: start,
-            window: Duration::from_secs(window),
-        };
-        boards.services.send_modify(|services| {
-            services.insert("slow".to_owned(), report(100));
-            services.insert("web".to_owned(), report(1));
-        });
+        for (service, window) in [("slow", 100), ("web", 1)] {
+            let report = ServiceReport {
+                progress: start,
+                ..ServiceReport::new(Duration::from_secs(window))
+            };
+            boards.services.entry(service).post(report);
+        }
         let stuck = |seconds| stuck_checks(&boards, at(seconds), Duration::from_secs(30));
         assert_eq!(stuck(30), None);
         assert!(stuck(31).is_some_and(|reason| reason.contains("`web`")));
@@ -100,14 +93,11 @@ mod tests {
             by: Hold::Disable,
             since: 0.0,
         };
-        boards
-            .holds
-            .send_modify(|holds| _ = holds.insert("web".to_owned(), held));
+        let held = Holds::from([("web".to_owned(), held)]);
+        senders.holds.send_replace(held);
         assert_eq!(stuck(100), None, "its checks rest");
         assert!(stuck(101).is_some_and(|reason| reason.contains("`slow`")));
-        boards
-            .rounds
-            .send_modify(|rounds| _ = rounds.insert("z:1".to_owned(), start));
+        boards.rounds.entry("z:1").post(start);
         assert_eq!(stuck_registrar(&boards, at(180)), None);
         assert!(stuck_registrar(&boards, at(181)).is_some_and(|reason| reason.contains("z:1")));
     }

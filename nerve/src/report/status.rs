@@ -55,7 +55,7 @@ fn registration(hosts: &str, registered: &Registered) -> Value {
     json!({
         "hosts": hosts,
         "path": registered.path,
-        "wanted": registered.wanted,
+        "wanted": registered.wanted.to_string(),
         "observed": registered.observed,
         "in_sync": registered.in_sync,
         "node": registered.node,
@@ -140,13 +140,13 @@ mod tests {
     use smartstack_common::zk::LinkStatus;
 
     use super::*;
-    use crate::boards::CheckReport;
+    use crate::boards::{CheckReport, Observed};
     use crate::health::Health;
-    use crate::wanted::Held;
+    use crate::wanted::{Held, PlaceKey, Stance};
 
     #[test]
     fn schema_1() {
-        let boards = Boards::new();
+        let (boards, senders) = Boards::new();
         let health = Some(Health::Up);
         let check = CheckReport {
             name: "noop".to_owned(),
@@ -156,27 +156,21 @@ mod tests {
             error: None,
             not_run_since: None,
         };
-        boards.services.send_modify(|services| {
-            let now = Moment::now();
-            let (progress, window) = (Instant::now(), Duration::ZERO);
-            let up = ServiceReport {
-                health,
-                checked: true,
-                since: now,
-                checks: vec![check],
-                progress,
-                window,
-            };
-            services.insert("web".to_owned(), up);
-        });
+        let up = ServiceReport {
+            health,
+            checked: true,
+            checks: vec![check],
+            ..ServiceReport::new(Duration::ZERO)
+        };
+        boards.services.entry("web").post(up);
         let twins = vec!["i_0000000001 (session 0x7)".to_owned()];
         let registered = Registered {
             service: "web".to_owned(),
             confirmed: true,
             path: "/s".to_owned(),
-            wanted: "present".to_owned(),
+            wanted: Stance::Present,
             payload: br#"{"port":1}"#.to_vec(),
-            observed: "present",
+            observed: Observed::Present,
             observed_payload: Some(b"\xff".to_vec()),
             observed_at: Some(Instant::now()),
             in_sync: false,
@@ -186,33 +180,33 @@ mod tests {
             twins,
             elsewhere: Vec::new(),
         };
-        boards.ensembles.send_modify(|ensembles| {
-            let link = LinkStatus {
-                hosts: "z:1".to_owned(),
-                state: "live",
-                session: Some("0x1".to_owned()),
-                epoch: Some(1),
-                session_timeout: None,
-                since: Some(2.0),
-                error: None,
-            };
-            let registrations = BTreeMap::from([("web at z:1/s".to_owned(), registered)]);
-            ensembles.insert(
-                "z:1".to_owned(),
-                EnsembleReport {
-                    link,
-                    registrations,
-                    left_over: vec![LeftOver {
-                        service: Some("old".to_owned()),
-                        path: "/t".to_owned(),
-                        node: "i_0000000009".to_owned(),
-                        observed_at: None,
-                    }],
-                    withdrawn: false,
-                    at_rest: false,
-                    remembered: true,
-                },
-            );
+        let link = LinkStatus {
+            hosts: "z:1".to_owned(),
+            state: "live",
+            session: Some("0x1".to_owned()),
+            epoch: Some(1),
+            session_timeout: None,
+            since: Some(2.0),
+            error: None,
+        };
+        let key = PlaceKey {
+            service: "web".to_owned(),
+            hosts: "z:1".to_owned(),
+            path: "/s".to_owned(),
+        };
+        let registrations = BTreeMap::from([(key, registered)]);
+        boards.ensembles.entry("z:1").post(EnsembleReport {
+            link,
+            registrations,
+            left_over: vec![LeftOver {
+                service: Some("old".to_owned()),
+                path: "/t".to_owned(),
+                node: "i_0000000009".to_owned(),
+                observed_at: None,
+            }],
+            withdrawn: false,
+            at_rest: false,
+            remembered: true,
         });
         let page = status(&boards, Moment::now());
         assert_eq!(page["schema"], 1);
@@ -244,7 +238,7 @@ mod tests {
             since: 1.5,
         };
         let held = Holds::from([("web".to_owned(), held)]);
-        boards.holds.send_replace(held);
+        senders.holds.send_replace(held);
         let page = status(&boards, Moment::now());
         assert_eq!(
             page["services"]["web"]["held"],

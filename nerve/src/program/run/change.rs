@@ -1,78 +1,53 @@
-//! What a re-read configuration changes: wishes replaced, former places let go once the new ones stand.
+//! What a re-read configuration changes: places replaced, former places let go once the new ones stand.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::boards::{Board, Boards};
+use crate::boards::Boards;
 use crate::config::Config;
 use crate::health::Verdict;
-use crate::wanted::{Wanted, Wants};
+use crate::wanted::{Intent, PlaceKey, Places, Wanted};
 
 /// How long a moved service stays registered at its old place while the new one is not confirmed (as Ruby).
 const HANDOVER: Duration = Duration::from_secs(30);
 
-/// Puts the wishes of a service in the place of its former ones. What its checks said goes on when they are the same.
-/// Returns the keys of places that are no more: these stay as they are until they are let go.
-pub(super) fn replace(
-    wants: &mut Wants,
-    service: &str,
-    places: BTreeMap<String, Wanted>,
-    same_checks: bool,
-) -> Vec<String> {
-    let keys = Wanted::keys_of(service);
-    let before: Vec<(String, Wanted)> = wants
-        .iter()
-        .filter(|(key, wanted)| key.starts_with(&keys) && wanted.verdict != Verdict::Held)
-        .map(|(key, wanted)| (key.clone(), wanted.clone()))
-        .collect();
+/// Sets a service up at its places. Returns those that are no more: they stay as they are until they are let go.
+pub(super) fn replace(all: &mut Places, service: &str, places: Places) -> Vec<PlaceKey> {
     let mut former = Vec::new();
-    for (key, _) in &before {
-        if let Some(wanted) = wants.get_mut(key).filter(|_| !places.contains_key(key)) {
-            wanted.verdict = Verdict::Held;
+    let own = all.iter_mut().filter(|(key, _)| key.service == service);
+    for (key, placed) in own.filter(|(key, _)| !places.contains_key(key)) {
+        if std::mem::replace(&mut placed.intent, Intent::Moving) != Intent::Moving {
             former.push(key.clone());
         }
     }
-    let known = before.first().filter(|_| same_checks);
-    for (key, fresh) in places {
-        let wanted = match known {
-            Some((_, known)) => Wanted {
-                verdict: known.verdict,
-                as_of: known.as_of,
-                ..fresh
-            },
-            None => fresh,
-        };
-        wants.insert(key, wanted);
-    }
+    all.extend(places);
     former
 }
 
 /// Returns when the successors of a moved registration stand, or are not to stand, or have had their time.
-pub(super) async fn confirmed(
-    name: String,
-    successors: Vec<String>,
-    wants: Board<Wanted>,
-    boards: Boards,
-) {
-    let mut wants = wants.subscribe();
-    let mut ensembles = boards.ensembles.subscribe();
+pub(super) async fn confirmed(name: String, successors: Vec<PlaceKey>, boards: Boards) {
+    let (mut wishes, mut ensembles) = (boards.wishes(), boards.ensembles.subscribe());
     let stand = ensembles.wait_for(|ensembles| {
-        let stands = |key: &String| {
+        let stands = |key: &PlaceKey| {
             let mut there = ensembles.values().filter_map(|e| e.registrations.get(key));
             there.any(|there| there.node.is_some())
         };
         successors.iter().all(stands)
     });
-    let not_to_stand = wants.wait_for(|wants| {
+    let not_to_stand = async {
         let never = |wanted: &Wanted| wanted.verdict == Verdict::Down || wanted.hold.is_some();
-        successors
-            .iter()
-            .any(|key| wants.get(key).is_none_or(never))
-    });
-    // Both are watch receives, and the function ends with the first.
+        loop {
+            let wants = wishes.read(None);
+            let mut wanted = successors.iter().map(|key| wants.get(key));
+            if wanted.any(|wanted| wanted.is_none_or(never)) {
+                return;
+            }
+            wishes.changed().await;
+        }
+    };
+    // Watch receives, and the function ends with the first.
     tokio::select! {
         _ = stand => {}
-        _ = not_to_stand => {}
+        () = not_to_stand => {}
         () = tokio::time::sleep(HANDOVER) => tracing::warn!(service = name, "moved, and not confirmed at its new place in 30 s"),
     }
 }

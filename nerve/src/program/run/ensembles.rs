@@ -6,7 +6,6 @@
 //! session is closed then. One that is named again at that very moment gets another registrar.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use smartstack_common::shutdown::Shutdown;
 use smartstack_common::zk::{self, Link};
@@ -38,10 +37,10 @@ impl App {
             },
             state_path: self.config.state_path.clone(),
             named: named.subscribe(),
-            wants: self.wants.subscribe(),
+            wishes: self.boards.wishes(),
             link: link.subscribe(),
-            board: Arc::clone(&self.boards.ensembles),
-            rounds: Arc::clone(&self.boards.rounds),
+            report: self.boards.ensembles.entry(&hosts),
+            round: self.boards.rounds.entry(&hosts),
             metrics: self.metrics.clone(),
         };
         let settings = zk::Settings {
@@ -87,9 +86,8 @@ impl App {
             return;
         };
         connected.leave.send_replace(true);
-        let (reports, rounds) = (&self.boards.ensembles, &self.boards.rounds);
-        reports.send_modify(|reports| drop(reports.remove(hosts)));
-        rounds.send_modify(|rounds| _ = rounds.remove(hosts));
+        self.boards.ensembles.remove(hosts);
+        self.boards.rounds.remove(hosts);
         self.metrics.forget_ensemble(hosts);
         if *connected.named.borrow() {
             self.connect(&connected.place);

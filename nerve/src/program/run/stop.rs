@@ -3,7 +3,7 @@
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::App;
-use crate::health::Verdict;
+use crate::wanted::{Intent, Places};
 
 /// What of the stop's deadline is kept for closing the sessions.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -22,11 +22,7 @@ impl App {
         for running in self.services.values() {
             running.task.abort();
         }
-        self.wants.send_modify(|wants| {
-            wants
-                .values_mut()
-                .for_each(|wanted| wanted.verdict = Verdict::Leaving)
-        });
+        self.intend(Intent::Withdraw);
         let mut reports = self.boards.ensembles.subscribe();
         let all_gone =
             reports.wait_for(|ensembles| ensembles.values().all(|report| report.withdrawn));
@@ -45,6 +41,12 @@ impl App {
         if timeout_at(deadline, closed).await.is_err() {
             tracing::warn!("not all sessions could be closed");
         }
+    }
+
+    /// From here on this is meant with every registration.
+    fn intend(&self, intent: Intent) {
+        let all = |places: &mut Places| places.values_mut().for_each(|p| p.intent = intent);
+        self.places.send_modify(all);
     }
 
     /// Nodes of other sessions that advertise our addresses.
@@ -72,11 +74,11 @@ impl App {
             .values()
             .filter(|report| !report.withdrawn)
         {
-            for (service, left) in &report.registrations {
+            for left in report.registrations.values() {
                 let (hosts, node) = (&report.link.hosts, left.node.as_deref().unwrap_or("?"));
                 let state = report.link.state;
                 tracing::warn!(
-                    service,
+                    service = left.service,
                     hosts,
                     state,
                     path = left.path,
@@ -96,11 +98,7 @@ impl App {
         for running in self.services.values() {
             running.task.abort();
         }
-        self.wants.send_modify(|wants| {
-            wants
-                .values_mut()
-                .for_each(|wanted| wanted.verdict = Verdict::Left)
-        });
+        self.intend(Intent::HandOver);
         let mut reports = self.boards.ensembles.subscribe();
         let at_rest = reports.wait_for(|ensembles| ensembles.values().all(|e| e.at_rest));
         if timeout(AT_REST, at_rest).await.is_err() {

@@ -20,7 +20,7 @@ use super::plan::{Change, Node, Owner, Plan, Want, plan};
 use super::registry::Found;
 use super::throttle::Throttle;
 use crate::config::RateMode;
-use crate::wanted::{Registration, Stance, Wanted, Wants};
+use crate::wanted::{PlaceKey, Registration, Stance, Wanted, Wants};
 
 /// How often a settled group is looked at all the same, against changes that no watch told.
 const VERIFY: Duration = Duration::from_secs(60);
@@ -66,7 +66,7 @@ struct Group {
     changes: Vec<Change>,
     parents: bool,
     /// The wishes the last plan was made for.
-    planned: Vec<(String, Wanted, Stance)>,
+    planned: Vec<(Wanted, Stance)>,
     /// The last look, planned.
     plan: Option<Plan>,
     /// When that was.
@@ -174,7 +174,7 @@ pub(crate) struct Reconciler {
     registering: bool,
     /// Since when there is no connection.
     offline_since: Instant,
-    stale_since: BTreeMap<String, Instant>,
+    stale_since: BTreeMap<PlaceKey, Instant>,
     /// Whether the report may differ from the last one taken.
     news: bool,
     last_tick: Instant,
@@ -240,7 +240,7 @@ impl Reconciler {
             let withdrawing = group
                 .planned
                 .iter()
-                .any(|(_, _, stance)| matches!(stance, Stance::Absent(_)));
+                .any(|(_, stance)| matches!(stance, Stance::Absent(_)));
             group.forget_job();
             group.due = Some(if withdrawing { now } else { now + spread });
         }
@@ -352,7 +352,7 @@ impl Reconciler {
             let group = self.groups.entry(path.clone()).or_insert_with(Group::new);
             group.ids.insert(instance_id.clone());
             let stance = wanted.stance(now, self.stale_since.get(key).copied());
-            wishes.entry(path).or_default().push((key, wanted, stance));
+            wishes.entry(path).or_default().push((wanted, stance));
         }
         for (path, group) in &mut self.groups {
             let wishes = wishes.remove(path.as_str()).unwrap_or_default();
@@ -360,8 +360,7 @@ impl Reconciler {
                 continue;
             }
             // Hands-off wishes alone, as before the first check result, are no reason to ask anything.
-            if !wishes.iter().all(|(_, _, stance)| *stance == Stance::Leave) || group.plan.is_some()
-            {
+            if !wishes.iter().all(|(_, stance)| *stance == Stance::Leave) || group.plan.is_some() {
                 group.hurry(now);
             }
             group.planned = owned(&wishes);
@@ -375,13 +374,12 @@ impl Reconciler {
     }
 
     fn note_staleness(&mut self, wants: &Wants, now: Instant) {
-        self.stale_since
-            .retain(|service, _| wants.contains_key(service));
-        for (service, wanted) in wants {
+        self.stale_since.retain(|key, _| wants.contains_key(key));
+        for (key, wanted) in wants {
             if wanted.is_fresh(now, self.not_before) {
-                self.stale_since.remove(service);
+                self.stale_since.remove(key);
             } else {
-                self.stale_since.entry(service.clone()).or_insert(now);
+                self.stale_since.entry(key.clone()).or_insert(now);
             }
         }
     }
@@ -428,9 +426,9 @@ impl Reconciler {
         let wishes: Vec<Wish<'_>> = wants
             .iter()
             .filter(|(_, wanted)| here(wanted))
-            .map(|(service, wanted)| {
-                let stance = wanted.stance(now, self.stale_since.get(service).copied());
-                (service, wanted, stance)
+            .map(|(key, wanted)| {
+                let stance = wanted.stance(now, self.stale_since.get(key).copied());
+                (wanted, stance)
             })
             .collect();
         let Some(group) = self.groups.get_mut(&done.path) else {
@@ -458,8 +456,8 @@ impl Reconciler {
         let wants: Vec<Want<'_>> = group
             .planned
             .iter()
-            .map(|(service, wanted, stance)| Want {
-                service,
+            .map(|(wanted, stance)| Want {
+                service: &wanted.service,
                 registration: &wanted.registration,
                 stance: *stance,
             })
@@ -583,20 +581,18 @@ fn admit(
     (delayed, at)
 }
 
-/// A service, what it wants, and what that means now.
-type Wish<'a> = (&'a String, &'a Wanted, Stance);
+/// What a service wants, and what that means now.
+type Wish<'a> = (&'a Wanted, Stance);
 
-fn owned(wishes: &[Wish<'_>]) -> Vec<(String, Wanted, Stance)> {
-    wishes
-        .iter()
-        .map(|(service, wanted, stance)| ((*service).clone(), (*wanted).clone(), *stance))
-        .collect()
+fn owned(wishes: &[Wish<'_>]) -> Vec<(Wanted, Stance)> {
+    let owned = |(wanted, stance): &Wish<'_>| ((*wanted).clone(), *stance);
+    wishes.iter().map(owned).collect()
 }
 
 /// Whether the wishes need another plan: the age of a result alone does not.
-fn is_other(planned: &[(String, Wanted, Stance)], wishes: &[Wish<'_>]) -> bool {
-    let same = |(a, b): (&(String, Wanted, Stance), &Wish<'_>)| {
-        (&a.0, &a.1.registration, a.2) == (b.0, &b.1.registration, b.2)
+fn is_other(planned: &[(Wanted, Stance)], wishes: &[Wish<'_>]) -> bool {
+    let same = |((a, stance), (b, now)): (&(Wanted, Stance), &Wish<'_>)| {
+        (&a.service, &a.registration, stance) == (&b.service, &b.registration, now)
     };
     planned.len() != wishes.len() || !planned.iter().zip(wishes).all(same)
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::super::plan::Twin;
 use super::{Group, Reconciler};
-use crate::boards::{LeftOver, Registered};
-use crate::wanted::{Stance, Wanted};
+use crate::boards::{LeftOver, Observed, Registered};
+use crate::wanted::{PlaceKey, Stance, Wanted};
 
 impl Reconciler {
     /// Nodes of services that were removed from the configuration, until they are known to be gone.
@@ -19,10 +19,13 @@ impl Reconciler {
                 observed_at: group.looked,
             };
             let Some(plan) = &group.plan else { continue };
-            let is_wanted = |key: &str| group.planned.iter().any(|(wanted, ..)| wanted == key);
+            let is_wanted = |service: &String| {
+                let mut planned = group.planned.iter();
+                planned.any(|(wanted, _)| wanted.service == *service)
+            };
             for standing in plan.standings.iter().filter(|s| !is_wanted(&s.service)) {
-                let service = Wanted::service_of(&standing.service);
-                left_over.extend(standing.nodes.iter().map(|node| left(Some(service), node)));
+                let service = Some(standing.service.as_str());
+                left_over.extend(standing.nodes.iter().map(|node| left(service, node)));
             }
             let of_none = plan
                 .changes
@@ -45,7 +48,7 @@ impl Reconciler {
                 && group
                     .planned
                     .iter()
-                    .all(|(_, _, stance)| matches!(stance, Stance::Absent(_)))
+                    .all(|(_, stance)| matches!(stance, Stance::Absent(_)))
         })
     }
 
@@ -62,7 +65,7 @@ impl Reconciler {
     /// Whether every wish is hands off and nothing is under way: what stands now stays.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.groups.values().all(|group| {
-            let hands_off = |(_, _, stance): &(String, Wanted, Stance)| *stance == Stance::Leave;
+            let hands_off = |(_, stance): &(Wanted, Stance)| *stance == Stance::Leave;
             !group.running && group.planned.iter().all(hands_off)
         })
     }
@@ -78,7 +81,7 @@ impl Reconciler {
     }
 
     /// How every wish stands.
-    pub(crate) fn report(&self) -> BTreeMap<String, Registered> {
+    pub(crate) fn report(&self) -> BTreeMap<PlaceKey, Registered> {
         let mut report = BTreeMap::new();
         for (path, group) in &self.groups {
             let confirmed = self.connected
@@ -86,45 +89,43 @@ impl Reconciler {
                 && !group.sync
                 && group.changes.is_empty()
                 && group.plan.is_some();
-            for (key, wanted, stance) in &group.planned {
+            for (wanted, stance) in &group.planned {
+                let service = &wanted.service;
                 let standing = group
                     .plan
                     .iter()
                     .flat_map(|p| &p.standings)
-                    .find(|s| s.service == *key);
+                    .find(|s| s.service == *service);
                 let node = standing.and_then(|s| s.nodes.last().cloned());
                 let settled = standing.map(|standing| standing.settled);
                 let unsettled = settled == Some(false);
                 let twins = group.plan.iter().flat_map(|p| &p.twins);
                 let shown = |twin: &Twin| format!("{} (session {:#x})", twin.node, twin.owner);
-                let elsewhere = twins.clone().filter(|twin| twin.advertises.contains(key));
+                let elsewhere = twins
+                    .clone()
+                    .filter(|twin| twin.advertises.contains(service));
                 report.insert(
-                    key.clone(),
+                    wanted.key(),
                     Registered {
-                        service: wanted.service.clone(),
+                        service: service.clone(),
                         confirmed,
                         in_sync: confirmed && settled == Some(true),
                         path: path.clone(),
                         payload: wanted.registration.payload.clone(),
                         observed_payload: standing.and_then(|s| s.payload.clone()),
                         observed_at: standing.and(group.looked),
-                        wanted: match stance {
-                            Stance::Present => "present".to_owned(),
-                            Stance::Keep => "keep".to_owned(),
-                            Stance::Leave => "leave".to_owned(),
-                            Stance::Absent(reason) => format!("absent: {reason}"),
-                        },
+                        wanted: *stance,
                         observed: match (standing, &node) {
-                            (None, _) => "unknown",
-                            (Some(_), Some(_)) => "present",
-                            (Some(_), None) => "absent",
+                            (None, _) => Observed::Unknown,
+                            (Some(_), Some(_)) => Observed::Present,
+                            (Some(_), None) => Observed::Absent,
                         },
                         node,
-                        since: group.since.get(key).map(|(_, since)| *since),
+                        since: group.since.get(service).map(|(_, since)| *since),
                         error: standing
                             .and_then(|s| s.conflict.clone())
-                            .or_else(|| group.brake.words(key).filter(|_| unsettled))
-                            .or_else(|| group.refused.get(key).cloned())
+                            .or_else(|| group.brake.words(service).filter(|_| unsettled))
+                            .or_else(|| group.refused.get(service).cloned())
                             .or_else(|| group.error.clone()),
                         twins: twins.map(shown).collect(),
                         elsewhere: elsewhere.map(shown).collect(),

@@ -24,7 +24,7 @@ use crate::config::NodeType;
 use crate::health::{Machine, Verdict};
 use crate::registrar::lease::job::perform;
 use crate::registrar::lease::registry::{Failure, Refusal, Registry};
-use crate::wanted::Hold;
+use crate::wanted::{Hold, Intent, PlaceKey};
 
 /// Seeds of an ordinary run: some seconds on a busy machine.
 const SEEDS: u64 = 400;
@@ -335,8 +335,12 @@ impl World {
         services[self.rng.usize(0..services.len())]
     }
 
-    fn key(&self, service: u8) -> String {
+    fn key(&self, service: u8) -> PlaceKey {
         wish(service, self.node_type, 1, self.now).key()
+    }
+
+    fn wanted(&self, service: &str) -> Option<&Wanted> {
+        self.wants.values().find(|wanted| wanted.service == service)
     }
 
     fn set(&mut self, service: u8, verdict: Verdict, weight: u8) {
@@ -388,6 +392,7 @@ impl World {
         let rng = fastrand::Rng::with_seed(self.rng.u64(..));
         self.reconciler = Reconciler::new("z:1", manner, rng, self.now);
         for wanted in self.wants.values_mut() {
+            wanted.intent = Intent::Follow;
             wanted.verdict = Verdict::Unknown;
             wanted.as_of = self.now;
         }
@@ -520,7 +525,7 @@ impl World {
         let verdicts: Vec<_> = self.wants.values().map(|wanted| wanted.verdict).collect();
         self.wants
             .values_mut()
-            .for_each(|w| w.verdict = Verdict::Left);
+            .for_each(|w| w.intent = Intent::HandOver);
         self.leaving = true;
         for _ in 0..3 {
             self.step().await;
@@ -606,7 +611,10 @@ impl World {
             let untouched = !self.leaving || change.service.is_none();
             assert!(untouched, "written while leaving: {change:?}");
             self.count_creations(change);
-            let wanted = change.service.as_ref().map(|key| &self.wants[key]);
+            let wanted = change
+                .service
+                .as_ref()
+                .map(|name| self.wanted(name).expect("a wish"));
             // Only what has passed its last checks is registered. What stands may be replaced by its like.
             if let (Some(_), Some(wanted)) = (&change.create, wanted) {
                 let failing = self.failing.get(&wanted.service);
@@ -618,14 +626,14 @@ impl World {
                     _ => false,
                 };
                 assert!(
-                    allowed && wanted.hold.is_none(),
+                    allowed && wanted.hold.is_none() && wanted.intent == Intent::Follow,
                     "created although {wanted:?}, failing: {failing}: {change:?}"
                 );
             }
             if !change.withdraw.is_empty() {
                 assert!(change.create.is_none(), "a swap is announced: {change:?}");
                 let deliberate = wanted.is_none_or(|w| {
-                    w.verdict == Verdict::Down || w.verdict == Verdict::Leaving || w.hold.is_some()
+                    w.verdict == Verdict::Down || w.intent == Intent::Withdraw || w.hold.is_some()
                 });
                 assert!(
                     deliberate,
@@ -658,13 +666,14 @@ impl World {
 
     /// What one service withdraws is not what another one of the same payload stands by.
     fn judge_siblings(&self, write: &Write) {
-        let key = write.change.service.as_ref();
-        let Some(own) = key.and_then(|key| self.wants.get(key)) else {
+        let service = write.change.service.as_ref();
+        let Some(own) = service.and_then(|service| self.wanted(service)) else {
             return;
         };
         let path = &own.registration.path;
         let is_up = |w: &&Wanted| {
             w.verdict == Verdict::Up
+                && w.intent == Intent::Follow
                 && w.hold.is_none()
                 && w.registration.path == *path
                 && w.registration.payload == own.registration.payload
@@ -805,8 +814,9 @@ async fn simulate(seed: u64, node_type: NodeType) {
     world.settled(|service| usize::from(service != 1)).await;
     world.hold(1, None);
     world.settled(|_| 1).await;
-    all.iter()
-        .for_each(|service| world.set(*service, Verdict::Leaving, 3));
+    for wanted in world.wants.values_mut() {
+        wanted.intent = Intent::Withdraw;
+    }
     world.settled(|_| 0).await;
     assert!(world.reconciler.is_withdrawn());
 }

@@ -6,12 +6,12 @@ use smartstack_common::zk::Trouble;
 
 use super::simulation::{Fake, Tree};
 use super::*;
-use crate::boards::LeftOver;
+use crate::boards::{LeftOver, Observed};
 use crate::config::NodeType;
 use crate::health::Verdict;
 use crate::registrar::lease::job::perform;
 use crate::registrar::lease::registry::Failure;
-use crate::wanted::Registration;
+use crate::wanted::{Intent, PlaceKey, Registration};
 
 pub(super) const PATH: &str = "/s";
 
@@ -51,6 +51,7 @@ pub(super) fn wish(number: u8, node_type: NodeType, weight: u8, now: Instant) ->
     Wanted {
         service: format!("s{number}"),
         registration,
+        intent: Intent::Follow,
         verdict: Verdict::Up,
         hold: None,
         as_of: now,
@@ -412,8 +413,8 @@ async fn what_is_kept_is_told() {
     rig.connect(1);
     rig.run().await;
     let seen = rig.now;
-    let report = |rig: &Rig, key: &str| rig.reconciler.report()[key].clone();
-    let keys: Vec<String> = rig.wants.keys().cloned().collect();
+    let report = |rig: &Rig, key: &PlaceKey| rig.reconciler.report()[key].clone();
+    let keys: Vec<PlaceKey> = rig.wants.keys().cloned().collect();
     let settled = report(&rig, &keys[0]);
     assert!(settled.in_sync && settled.confirmed);
     assert_eq!(settled.observed_payload.as_ref(), Some(&settled.payload));
@@ -428,7 +429,10 @@ async fn what_is_kept_is_told() {
     rig.wants.remove(&keys[1]);
     rig.run().await;
     let cut = report(&rig, &keys[0]);
-    assert_eq!((cut.wanted.as_str(), cut.observed), ("present", "present"));
+    assert_eq!(
+        (cut.wanted, cut.observed),
+        (Stance::Present, Observed::Present)
+    );
     assert!(!cut.in_sync && !cut.confirmed);
     assert_eq!(cut.payload, wanted);
     assert_eq!(cut.observed_payload.as_ref(), Some(&settled.payload));

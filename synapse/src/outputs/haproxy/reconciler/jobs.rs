@@ -432,7 +432,8 @@ impl Reconciler {
             let options = options.filter_map(|server| server.options.as_deref());
             used.extend(options.map(|options| (backend.place(), options)));
         }
-        self.aim.refused_options
+        self.aim
+            .refused_options
             .retain(|(backend, options), _| used.contains(&(backend.as_str(), options.as_str())));
     }
 
