@@ -45,6 +45,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 /// A connection that gives no sign of life for so long is given up, whatever time-out the servers grant. (The client does so
 /// after two fifths of a time-out for which this is too long.)
 const SILENCE: Duration = Duration::from_secs(4);
+/// Once two sessions in a row did not last, the next ones are at least this far apart: each costs its server a session and,
+/// of a nerve, a write for each registration.
+const BRAKE_LEAST: Duration = Duration::from_secs(1);
 /// Pause after a refusal that trying again at once cannot cure.
 const FATAL_RETRY: Duration = Duration::from_secs(30);
 /// How long a clean close may take. Measured: 1 ms while connected, for ever while not.
@@ -166,8 +169,13 @@ impl Supervisor {
                 }
                 Action::Connect => self.connect(Duration::ZERO).await,
                 Action::ConnectBraked => {
+                    // One that ended early may have been unlucky; a second one in a row is a rule.
+                    let least = match self.machine.short_lived {
+                        0 | 1 => Duration::ZERO,
+                        _ => BRAKE_LEAST,
+                    };
                     let pause = self.brake.next(&mut self.rng);
-                    self.connect(pause).await
+                    self.connect(pause.max(least)).await
                 }
                 Action::ConnectLater => {
                     let pause = self.backoff.next(&mut self.rng);

@@ -59,7 +59,9 @@ async fn sessions_that_do_not_last_are_opened_ever_more_rarely() {
     let session = explained(&nerve, "localSessionsUpgradingEnabled").await;
     tokio::time::sleep_until(began + OBSERVED).await;
     let tries = writes.load(Ordering::Acquire);
-    assert!((3..20).contains(&tries), "{tries} writes");
+    // The first may have been unlucky, the second says how it is: from there on at most one a second.
+    let most = 2 + OBSERVED.as_secs();
+    assert!((3..=most).contains(&tries), "{tries} writes");
     // It ends in time also while no session can write; the next one goes on where it was.
     let observed = began.elapsed();
     let ended = ends_in_time(nerve).await;
