@@ -106,7 +106,9 @@ async fn a_hangup_applies_the_differences_and_a_broken_file_changes_nothing() {
     synapse.signal(Signal::SIGHUP);
     eventually("the refusal is in the log", SOON, async || {
         let log = pair.log();
-        if log.contains("reload failed, keeping the running configuration") && log.contains("not a port") {
+        if log.contains("reload failed, keeping the running configuration")
+            && log.contains("not a port")
+        {
             Ok(())
         } else {
             Err(log)

@@ -133,7 +133,7 @@ pub(crate) async fn nerve_lives(zookeeper: ZooKeeper) -> String {
             let all = status["services"].as_object().unwrap().values();
             let wrong: Vec<String> = all
                 .map(|service| &service["registrations"][0])
-                .filter(|place| place["observed"] != "present" || !place["error"].is_null())
+                .filter(|place| place["in_sync"] != true || !place["error"].is_null())
                 .map(Value::to_string)
                 .collect();
             if wrong.is_empty() {
